@@ -1,0 +1,31 @@
+"""Operators of Faster R-CNN as compiled CPU and CUDA kernels.
+
+Boxes are float (x1, y1, x2, y2) in pixels everywhere; empty inputs work everywhere.
+"""
+
+from ._bootstrap import batched_nms, nms, nms_padded, pyramid_roi_align, roi_align
+from .assign_max_iou import assign_max_iou
+from .box_coder import decode_boxes, encode_boxes
+from .box_iou import box_iou
+from .decode_proposals import decode_proposals
+from .grid_anchors import grid_anchors
+from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_loss
+
+__all__ = [
+    "assign_max_iou",
+    "batched_nms",
+    "bounded_iou_loss",
+    "box_iou",
+    "ciou_loss",
+    "decode_boxes",
+    "decode_proposals",
+    "diou_loss",
+    "encode_boxes",
+    "giou_loss",
+    "grid_anchors",
+    "iou_loss",
+    "nms",
+    "nms_padded",
+    "pyramid_roi_align",
+    "roi_align",
+]

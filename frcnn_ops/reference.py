@@ -1,0 +1,298 @@
+"""The obvious pure-torch version of every operator: the oracle of the tests and the benchmarks.
+
+Each function takes the arguments of the operator of the same name in ``csrc/library.cpp`` and returns what
+it returns. Nothing here is fast, nothing is clever, and whatever should have a gradient gets it from plain
+autograd.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = abs(math.log(16 / 1000))
+
+
+# ---- anchors ---------------------------------------------------------------------------------------------
+
+
+def base_anchors(stride, scales, ratios, center_offset, device="cpu") -> Tensor:
+    """Anchors of one position at the origin, ratio-major -> [A, 4] float32."""
+    h_ratios = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()
+    w_ratios = 1 / h_ratios
+    scales = torch.tensor(scales, dtype=torch.float32, device=device)
+    half_w = 0.5 * (stride * w_ratios[:, None] * scales[None, :]).flatten()
+    half_h = 0.5 * (stride * h_ratios[:, None] * scales[None, :]).flatten()
+    center = center_offset * stride
+    return torch.stack([center - half_w, center - half_h, center + half_w, center + half_h], dim=1)
+
+
+def grid_anchors(sizes, strides, scales, ratios, center_offset, device) -> Tensor:
+    levels = []
+    for level, stride in enumerate(strides):
+        height, width = sizes[2 * level : 2 * level + 2]
+        y = torch.arange(height, dtype=torch.float32, device=device) * stride
+        x = torch.arange(width, dtype=torch.float32, device=device) * stride
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+        levels.append((shifts + base_anchors(stride, scales, ratios, center_offset, device)).reshape(-1, 4))
+    return torch.cat(levels) if levels else torch.empty(0, 4, device=device)
+
+
+# ---- overlap ---------------------------------------------------------------------------------------------
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
+    return (high - low).clamp(min=0).prod(dim=-1)
+
+
+def _divide_or_zero(n: Tensor, d: Tensor) -> Tensor:
+    positive = d > 0
+    return torch.where(positive, n / torch.where(positive, d, 1), 0)
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    inter = _intersection(a[:, None], b[None, :])
+    return _divide_or_zero(inter, _area(a)[:, None] + _area(b)[None, :] - inter)
+
+
+def box_iof(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over the area of ``a`` -> [N, M]."""
+    return _divide_or_zero(_intersection(a[:, None], b[None, :]), _area(a)[:, None].expand(-1, len(b)))
+
+
+# ---- box coding ------------------------------------------------------------------------------------------
+
+
+def encode_boxes(boxes: Tensor, targets: Tensor, stds) -> Tensor:
+    size = boxes[:, 2:] - boxes[:, :2]
+    target_size = targets[:, 2:] - targets[:, :2]
+    center = (boxes[:, :2] + boxes[:, 2:]) * 0.5
+    target_center = (targets[:, :2] + targets[:, 2:]) * 0.5
+    deltas = torch.cat([(target_center - center) / size, (target_size / size).log()], dim=1)
+    return deltas / deltas.new_tensor(stds)
+
+
+def decode_boxes(boxes: Tensor, deltas: Tensor, stds, max_shape) -> Tensor:
+    deltas = deltas.reshape(len(boxes), deltas.shape[1] // 4, 4) * deltas.new_tensor(stds)
+    size = (boxes[:, 2:] - boxes[:, :2])[:, None]
+    center = ((boxes[:, :2] + boxes[:, 2:]) * 0.5)[:, None]
+    center = center + size * deltas[..., :2]
+    half = size * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * 0.5
+    decoded = torch.cat([center - half, center + half], dim=-1)
+    if max_shape is not None:
+        height, width = max_shape
+        limits = [width, height, width, height]
+        decoded = torch.stack([decoded[..., i].clamp(0, limits[i]) for i in range(4)], dim=-1)
+    return decoded.flatten(1)
+
+
+def decode_proposals(
+    deltas, indices, image_sizes, strides, scales, ratios, center_offset, stds, min_size
+) -> tuple[Tensor, Tensor]:
+    images = []
+    for image, (height, width) in enumerate(image_sizes.tolist()):
+        levels = []
+        for level, stride in enumerate(strides):
+            height_cells, width_cells = deltas[level].shape[2:]
+            anchors = grid_anchors(
+                [height_cells, width_cells], [stride], scales, ratios, center_offset, image_sizes.device
+            )
+            flat = deltas[level][image].permute(1, 2, 0).reshape(-1, 4).float()
+            chosen = indices[level][image]
+            levels.append(decode_boxes(anchors[chosen], flat[chosen], stds, (height, width)))
+        images.append(torch.cat(levels))
+    boxes = torch.stack(images) if images else image_sizes.new_zeros(0, sum(i.shape[1] for i in indices), 4)
+    sizes = boxes[..., 2:] - boxes[..., :2]
+    return boxes, (sizes > min_size).all(dim=-1)
+
+
+# ---- RoIAlign --------------------------------------------------------------------------------------------
+
+
+def roi_levels(rois: Tensor, levels: int, finest_scale: float) -> Tensor:
+    """The pyramid level of each RoI, int64 [K]."""
+    size = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+    level = (size / finest_scale + 1e-6).log2().floor()
+    return level.nan_to_num(nan=0, neginf=0).clamp(0, levels - 1).long()
+
+
+def _axis_weights(start: Tensor, extent: Tensor, bins: int, sampling_ratio: int, size: int) -> Tensor:
+    """How much each of ``size`` feature cells contributes to each bin along one axis -> [bins, size].
+
+    Bilinear interpolation, its border rules and the mean over samples are all products of one factor per
+    axis, so RoIAlign is two small matrix products.
+    """
+    weights = start.new_zeros(bins, size)
+    if not (torch.isfinite(start) and torch.isfinite(extent)):
+        return weights
+    samples = sampling_ratio if sampling_ratio > 0 else math.ceil((extent / bins).item())
+    for bin in range(bins):
+        for i in range(samples):
+            at = start + bin * (extent / bins) + (i + 0.5) * (extent / bins) / samples
+            if at < -1 or at > size:
+                continue
+            at = at.clamp(0, size - 1)
+            low = int(at)
+            high = min(low + 1, size - 1)
+            weights[bin, low] += (1 - (at - low)) / samples
+            weights[bin, high] += (at - low) / samples
+    return weights
+
+
+def roi_align(features, rois, output_size, scales, sampling_ratio, aligned, finest_scale) -> Tensor:
+    out_h, out_w = output_size
+    levels = roi_levels(rois, len(features), finest_scale).tolist()
+    pooled = []
+    for roi, level in zip(rois, levels, strict=True):
+        feature = features[level][int(roi[0])]
+        compute = torch.promote_types(feature.dtype, torch.float32)
+        x1, y1, x2, y2 = (roi[1:] * scales[level] - (0.5 if aligned else 0.0)).to(compute)
+        w, h = x2 - x1, y2 - y1
+        if not aligned:
+            w, h = w.clamp(min=1), h.clamp(min=1)
+        along_y = _axis_weights(y1, h, out_h, sampling_ratio, feature.shape[1])
+        along_x = _axis_weights(x1, w, out_w, sampling_ratio, feature.shape[2])
+        pooled.append((along_y @ feature.to(compute) @ along_x.T).to(feature.dtype))
+    channels = features[0].shape[1]
+    return torch.stack(pooled) if pooled else features[0].new_zeros(0, channels, out_h, out_w)
+
+
+# ---- NMS -------------------------------------------------------------------------------------------------
+
+
+def nms(boxes: Tensor, scores: Tensor, groups, iou_threshold: float) -> Tensor:
+    order = scores.argsort(descending=True, stable=True)
+    overlap = box_iou(boxes, boxes) > iou_threshold
+    if groups is not None:
+        overlap &= groups[:, None] == groups[None, :]
+    kept, suppressed = [], torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for i in order.tolist():
+        if not suppressed[i]:
+            kept.append(i)
+            suppressed |= overlap[i]
+    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+
+
+def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> tuple[Tensor, Tensor]:
+    indices = torch.full((len(boxes), max_keep), -1, dtype=torch.int64, device=boxes.device)
+    counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    for segment in range(len(boxes)):
+        present = (scores[segment] != -math.inf).nonzero().flatten()
+        kept = present[nms(boxes[segment, present], scores[segment, present], None, iou_threshold)]
+        kept = kept[:max_keep]
+        indices[segment, : len(kept)] = kept
+        counts[segment] = len(kept)
+    return indices, counts
+
+
+# ---- IoU losses ------------------------------------------------------------------------------------------
+
+
+def _pair_loss(pred: Tensor, target: Tensor, mode: str, eps: float) -> Tensor:
+    inter = _intersection(pred, target)
+    joint = _area(pred) + _area(target) - inter
+    if mode in ("log", "linear", "square"):
+        iou = (inter / joint.clamp(min=1e-6)).clamp(min=eps)
+        return {"log": lambda: -iou.log(), "linear": lambda: 1 - iou, "square": lambda: 1 - iou**2}[mode]()
+
+    enclosing = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
+    enclosing = enclosing.clamp(min=0)
+    if mode == "giou":
+        joint = joint.clamp(min=eps)
+        hull = enclosing.prod(dim=1).clamp(min=eps)
+        return 1 - (inter / joint - (hull - joint) / hull)
+
+    iou = _divide_or_zero(inter, joint + eps)
+    diagonal = enclosing.square().sum(dim=1) + eps
+    offset = (target[:, :2] + target[:, 2:]) - (pred[:, :2] + pred[:, 2:])
+    similarity = iou - offset.square().sum(dim=1) / 4 / diagonal
+    if mode == "diou":
+        return 1 - similarity
+
+    def aspect(boxes):
+        w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1] + eps
+        point = (w == 0) & (h == 0)
+        return (w / torch.where(point, 1, h)).atan()
+
+    v = 4 / math.pi**2 * (aspect(target) - aspect(pred)).square()
+    with torch.no_grad():
+        alpha = torch.where(iou > 0.5, _divide_or_zero(v, 1 - iou + v), 0)
+    return 1 - (similarity - alpha * v).clamp(-1, 1)
+
+
+def _bounded_loss(pred: Tensor, target: Tensor, beta: float, eps: float) -> Tensor:
+    size = (pred[:, 2:] - pred[:, :2]).clamp(min=0)
+    target_size = target[:, 2:] - target[:, :2]
+    offset = (target[:, :2] + target[:, 2:]) * 0.5 - (pred[:, :2] + pred[:, 2:]) * 0.5
+    distance = 2 * offset.abs()
+    center = 1 - _divide_or_zero(target_size - distance, target_size + distance + eps).clamp(min=0)
+    shrunk = _divide_or_zero(size, target_size + eps)
+    scale = 1 - torch.minimum(target_size / (size + eps), shrunk)
+    loss = torch.cat([center, scale], dim=1)
+    return torch.where(loss < beta, 0.5 * loss * loss / beta, loss - 0.5 * beta)
+
+
+def iou_loss(pred, target, weight, boxes, stds, mode, eps, beta, reduction) -> Tensor:
+    if boxes is not None:
+        pred = decode_boxes(boxes, pred, stds, None)
+    if mode == "bounded":
+        loss = _bounded_loss(pred, target, beta, eps)
+        loss = loss if weight is None else loss * weight[:, None]
+    else:
+        loss = _pair_loss(pred, target, mode, eps)
+        loss = loss if weight is None else loss * weight
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / max(loss.numel(), 1)
+
+
+# ---- assignment ------------------------------------------------------------------------------------------
+
+
+def assign_max_iou(
+    boxes,
+    gts,
+    gt_counts,
+    ignore,
+    ignore_counts,
+    pos_iou,
+    neg_iou,
+    min_pos_iou,
+    match_low_quality,
+    ignore_iof,
+) -> tuple[Tensor, Tensor]:
+    gt_index, max_iou = [], []
+    for image, count in enumerate(gt_counts.tolist()):
+        own = boxes if boxes.dim() == 2 else boxes[image]
+        index = torch.full((len(own),), -1, dtype=torch.int64, device=own.device)
+        overlaps = box_iou(gts[image, :count], own)
+        if count == 0 or len(own) == 0:
+            gt_index.append(torch.zeros_like(index))
+            max_iou.append(own.new_zeros(len(own)))
+            continue
+        if ignore is not None and ignore_iof > 0 and ignore_counts[image] > 0:
+            covered = box_iof(own, ignore[image, : ignore_counts[image]]).amax(dim=1) > ignore_iof
+            overlaps[:, covered] = -1
+        best, best_gt = overlaps.max(dim=0)
+        index[(best >= 0) & (best < neg_iou)] = 0
+        positive = best >= pos_iou
+        index[positive] = best_gt[positive] + 1
+        if match_low_quality:
+            for gt in range(count):
+                if overlaps[gt].max() >= min_pos_iou:
+                    index[overlaps[gt] == overlaps[gt].max()] = gt + 1
+        gt_index.append(index)
+        max_iou.append(best)
+    if not gt_index:
+        shape = (0, boxes.shape[-2])
+        return boxes.new_zeros(shape, dtype=torch.int64), boxes.new_zeros(shape)
+    return torch.stack(gt_index), torch.stack(max_iou)
