@@ -1,0 +1,132 @@
+"""ResNet and ResNeXt, with torchvision's parameter names.
+
+He et al., "Deep Residual Learning for Image Recognition", 2015; Xie et al., "Aggregated Residual
+Transformations for Deep Neural Networks", 2016.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frcnn.config import BackboneConfig
+
+STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGE_CHANNELS = (64, 128, 256, 512)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (depths 18 and 34)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, config: BackboneConfig):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + identity, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (grouped in a ResNeXt), 1x1 and a shortcut (depths from 50)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, config: BackboneConfig):
+        super().__init__()
+        width = channels * config.base_width // 64 * config.groups
+        stride1, stride2 = (stride, 1) if config.style == "caffe" else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride2, padding=1, groups=config.groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, channels * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.downsample = shortcut(in_channels, channels * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + identity, inplace=True)
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class ResNet(nn.Module):
+    """[B, 3, H, W] -> four feature maps with strides 4, 8, 16, 32; their widths are `channels`."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        if config.depth not in STAGE_BLOCKS:
+            raise ValueError(f"no ResNet has depth {config.depth}; choose one of {sorted(STAGE_BLOCKS)}")
+        if config.depth < 50 and (config.groups != 1 or config.base_width != 64):
+            raise ValueError("ResNet-18 and -34 have no grouped form: leave groups=1 and base_width=64")
+        self.config = config
+        block = BasicBlock if config.depth < 50 else Bottleneck
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        in_channels = 64
+        for stage, (blocks, channels) in enumerate(
+            zip(STAGE_BLOCKS[config.depth], STAGE_CHANNELS, strict=True), 1
+        ):
+            layers = []
+            for index in range(blocks):
+                stride = 2 if index == 0 and stage > 1 else 1
+                layers.append(block(in_channels, channels, stride, config))
+                in_channels = channels * block.expansion
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        self.channels = tuple(channels * block.expansion for channels in STAGE_CHANNELS)
+        self._initialise()
+        self._freeze()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = F.max_pool2d(x, 3, 2, padding=1)
+        outputs = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            outputs.append(x)
+        return outputs
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        norms = self.modules() if self.config.norm_eval else self._frozen_modules()
+        for module in norms:
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        frozen = self.config.frozen_stages
+        tops = [self.conv1, self.bn1] if frozen >= 0 else []
+        tops += [getattr(self, f"layer{stage}") for stage in range(1, frozen + 1)]
+        return [module for top in tops for module in top.modules()]
+
+    def _freeze(self) -> None:
+        frozen = self._frozen_modules()
+        if self.config.style == "caffe":
+            frozen += [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad = False

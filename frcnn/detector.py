@@ -1,0 +1,146 @@
+"""Faster R-CNN: the whole path of the data, training and inference.
+
+    pictures -> preprocess -> backbone -> neck (FPN) -> rpn_head -> proposals -> roi_head -> detections
+
+Shape shorthand: B images, P proposals per image, N detections of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frcnn.backbone import ResNet
+from frcnn.config import DataConfig, ModelConfig
+from frcnn.fpn import FPN
+from frcnn.preprocess import as_bgr, normalise, pad, resize
+from frcnn.roi_head import RoIHead
+from frcnn.rpn import RPNHead
+from frcnn.structures import Batch, Detections
+from frcnn.targets import GroundTruth
+
+Image = str | Path | np.ndarray | Tensor
+
+
+class FasterRCNN(nn.Module):
+    """A detector built from a recipe's model and data configuration.
+
+    In training mode `model(batch)` returns the four losses; in evaluation mode it returns one Detections per
+    image, in pixels of the network's input. `predict` goes from pictures to detections in one call.
+    """
+
+    def __init__(self, config: ModelConfig, data: DataConfig | None = None, class_names: Sequence[str] = ()):
+        super().__init__()
+        if class_names and len(class_names) != config.num_classes:
+            raise ValueError(
+                f"{len(class_names)} class names for a model of {config.num_classes} classes: "
+                "set num_classes to the number of names"
+            )
+        self.config = config
+        self.data = data or DataConfig()
+        self.class_names = tuple(class_names)
+        self.backbone = ResNet(config.backbone)
+        self.neck = FPN(self.backbone.channels, config.fpn_channels)
+        self.rpn_head = RPNHead(config.fpn_channels, config.strides, config.rpn)
+        self.roi_head = RoIHead(config.fpn_channels, config.strides[:-1], config.num_classes, config.roi_head)
+
+    @property
+    def device(self) -> torch.device:
+        return self.neck.lateral_convs[0].conv.weight.device
+
+    def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
+        if self.training:
+            return self.losses(batch)
+        return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch."""
+        self._check(batch)
+        gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
+        features = self.neck(self.backbone(batch.images))
+        logits, deltas = self.rpn_head(features)
+        proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch))
+        return {
+            **self.rpn_head.losses(logits, deltas, gt, self._padded_sizes(batch)),
+            **self.roi_head.losses(features, proposals, scores, gt),
+        }
+
+    @torch.no_grad()
+    def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
+        """Detections of each image, their boxes divided by the image's (x, y) scale."""
+        features = self.neck(self.backbone(batch.images))
+        logits, deltas = self.rpn_head(features)
+        proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch))
+        present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
+        found = self.roi_head.detect(features, present, batch.sizes, scales)
+        return [Detections(*image, self.class_names) for image in found]
+
+    @torch.no_grad()
+    def predict(
+        self, images: Image | Sequence[Image], size: tuple[int, int] | None = None, batch_size: int = 1
+    ) -> Detections | list[Detections]:
+        """Detect objects in one picture or several.
+
+        images: a path, an HWC uint8 BGR array, a uint8 BGR tensor (HWC or CHW), or a list of these.
+        size: (long side, short side) that pictures are resized to fit, by default the recipe's.
+        Returns one Detections for one picture and a list for a list, boxes in pixels of the originals.
+        """
+        single = isinstance(images, (str, Path, np.ndarray, Tensor))
+        pending = [images] if single else list(images)
+        was_training = self.training
+        self.eval()
+        try:
+            found = []
+            for start in range(0, len(pending), batch_size):
+                pictures = [as_bgr(image) for image in pending[start : start + batch_size]]
+                batch, scales = self.preprocess(pictures, size or self.data.size)
+                found += self.detect(batch, scales)
+        finally:
+            self.train(was_training)
+        return found[0] if single else found
+
+    def preprocess(
+        self, pictures: Sequence[np.ndarray], size: tuple[int, int]
+    ) -> tuple[Batch, list[tuple[float, float]]]:
+        """HWC uint8 BGR pictures -> the network's input on its device, and each picture's (x, y) scale."""
+        resized = [resize(picture, size) for picture in pictures]
+        images = pad([normalise(image, self.data) for image, _ in resized], self.data.pad_divisor)
+        sizes = tuple(image.shape[:2] for image, _ in resized)
+        return Batch(images, sizes).to(self.device), [scale for _, scale in resized]
+
+    def _sizes(self, batch: Batch) -> Tensor:
+        return torch.tensor(batch.sizes, dtype=torch.float32).to(batch.images.device, non_blocking=True)
+
+    def _padded_sizes(self, batch: Batch) -> list[tuple[int, int]]:
+        divisor = self.data.pad_divisor
+        return [
+            (-(-height // divisor) * divisor, -(-width // divisor) * divisor) for height, width in batch.sizes
+        ]
+
+    def _check(self, batch: Batch) -> None:
+        images = len(batch.images)
+        if not images == len(batch.sizes) == len(batch.boxes) == len(batch.labels):
+            raise ValueError(
+                f"a training batch needs sizes, boxes and labels for each of its {images} images; got "
+                f"{len(batch.sizes)}, {len(batch.boxes)} and {len(batch.labels)} "
+                "(an image without objects has boxes of shape [0, 4])"
+            )
+        for index, (boxes, labels) in enumerate(zip(batch.boxes, batch.labels, strict=True)):
+            if boxes.shape != (len(labels), 4):
+                raise ValueError(
+                    f"image {index} of the batch has boxes of shape {tuple(boxes.shape)} "
+                    f"for {len(labels)} labels; expected [{len(labels)}, 4]"
+                )
+            if (
+                labels.device.type == "cpu"
+                and len(labels)
+                and not 0 <= labels.min() <= labels.max() < self.config.num_classes
+            ):
+                raise ValueError(
+                    f"image {index} of the batch has labels from {labels.min()} to {labels.max()}, but the "
+                    f"model knows classes 0 to {self.config.num_classes - 1}: build it with the data set's num_classes"
+                )
