@@ -4,7 +4,14 @@
 //
 // Boxes are float (x1, y1, x2, y2) in pixels. N, M, K count boxes, S segments,
 // B images, G ground-truth boxes, L pyramid levels, A anchors per position.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/library.h>
+
+#include <map>
+#include <string>
+#include <vector>
 
 TORCH_LIBRARY(frcnn_ops, m) {
   // sizes: H0, W0, H1, W1, ...; strides: one per level -> [sum H*W*A, 4], position-major, levels in order
@@ -67,4 +74,50 @@ TORCH_LIBRARY(frcnn_ops, m) {
       "assign_max_iou(Tensor boxes, Tensor gts, Tensor gt_counts, Tensor? ignore, Tensor? ignore_counts, "
       "float pos_iou, float neg_iou, float min_pos_iou, bool match_low_quality, float ignore_iof) "
       "-> (Tensor, Tensor)");
+}
+
+namespace {
+
+// Device types ("cpu", "cuda") that have a kernel, for each operator.
+std::map<std::string, std::vector<std::string>> registered_ops() {
+  std::map<std::string, std::vector<std::string>> ops;
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (name.name.rfind("frcnn_ops::", 0) != 0) continue;
+    const auto op = dispatcher.findOp(name);
+    if (!op) continue;
+    auto& devices = ops[name.name.substr(sizeof("frcnn_ops::") - 1)];
+    if (op->hasKernelForDispatchKey(c10::DispatchKey::CPU)) devices.push_back("cpu");
+    if (op->hasKernelForDispatchKey(c10::DispatchKey::CUDA)) devices.push_back("cuda");
+  }
+  return ops;
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " + std::to_string(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+// setup.py defines FRCNN_TORCH_VERSION, FRCNN_CUDA_VERSION and FRCNN_CUDA_ARCHS; the last two are empty
+// strings in a build without CUDA.
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled operators, registered under torch.ops.frcnn_ops; the module itself only tells what was built.";
+  m.def("build_info", [] {
+    pybind11::dict info;
+    info["torch"] = FRCNN_TORCH_VERSION;
+    info["compiler"] = compiler();
+    info["cuda"] = FRCNN_CUDA_VERSION;
+    info["cuda_archs"] = FRCNN_CUDA_ARCHS;
+    info["ops"] = registered_ops();
+    return info;
+  });
 }

@@ -8,12 +8,18 @@ import torch
 from . import reference
 
 _source = (Path(__file__).parents[1] / "csrc" / "library.cpp").read_text()
+try:
+    from . import _C
+except ImportError:
+    _C = None
+_built = _C.build_info()["ops"] if _C else {}
 _lib = torch.library.Library("frcnn_ops", "FRAGMENT")
 for _parts in re.findall(r'm\.def\(((?:\s*"[^"]*")+)\)', _source):
     _schema = "".join(re.findall(r'"([^"]*)"', _parts))
     _name = _schema.split("(")[0]
-    if not hasattr(torch.ops.frcnn_ops, _name) and hasattr(reference, _name):
-        _lib.define(_schema)
+    if not _built.get(_name) and hasattr(reference, _name):
+        if not _C:
+            _lib.define(_schema)
         _lib.impl(_name, getattr(reference, _name), "CompositeImplicitAutograd")
 
 
