@@ -1,0 +1,43 @@
+// How the kernels are launched and where they keep shared memory. The two macros exist because the same
+// sources also run on a CPU, thread by thread, under tests/cpp/emulator (which defines its own).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+
+#if !defined(FRCNN_EMULATED)
+namespace frcnn {
+template <typename T>
+struct Identity {
+  using type = T;
+};
+}  // namespace frcnn
+// `__shared__ TYPE name`; the type comes last because it may hold commas.
+#define FRCNN_SHARED(name, ...) __shared__ typename ::frcnn::Identity<__VA_ARGS__>::type name
+#define FRCNN_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+namespace frcnn {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Launches without synchronising; the error is the launch's own.
+template <typename... Params, typename... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   Args&&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+}
+
+template <typename T>
+constexpr T div_up(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace frcnn

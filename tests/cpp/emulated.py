@@ -1,0 +1,206 @@
+"""The CUDA kernels of csrc/cuda, run on the CPU: builds them as host C++ and calls their launchers.
+
+Two builds of the same sources (see emulator/emulator.cpp). ``load("checked")`` checks every access for bounds,
+initialisation and races itself. ``load("sanitized")`` is for a Python started with the address sanitizer's
+library preloaded (see sanitized_environment); there the sanitizers stop the process at the first fault.
+
+Needs only numpy, g++ with C++20 and Linux.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+EMULATOR = HERE / "emulator"
+KERNELS = ROOT / "csrc" / "cuda"
+
+COMMON_FLAGS = [
+    "-std=c++20", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing",
+    "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{EMULATOR}",
+]  # fmt: skip
+KERNEL_FLAGS = {
+    "checked": ["-fsanitize=thread", "-Wno-tsan"],  # only its calls: checker.cpp stands in for its library
+    "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+}
+HARNESS_FLAGS = {"checked": [], "sanitized": KERNEL_FLAGS["sanitized"]}
+
+
+class KernelFault(AssertionError):
+    """A kernel read or wrote what it must not, or its launch failed."""
+
+
+def compiler() -> str | None:
+    """The C++20 compiler that the emulator needs, or None."""
+    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
+    if found is None:
+        return None
+    probe = subprocess.run(
+        [found, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"],
+        input="#include <source_location>\n", text=True, capture_output=True,
+    )  # fmt: skip
+    return found if probe.returncode == 0 else None
+
+
+def sanitized_environment() -> dict[str, str]:
+    """The environment in which a child Python can load the sanitized build."""
+    cxx = compiler()
+    library = subprocess.run([cxx, "-print-file-name=libasan.so"], text=True, capture_output=True, check=True)
+    options = "detect_leaks=0:abort_on_error=0:detect_stack_use_after_return=0"
+    return {**os.environ, "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": options}
+
+
+def build(variant: str) -> Path:
+    """Compile what has changed since the last build and link it; returns the shared library's path."""
+    cxx = compiler()
+    if cxx is None:
+        raise RuntimeError("no C++20 compiler: install g++ 11 or newer, or set CXX")
+    folder = ROOT / "build" / "emulated" / variant
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = sorted([*EMULATOR.glob("*.h"), *KERNELS.glob("*.h"), *(ROOT / "csrc").glob("*.h")])
+    shared = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
+
+    jobs = []
+    for source in sorted([*EMULATOR.glob("*.cpp"), EMULATOR / "planted.cu", *KERNELS.glob("*.cu")]):
+        flags = COMMON_FLAGS + (KERNEL_FLAGS if source.suffix == ".cu" else HARNESS_FLAGS)[variant]
+        digest = shared.copy()
+        digest.update(source.read_bytes() + repr([cxx, flags]).encode())
+        target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        jobs.append((target, [cxx, *flags, "-x", "c++", "-c", str(source)]))
+
+    def compile_one(job: tuple[Path, list[str]]) -> None:
+        target, command = job
+        if target.exists():
+            return
+        scratch = target.with_suffix(f".{os.getpid()}")
+        result = subprocess.run([*command, "-o", str(scratch)], text=True, capture_output=True)
+        if result.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+        scratch.replace(target)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(compile_one, jobs))
+
+    objects = [str(target) for target, _ in jobs]
+    library = folder / f"emulated-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        scratch = library.with_suffix(f".{os.getpid()}")
+        link = [cxx, "-shared", "-o", str(scratch), *objects, *HARNESS_FLAGS[variant], "-ldl", "-pthread"]
+        subprocess.run(link, check=True)
+        scratch.replace(library)
+        keep = {library.name, *(target.name for target, _ in jobs)}
+        for stale in folder.iterdir():
+            if stale.name not in keep and stale.suffix in (".o", ".so"):
+                stale.unlink(missing_ok=True)
+    return library
+
+
+class Buffer:
+    """Device memory holding an array of this shape and type."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype):
+        self.address, self.shape, self.dtype = address, shape, dtype
+        self.bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+class Device:
+    """Emulated device memory and launches; use as a context manager, which frees the memory.
+
+    Every launch draws the order in which blocks and threads run from `seed`.
+    """
+
+    def __init__(self, library: ctypes.CDLL, seed: int):
+        self.library, self.buffers = library, []
+        library.emulator_seed(ctypes.c_uint64(seed))
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for b in self.buffers:
+            self.library.emulator_free(ctypes.c_void_p(b.address), ctypes.c_size_t(b.bytes))
+
+    def empty(self, shape: tuple[int, ...] | int, dtype: object = np.float32) -> Buffer:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        b = Buffer(0, shape, np.dtype(dtype))
+        b.address = self.library.emulator_allocate(ctypes.c_size_t(b.bytes))
+        self.buffers.append(b)
+        return b
+
+    def put(self, array: np.ndarray) -> Buffer:
+        """A copy of the array's elements in C order."""
+        array = np.ascontiguousarray(array)
+        b = self.empty(array.shape, array.dtype)
+        self.library.emulator_upload(
+            ctypes.c_void_p(b.address), ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(b.bytes)
+        )
+        return b
+
+    def get(self, b: Buffer) -> np.ndarray:
+        """The buffer's contents, all of which a kernel must have written."""
+        out = np.empty(b.shape, b.dtype)
+        whole = self.library.emulator_download(
+            ctypes.c_void_p(out.ctypes.data), ctypes.c_void_p(b.address), ctypes.c_size_t(b.bytes)
+        )
+        if not whole:
+            raise KernelFault("part of an output was never written")
+        return out
+
+    def call(self, name: str, *args: object) -> None:
+        """Calls a launcher. Integers go as int64, floats as double, buffers and None as pointers."""
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_int
+        code = function(*(_to_c(a) for a in args), ctypes.c_void_p(None))
+        reports = self.library.emulator_errors().decode()
+        if code != 0 or reports:
+            raise KernelFault(f"{name}: error {code}\n{_with_lines(reports, self.library._name)}")
+
+
+def _to_c(value: object) -> object:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, Buffer):
+        return ctypes.c_void_p(value.address)
+    if isinstance(value, (int, np.integer, bool)):
+        return ctypes.c_int64(int(value))
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return value
+
+
+def _with_lines(reports: str, library: str) -> str:
+    """The reports with their program counters as file and line, where binutils are installed."""
+
+    def line_of(match: re.Match[str]) -> str:
+        if shutil.which("addr2line") is None:
+            return match[0]
+        found = subprocess.run(["addr2line", "-e", library, match[1]], text=True, capture_output=True)
+        return f"at {found.stdout.strip()}"
+
+    return re.sub(r"\[(0x[0-9a-f]+)\]", line_of, reports)
+
+
+@functools.cache
+def load(variant: str) -> ctypes.CDLL:
+    """Build if needed, and load."""
+    library = ctypes.CDLL(str(build(variant)))
+    library.emulator_allocate.restype = ctypes.c_void_p
+    library.emulator_download.restype = ctypes.c_bool
+    library.emulator_errors.restype = ctypes.c_char_p
+    return library
+
+
+def device(seed: int = 0) -> Device:
+    """A device of the checked build, or of the build that the environment variable FRCNN_EMULATED names."""
+    return Device(load(os.environ.get("FRCNN_EMULATED", "checked")), seed)

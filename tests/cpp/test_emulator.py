@@ -1,0 +1,101 @@
+"""The emulator sees every bug that planted.cu plants, and nothing in the same kernels without the bug."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tests.cpp import emulated
+
+pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")
+
+BUGS = {
+    name: i
+    for i, name in enumerate(
+        "none missing_barrier missing_warp_barrier race out_of_bounds uninitialised divergent_barrier "
+        "missing_fence shared_out_of_bounds misaligned".split()
+    )
+}
+BLOCKS = 3
+VALUES = np.arange(BLOCKS * 64, dtype=np.float32)
+
+
+def run(kernel: str, bug: str, seed: int) -> np.ndarray:
+    with emulated.device(seed) as d:
+        source = d.put(VALUES)
+        if kernel == "sum":
+            out, partial, counter = d.empty(1), d.empty(BLOCKS), d.empty(1, np.uint32)
+            d.call("planted_sum", source, partial, counter, out, BLOCKS, BUGS[bug])
+        elif kernel == "copy":
+            out = d.empty(256)
+            d.call("planted_copy", d.put(np.zeros(256, np.float32)), out, BUGS[bug])
+        else:
+            out = d.empty(BLOCKS * 64)
+            d.call(f"planted_{kernel}", source, out, BLOCKS, BUGS[bug])
+        return d.get(out)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sound_kernels_pass(seed):
+    blocks = VALUES.reshape(BLOCKS, 64)
+    assert np.array_equal(run("reverse", "none", seed), blocks[:, ::-1].ravel())
+    assert np.array_equal(run("swap", "none", seed), VALUES.reshape(-1, 2)[:, ::-1].ravel())
+    assert run("sum", "none", seed) == VALUES.sum()
+    assert np.array_equal(run("copy", "none", seed), np.zeros(256))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("kernel", "bug", "report"),
+    [
+        ("reverse", "missing_barrier", "race|uninitialised read of 4 bytes of shared memory"),
+        ("swap", "missing_warp_barrier", "race|uninitialised read of 4 bytes of shared memory"),
+        ("sum", "race", "race: (read|write) of 4 bytes of device memory"),
+        ("sum", "missing_fence", "race: read of 4 bytes of device memory"),
+        ("reverse", "out_of_bounds", "out-of-bounds write of 4 bytes of device memory"),
+        ("reverse", "shared_out_of_bounds", "out-of-bounds write of 4 bytes of shared memory"),
+        ("reverse", "uninitialised", "uninitialised read of 4 bytes of shared memory"),
+        ("reverse", "divergent_barrier", "different barriers|deadlock|race|uninitialised"),
+    ],
+)
+def test_planted_bugs_are_reported(kernel, bug, report, seed):
+    with pytest.raises(emulated.KernelFault, match=report):
+        run(kernel, bug, seed)
+
+
+def test_missing_barrier_moves_the_result():
+    """What the checker reports also shows: the order of threads decides what a thread reads."""
+
+    def result(seed: int) -> bytes:
+        with emulated.device(seed) as d:
+            out = d.empty(64)
+            source = d.put(VALUES[:64])
+            with pytest.raises(emulated.KernelFault):
+                d.call("planted_reverse", source, out, 1, BUGS["missing_barrier"])
+            return d.get(out).tobytes()
+
+    assert len({result(seed) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bug", "report"),
+    [
+        ("reverse", "none", ""),
+        ("reverse", "out_of_bounds", "AddressSanitizer: heap-buffer-overflow"),
+        ("reverse", "shared_out_of_bounds", "runtime error: index 64 out of bounds"),
+        ("copy", "misaligned", "runtime error: .*misaligned address"),
+    ],
+)
+def test_planted_bugs_stop_the_sanitized_build(kernel, bug, report):
+    emulated.build("sanitized")
+    code = f"from tests.cpp.test_emulator import run; run({kernel!r}, {bug!r}, 0)"
+    environment = {**emulated.sanitized_environment(), "FRCNN_EMULATED": "sanitized"}
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=emulated.ROOT, env=environment, text=True, capture_output=True
+    )
+    if bug == "none":
+        assert child.returncode == 0, child.stderr
+    else:
+        assert child.returncode != 0
+        assert re.search(report, child.stderr), child.stderr
