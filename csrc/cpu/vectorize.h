@@ -12,3 +12,10 @@
 #else
 #define FRCNN_VECTORIZED
 #endif
+
+// For templates that such functions are made of: inlined into each of their versions.
+#if defined(__GNUC__)
+#define FRCNN_INLINE inline __attribute__((always_inline))
+#else
+#define FRCNN_INLINE inline
+#endif

@@ -1,0 +1,365 @@
+// What every operator asks of its arguments, on every device: one check per operator, called first.
+// A message names the operator and the argument, what was given and what is expected.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "box.h"
+
+namespace frcnn {
+
+struct Argument {
+  const char* op;
+  const char* name;
+  const at::Tensor& tensor;
+};
+
+// `sizes` holds -1 where any size will do; `expected` says the same in words.
+inline void expect_shape(const Argument& a, std::initializer_list<int64_t> sizes, const char* expected) {
+  bool matches = a.tensor.dim() == static_cast<int64_t>(sizes.size());
+  for (size_t i = 0; matches && i < sizes.size(); ++i) {
+    matches = sizes.begin()[i] == -1 || a.tensor.size(i) == sizes.begin()[i];
+  }
+  TORCH_CHECK(matches, a.op, ": ", a.name, " has shape ", a.tensor.sizes(), ", expected ", expected);
+}
+
+inline void expect_dtype(const Argument& a, std::initializer_list<at::ScalarType> types,
+                         const char* expected) {
+  for (const auto type : types) {
+    if (a.tensor.scalar_type() == type) return;
+  }
+  TORCH_CHECK(false, a.op, ": ", a.name, " is ", a.tensor.scalar_type(), ", expected ", expected);
+}
+
+inline void expect_float(const Argument& a) {
+  expect_dtype(a, {at::kFloat, at::kDouble},
+               "float32 or float64; boxes are not rounded to half, use .float()");
+}
+
+inline void expect_same_device(const Argument& a, const Argument& b) {
+  TORCH_CHECK(a.tensor.device() == b.tensor.device(), a.op, ": ", a.name, " is on ", a.tensor.device(),
+              " but ", b.name, " is on ", b.tensor.device(), "; move both to one device");
+}
+
+inline void expect_like(const Argument& a, const Argument& b) {
+  expect_same_device(a, b);
+  TORCH_CHECK(a.tensor.scalar_type() == b.tensor.scalar_type(), a.op, ": ", a.name, " is ",
+              a.tensor.scalar_type(), " but ", b.name, " is ", b.tensor.scalar_type(),
+              "; convert one to the dtype of the other");
+}
+
+inline void expect_between(const char* op, const char* name, double value, double low, double high) {
+  TORCH_CHECK(value >= low && value <= high, op, ": ", name, " is ", value, ", expected a number in [", low,
+              ", ", high, "]");
+}
+
+inline void expect_positive(const char* op, const char* name, double value) {
+  TORCH_CHECK(value > 0 && std::isfinite(value), op, ": ", name, " is ", value,
+              ", expected a positive number");
+}
+
+inline void expect_all_positive(const char* op, const char* name, at::ArrayRef<double> values) {
+  for (const double value : values) expect_positive(op, name, value);
+}
+
+inline void expect_stds(const char* op, at::ArrayRef<double> stds) {
+  TORCH_CHECK(stds.size() == 4, op, ": stds has ", stds.size(), " numbers, expected 4 (dx, dy, dw, dh)");
+  expect_all_positive(op, "every std", stds);
+}
+
+inline void expect_max_shape(const char* op, at::OptionalIntArrayRef max_shape) {
+  if (!max_shape.has_value()) return;
+  TORCH_CHECK(max_shape->size() == 2 && (*max_shape)[0] >= 0 && (*max_shape)[1] >= 0, op, ": max_shape is ",
+              *max_shape, ", expected (height, width) in pixels");
+}
+
+inline void expect_sizes(const char* op, at::IntArrayRef sizes, size_t levels) {
+  TORCH_CHECK(sizes.size() == 2 * levels, op, ": sizes has ", sizes.size(), " numbers, expected ", 2 * levels,
+              " (height and width of each of ", levels, " levels)");
+  for (const int64_t size : sizes)
+    TORCH_CHECK(size >= 0, op, ": sizes are ", sizes, ", expected none below 0");
+}
+
+inline void expect_anchors(const char* op, at::ArrayRef<double> strides, at::ArrayRef<double> scales,
+                           at::ArrayRef<double> ratios, double center_offset) {
+  expect_all_positive(op, "every stride", strides);
+  expect_all_positive(op, "every scale", scales);
+  expect_all_positive(op, "every ratio", ratios);
+  expect_between(op, "center_offset", center_offset, 0, 1);
+}
+
+// ---- anchors and box coding -------------------------------------------------------------------------------
+
+inline void check_grid_anchors(at::IntArrayRef sizes, at::ArrayRef<double> strides,
+                               at::ArrayRef<double> scales, at::ArrayRef<double> ratios,
+                               double center_offset) {
+  expect_sizes("grid_anchors", sizes, strides.size());
+  expect_anchors("grid_anchors", strides, scales, ratios, center_offset);
+}
+
+inline void check_box_iou(const at::Tensor& a, const at::Tensor& b) {
+  const Argument first{"box_iou", "a", a}, second{"box_iou", "b", b};
+  expect_shape(first, {-1, 4}, "[N, 4]");
+  expect_shape(second, {-1, 4}, "[M, 4]");
+  expect_float(first);
+  expect_like(second, first);
+}
+
+inline void check_encode_boxes(const at::Tensor& boxes, const at::Tensor& targets,
+                               at::ArrayRef<double> stds) {
+  const Argument box{"encode_boxes", "boxes", boxes}, target{"encode_boxes", "targets", targets};
+  expect_shape(box, {-1, 4}, "[N, 4]");
+  expect_shape(target, {boxes.size(0), 4}, "[N, 4] with one target per box");
+  expect_float(box);
+  expect_like(target, box);
+  expect_stds("encode_boxes", stds);
+}
+
+inline void check_decode_boxes(const at::Tensor& boxes, const at::Tensor& deltas, at::ArrayRef<double> stds,
+                               at::OptionalIntArrayRef max_shape) {
+  const Argument box{"decode_boxes", "boxes", boxes}, delta{"decode_boxes", "deltas", deltas};
+  expect_shape(box, {-1, 4}, "[N, 4]");
+  expect_shape(delta, {boxes.size(0), -1}, "[N, 4 * C] with one row per box");
+  TORCH_CHECK(deltas.size(1) % 4 == 0, "decode_boxes: deltas has shape ", deltas.sizes(),
+              ", expected [N, 4 * C]: a multiple of 4 columns");
+  expect_float(box);
+  expect_like(delta, box);
+  expect_stds("decode_boxes", stds);
+  expect_max_shape("decode_boxes", max_shape);
+}
+
+inline void check_decode_boxes_backward(const at::Tensor& grad, const at::Tensor& boxes,
+                                        const at::Tensor& deltas, at::ArrayRef<double> stds,
+                                        at::OptionalIntArrayRef max_shape) {
+  check_decode_boxes(boxes, deltas, stds, max_shape);
+  const Argument gradient{"decode_boxes_backward", "grad", grad};
+  expect_shape(gradient, {deltas.size(0), deltas.size(1)}, "the shape of deltas");
+  expect_like(gradient, {"decode_boxes_backward", "deltas", deltas});
+}
+
+inline void check_decode_proposals(at::TensorList deltas, at::TensorList indices,
+                                   const at::Tensor& image_sizes, at::ArrayRef<double> strides,
+                                   at::ArrayRef<double> scales, at::ArrayRef<double> ratios,
+                                   double center_offset, at::ArrayRef<double> stds, double min_size) {
+  const char* op = "decode_proposals";
+  TORCH_CHECK(!deltas.empty(), op, ": deltas is empty, expected one tensor per level");
+  TORCH_CHECK(indices.size() == deltas.size() && strides.size() == deltas.size(), op, ": there are ",
+              deltas.size(), " deltas, ", indices.size(), " indices and ", strides.size(),
+              " strides, expected one of each per level");
+  const Argument size{op, "image_sizes", image_sizes};
+  expect_shape(size, {-1, 2}, "[B, 2], (height, width) of each image");
+  expect_dtype(size, {at::kFloat}, "float32");
+  const int64_t batch = image_sizes.size(0);
+  const int64_t channels = static_cast<int64_t>(4 * scales.size() * ratios.size());
+  for (size_t level = 0; level < deltas.size(); ++level) {
+    const Argument delta{op, "deltas", deltas[level]}, index{op, "indices", indices[level]};
+    expect_shape(delta, {batch, channels, -1, -1}, "[B, 4 * ratios * scales, H, W]");
+    expect_dtype(delta, {at::kFloat, at::kHalf, at::kBFloat16}, "float32, float16 or bfloat16");
+    expect_like(delta, {op, "deltas of the first level", deltas[0]});
+    expect_same_device(delta, size);
+    expect_shape(index, {batch, -1}, "[B, k]");
+    expect_dtype(index, {at::kLong}, "int64");
+    expect_same_device(index, size);
+  }
+  expect_anchors(op, strides, scales, ratios, center_offset);
+  expect_stds(op, stds);
+  TORCH_CHECK(min_size >= 0, op, ": min_size is ", min_size, ", expected a number of pixels, 0 or more");
+}
+
+// ---- RoIAlign ---------------------------------------------------------------------------------------------
+
+inline void expect_pooling(const char* op, at::ArrayRef<double> scales, int64_t sampling_ratio,
+                           double finest_scale) {
+  expect_all_positive(op, "every scale", scales);
+  TORCH_CHECK(sampling_ratio >= 0, op, ": sampling_ratio is ", sampling_ratio,
+              ", expected 0 (as many samples as the RoI covers cells) or a number of samples");
+  expect_positive(op, "finest_scale", finest_scale);
+}
+
+// RoIs are never rounded to half: float32 goes with half features, float64 with float64 features.
+inline void expect_rois(const Argument& rois, const Argument& features) {
+  expect_shape(rois, {-1, 5}, "[K, 5]: image index, x1, y1, x2, y2");
+  const bool wide = features.tensor.scalar_type() == at::kDouble;
+  expect_dtype(rois, {wide ? at::kDouble : at::kFloat},
+               wide ? "float64, as the features" : "float32, whatever the features are");
+  expect_same_device(rois, features);
+}
+
+inline void check_roi_align(at::TensorList features, const at::Tensor& rois, at::IntArrayRef output_size,
+                            at::ArrayRef<double> scales, int64_t sampling_ratio, double finest_scale) {
+  const char* op = "roi_align";
+  TORCH_CHECK(!features.empty(), op, ": features is empty, expected one tensor per level");
+  TORCH_CHECK(scales.size() == features.size(), op, ": there are ", scales.size(), " scales for ",
+              features.size(), " levels of features");
+  const Argument first{op, "features of the first level", features[0]};
+  expect_shape(first, {-1, -1, -1, -1}, "[B, C, H, W]");
+  expect_dtype(first, {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16},
+               "float32, float64, float16 or bfloat16");
+  for (const at::Tensor& feature : features) {
+    const Argument level{op, "features", feature};
+    expect_shape(level, {features[0].size(0), features[0].size(1), -1, -1},
+                 "[B, C, H, W] with the same B and C on every level");
+    expect_like(level, first);
+  }
+  expect_rois({op, "rois", rois}, first);
+  TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0, op, ": output_size is ",
+              output_size, ", expected (height, width), both positive");
+  expect_pooling(op, scales, sampling_ratio, finest_scale);
+}
+
+inline void check_roi_align_backward(const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef sizes,
+                                     int64_t batch, at::ArrayRef<double> scales, int64_t sampling_ratio,
+                                     double finest_scale) {
+  const char* op = "roi_align_backward";
+  const Argument gradient{op, "grad", grad};
+  expect_shape(gradient, {rois.size(0), -1, -1, -1}, "[K, C, h, w] with one entry per RoI");
+  expect_dtype(gradient, {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16},
+               "float32, float64, float16 or bfloat16");
+  expect_rois({op, "rois", rois}, gradient);
+  expect_sizes(op, sizes, scales.size());
+  TORCH_CHECK(batch >= 0, op, ": batch is ", batch, ", expected a number of images");
+  expect_pooling(op, scales, sampling_ratio, finest_scale);
+}
+
+// ---- NMS --------------------------------------------------------------------------------------------------
+
+inline void check_nms(const at::Tensor& boxes, const at::Tensor& scores,
+                      const std::optional<at::Tensor>& groups, double iou_threshold) {
+  const Argument box{"nms", "boxes", boxes}, score{"nms", "scores", scores};
+  expect_shape(box, {-1, 4}, "[N, 4]");
+  expect_shape(score, {boxes.size(0)}, "[N] with one score per box");
+  expect_float(box);
+  expect_like(score, box);
+  if (groups.has_value()) {
+    const Argument group{"nms", "groups", *groups};
+    expect_shape(group, {boxes.size(0)}, "[N] with one group per box");
+    expect_dtype(group, {at::kLong}, "int64");
+    expect_same_device(group, box);
+  }
+  expect_between("nms", "iou_threshold", iou_threshold, 0, 1);
+}
+
+inline void check_nms_padded(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold,
+                             int64_t max_keep) {
+  const Argument box{"nms_padded", "boxes", boxes}, score{"nms_padded", "scores", scores};
+  expect_shape(box, {-1, -1, 4}, "[S, N, 4]");
+  expect_shape(score, {boxes.size(0), boxes.size(1)}, "[S, N] with one score per box");
+  expect_float(box);
+  expect_like(score, box);
+  expect_between("nms_padded", "iou_threshold", iou_threshold, 0, 1);
+  TORCH_CHECK(max_keep >= 0, "nms_padded: max_keep is ", max_keep, ", expected 0 or more");
+}
+
+// ---- IoU losses -------------------------------------------------------------------------------------------
+
+inline IouLoss iou_loss_mode(std::string_view mode) {
+  constexpr std::pair<std::string_view, IouLoss> modes[] = {
+      {"log", IouLoss::kLog},        {"linear", IouLoss::kLinear}, {"square", IouLoss::kSquare},
+      {"giou", IouLoss::kGiou},      {"diou", IouLoss::kDiou},     {"ciou", IouLoss::kCiou},
+      {"bounded", IouLoss::kBounded}};
+  for (const auto& [name, value] : modes) {
+    if (name == mode) return value;
+  }
+  TORCH_CHECK(false, "iou_loss: mode is \"", std::string(mode),
+              "\", expected log, linear, square, giou, diou, ciou or bounded");
+}
+
+enum class Reduction { kNone, kSum, kMean };
+
+inline Reduction reduction_of(std::string_view reduction) {
+  if (reduction == "none") return Reduction::kNone;
+  if (reduction == "sum") return Reduction::kSum;
+  TORCH_CHECK(reduction == "mean", "iou_loss: reduction is \"", std::string(reduction),
+              "\", expected none, sum or mean");
+  return Reduction::kMean;
+}
+
+inline void check_iou_loss(const at::Tensor& pred, const at::Tensor& target,
+                           const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& boxes,
+                           at::ArrayRef<double> stds, std::string_view mode, double eps, double beta,
+                           std::string_view reduction) {
+  const char* op = "iou_loss";
+  const Argument prediction{op, "pred", pred}, truth{op, "target", target};
+  expect_shape(prediction, {-1, 4}, "[N, 4]");
+  expect_shape(truth, {pred.size(0), 4}, "[N, 4] with one target per prediction");
+  expect_float(prediction);
+  expect_like(truth, prediction);
+  if (weight.has_value()) {
+    const Argument factor{op, "weight", *weight};
+    expect_shape(factor, {pred.size(0)}, "[N] with one weight per prediction");
+    expect_like(factor, prediction);
+  }
+  if (boxes.has_value()) {
+    const Argument box{op, "boxes", *boxes};
+    expect_shape(box, {pred.size(0), 4}, "[N, 4] with one box per prediction");
+    expect_like(box, prediction);
+  }
+  expect_stds(op, stds);
+  expect_positive(op, "eps", eps);
+  if (iou_loss_mode(mode) == IouLoss::kBounded) expect_positive(op, "beta", beta);
+  reduction_of(reduction);
+}
+
+inline void check_iou_loss_backward(const at::Tensor& grad, const at::Tensor& pred, const at::Tensor& target,
+                                    const std::optional<at::Tensor>& weight,
+                                    const std::optional<at::Tensor>& boxes, at::ArrayRef<double> stds,
+                                    std::string_view mode, double eps, double beta,
+                                    std::string_view reduction) {
+  check_iou_loss(pred, target, weight, boxes, stds, mode, eps, beta, reduction);
+  const Argument gradient{"iou_loss_backward", "grad", grad};
+  if (reduction_of(reduction) != Reduction::kNone) {
+    expect_shape(gradient, {}, "a scalar, as the loss");
+  } else if (iou_loss_mode(mode) == IouLoss::kBounded) {
+    expect_shape(gradient, {pred.size(0), 4}, "[N, 4], as the loss");
+  } else {
+    expect_shape(gradient, {pred.size(0)}, "[N], as the loss");
+  }
+  expect_like(gradient, {"iou_loss_backward", "pred", pred});
+}
+
+// ---- assignment -------------------------------------------------------------------------------------------
+
+inline void check_assign_max_iou(const at::Tensor& boxes, const at::Tensor& gts, const at::Tensor& gt_counts,
+                                 const std::optional<at::Tensor>& ignore,
+                                 const std::optional<at::Tensor>& ignore_counts, double pos_iou,
+                                 double neg_iou, double min_pos_iou) {
+  const char* op = "assign_max_iou";
+  const Argument box{op, "boxes", boxes}, gt{op, "gts", gts};
+  expect_shape(gt, {-1, -1, 4}, "[B, G, 4]");
+  const int64_t batch = gts.size(0);
+  if (boxes.dim() == 3) {
+    expect_shape(box, {batch, -1, 4}, "[N, 4], or [B, N, 4] with the B of gts");
+  } else {
+    expect_shape(box, {-1, 4}, "[N, 4], or [B, N, 4] with the B of gts");
+  }
+  expect_float(box);
+  expect_like(gt, box);
+  const auto check_counts = [&](const char* name, const at::Tensor& counts) {
+    const Argument count{op, name, counts};
+    expect_shape(count, {batch}, "[B] with one count per image");
+    expect_dtype(count, {at::kLong}, "int64");
+    expect_same_device(count, box);
+  };
+  check_counts("gt_counts", gt_counts);
+  TORCH_CHECK(ignore.has_value() == ignore_counts.has_value(), op,
+              ": ignore and ignore_counts come together, only one was given");
+  if (ignore.has_value()) {
+    const Argument region{op, "ignore", *ignore};
+    expect_shape(region, {batch, -1, 4}, "[B, I, 4] with the B of gts");
+    expect_like(region, box);
+    check_counts("ignore_counts", *ignore_counts);
+  }
+  expect_between(op, "pos_iou", pos_iou, 0, 1);
+  expect_between(op, "neg_iou", neg_iou, 0, 1);
+  expect_between(op, "min_pos_iou", min_pos_iou, 0, 1);
+}
+
+}  // namespace frcnn
