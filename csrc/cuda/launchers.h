@@ -1,0 +1,124 @@
+// The launchers of every CUDA kernel, as a plain C interface: device pointers, sizes, workspace and a stream,
+// nothing of torch. Names and shapes are those of the operator in ../library.cpp, tensors are contiguous unless
+// strides are passed, boxes are four numbers. A launcher only enqueues: it neither allocates nor synchronises,
+// so any sequence of them can be captured into a CUDA graph. It returns the first launch error.
+//
+// `type` is the number type of what it stands beside; boxes of an operator that has float64 share it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+extern "C" {
+
+enum FrcnnType { kFrcnnFloat = 0, kFrcnnDouble = 1, kFrcnnHalf = 2, kFrcnnBfloat16 = 3 };
+
+// The anchors of a grid, in host memory. At most kFrcnnMostLevels levels, kFrcnnMostShapes scales or ratios.
+enum { kFrcnnMostLevels = 16, kFrcnnMostShapes = 16 };
+struct FrcnnAnchors {
+  const float* strides;  // [levels]
+  const float* scales;
+  const float* ratios;
+  int64_t levels, num_scales, num_ratios;
+  float center_offset;
+};
+
+// sizes: host, H and W of each level; anchors float32
+cudaError_t frcnn_cuda_grid_anchors(const FrcnnAnchors* grid, const int64_t* sizes, float* anchors,
+                                    cudaStream_t stream);
+
+cudaError_t frcnn_cuda_box_iou(int64_t type, const void* a, const void* b, int64_t n, int64_t m, void* out,
+                               cudaStream_t stream);
+
+// stds: host, four
+cudaError_t frcnn_cuda_encode_boxes(int64_t type, const void* boxes, const void* targets, const double* stds,
+                                    int64_t n, void* deltas, cudaStream_t stream);
+// max_shape: host (height, width), or null
+cudaError_t frcnn_cuda_decode_boxes(int64_t type, const void* boxes, const void* deltas, const double* stds,
+                                    const int64_t* max_shape, int64_t n, int64_t classes, void* out,
+                                    cudaStream_t stream);
+cudaError_t frcnn_cuda_decode_boxes_backward(int64_t type, const void* grad, const void* boxes,
+                                             const void* deltas, const double* stds, const int64_t* max_shape,
+                                             int64_t n, int64_t classes, void* grad_deltas,
+                                             cudaStream_t stream);
+
+// One level of decode_proposals, in host memory; the pointers are to device memory.
+struct FrcnnProposalLevel {
+  const void* deltas;  // [B, A*4, H, W], with the strides below, in elements
+  const int64_t* indices;
+  int64_t height, width, count;  // count: selected anchors per image
+  int64_t batch_stride, channel_stride, row_stride, column_stride;
+};
+cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnchors* grid,
+                                        const FrcnnProposalLevel* levels, const float* image_sizes,
+                                        int64_t batch, const double* stds, double min_size, float* boxes,
+                                        bool* valid, cudaStream_t stream);
+
+// What the two directions of roi_align share, in host memory.
+struct FrcnnRoiAlign {
+  const int64_t* sizes;  // H and W of each level
+  const double* scales;  // cells per pixel of each level
+  int64_t levels, batch, channels, rois, pooled_height, pooled_width, sampling_ratio;
+  bool aligned, channels_last;  // channels_last: features and pooled values are [B, H, W, C]
+  double finest_scale;
+};
+// features: host array of device pointers; rois float32, or float64 when features are
+cudaError_t frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
+                                 const void* rois, void* out, cudaStream_t stream);
+// grad is always [K, h, w, C]; grad_features are as channels_last says.
+// workspace: frcnn_cuda_roi_align_backward_workspace(pooling) bytes of device memory
+int64_t frcnn_cuda_roi_align_backward_workspace(const FrcnnRoiAlign* pooling);
+cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
+                                          const void* rois, void* workspace, void* const* grad_features,
+                                          cudaStream_t stream);
+
+// Up to kFrcnnNmsBlock boxes per segment, float32, any number of segments: sorts and suppresses in one launch.
+// groups: [S, N] or null; boxes of different groups do not suppress each other.
+// drop_absent: a score of -inf marks an absent box.
+enum { kFrcnnNmsBlock = 4096 };
+cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, const int64_t* groups, int64_t segments,
+                           int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
+                           int64_t* indices, int64_t* counts, cudaStream_t stream);
+
+// Larger inputs. Keys order like scores, ascending from the best; NaN is last, but for absent boxes.
+// keys: int32 for float scores, int64 for double.
+cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, bool drop_absent, void* keys,
+                                cudaStream_t stream);
+// sorted_groups [n] and ids [n], the running number (from 1) of each row's group -> starts [n + 1], count [1]
+cudaError_t frcnn_cuda_nms_segments(const int64_t* sorted_groups, const int64_t* ids, int64_t n,
+                                    int64_t* starts, int64_t* count, cudaStream_t stream);
+// Rows of boxes [total, 4] taken in `order`, cut into segments: [starts[s], starts[s + 1]), or of n rows each
+// where starts is null (then `segments` says how many, else *segment_count).
+// scores: where given, rows of score -inf are absent.
+// Outputs: keep [total] bytes in the order of `order` (or null), indices [S, max_keep] and counts [S] (or null;
+// indices are into the segment).
+// workspace: frcnn_cuda_nms_sorted_workspace() bytes
+int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total, int64_t segments);
+cudaError_t frcnn_cuda_nms_sorted(int64_t type, const void* boxes, const void* scores, const int64_t* order,
+                                  const int64_t* starts, const int64_t* segment_count, int64_t total,
+                                  int64_t segments, int64_t n, double iou_threshold, int64_t max_keep,
+                                  void* workspace, uint8_t* keep, int64_t* indices, int64_t* counts,
+                                  cudaStream_t stream);
+
+// mode: as frcnn::IouLoss counts; reduction: 0 none, 1 sum, 2 mean; weight and boxes may be null.
+// workspace: frcnn_cuda_iou_loss_workspace(type, n) bytes
+int64_t frcnn_cuda_iou_loss_workspace(int64_t type, int64_t n);
+cudaError_t frcnn_cuda_iou_loss(int64_t type, const void* pred, const void* target, const void* weight,
+                                const void* boxes, const double* stds, int64_t n, int64_t mode, double eps,
+                                double beta, int64_t reduction, void* workspace, void* out,
+                                cudaStream_t stream);
+cudaError_t frcnn_cuda_iou_loss_backward(int64_t type, const void* grad, const void* pred, const void* target,
+                                         const void* weight, const void* boxes, const double* stds, int64_t n,
+                                         int64_t mode, double eps, double beta, int64_t reduction,
+                                         void* grad_pred, cudaStream_t stream);
+
+// boxes [n, 4] with box_batch_stride 0, or [B, n, 4] with n * 4; ignore and ignore_counts may be null.
+// workspace: [B, G] numbers of `type`
+cudaError_t frcnn_cuda_assign_max_iou(int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n,
+                                      const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g,
+                                      const void* ignore, const int64_t* ignore_counts, int64_t i,
+                                      double pos_iou, double neg_iou, double min_pos_iou,
+                                      bool match_low_quality, double ignore_iof, void* workspace,
+                                      int64_t* gt_index, void* max_iou, cudaStream_t stream);
+}

@@ -1,0 +1,210 @@
+"""COCO box metrics by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+from tqdm import tqdm
+
+from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco
+from frcnn.data.coco import parse_box, read_annotations
+from frcnn.engine.processes import Processes
+from frcnn.structures import Detections
+
+STATISTICS = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_mAP_s", "bbox_mAP_m", "bbox_mAP_l")
+RECALLS = ("bbox_AR_1", "bbox_AR_10", "bbox_AR_100", "bbox_AR_s", "bbox_AR_m", "bbox_AR_l")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """COCO metrics, 0…1; -1 where a size has no object.
+
+    metrics: bbox_mAP (IoU 0.50:0.95), bbox_mAP_50, bbox_mAP_75, bbox_mAP_s/m/l (by object size),
+    bbox_AR_1/10/100 (by detections per image), bbox_AR_s/m/l. per_class: class name -> (AP, AP50); NaN for a
+    class without objects.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """The metrics in lines for people."""
+        lines = [f"{name:<12} {value:6.3f}" for name, value in self.metrics.items()]
+        if self.per_class:
+            width = max(map(len, [*self.per_class, "class"]))
+            lines += ["", f"{'class':<{width}}     AP   AP50"]
+            lines += [f"{n:<{width}} {ap:6.3f} {ap50:6.3f}" for n, (ap, ap50) in self.per_class.items()]
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: nn.Module,
+    annotations: str | Path | CocoDataset,
+    images: str | Path | None = None,
+    *,
+    batch_size: int = 1,
+    workers: int = 2,
+    output: str | Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Detect on every picture of a COCO data set and score the detections.
+
+    The model's classes must be the data set's, by name (by number where the model has no names). `output`
+    takes the detections as a COCO results file, with the data set's own image and category ids. The
+    annotation file is scored as pycocotools reads it: crowd regions absorb detections, and objects too small
+    to train on still count. Under torchrun every process detects a share and all get the same result.
+
+    Raises DatasetError on an unusable data set or other classes than the model's.
+    """
+    dataset = annotations if isinstance(annotations, CocoDataset) else load_coco(annotations, images)
+    category_ids = match_classes(model, dataset)
+    processes = Processes.current()
+    share = list(range(processes.rank, len(dataset), processes.count))
+    results = _detect(model, dataset, category_ids, share, batch_size, workers, progress and processes.first)
+    results = [result for part in processes.gather(results) for result in part]
+    if output is not None and processes.first:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(results))
+    return score(dataset, results)
+
+
+def match_classes(model: nn.Module, dataset: CocoDataset) -> tuple[int, ...]:
+    """The data set's category id of every label of the model."""
+    names = tuple(model.class_names)
+    if not names:
+        if model.config.num_classes != len(dataset.class_names):
+            raise DatasetError(
+                f"the model has {model.config.num_classes} classes without names, "
+                f"{dataset.annotation_file} has {len(dataset.class_names)}: {', '.join(dataset.class_names)}"
+            )
+        return dataset.category_ids
+    if set(names) != set(dataset.class_names):
+        raise DatasetError(
+            f"the model's classes are not those of {dataset.annotation_file}.\n"
+            f"  only in the model:    {_names(set(names) - set(dataset.class_names))}\n"
+            f"  only in the data set: {_names(set(dataset.class_names) - set(names))}\n"
+            f"  model's classes:      {', '.join(names)}\n"
+            f"  data set's classes:   {', '.join(dataset.class_names)}"
+        )
+    id_of = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    return tuple(id_of[name] for name in names)
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "(none)"
+
+
+@torch.inference_mode()
+def _detect(
+    model: nn.Module,
+    dataset: CocoDataset,
+    category_ids: tuple[int, ...],
+    indices: list[int],
+    batch_size: int,
+    workers: int,
+    progress: bool,
+) -> list[dict]:
+    device = next(model.parameters()).device
+    loader = evaluation_loader(
+        dataset, model.data, indices, batch_size, workers, pin_memory=device.type == "cuda"
+    )
+    training = model.training
+    model.eval()
+    results: list[dict] = []
+    started = time.perf_counter()
+    try:
+        with tqdm(
+            total=len(indices), desc="evaluating", unit="img", leave=False, disable=not progress
+        ) as bar:
+            for batch, scales, batch_indices in loader:
+                detections = model.detect(batch.to(device, non_blocking=True), scales)
+                for index, found in zip(batch_indices, detections, strict=True):
+                    results += _coco_results(int(dataset.image_ids[index]), found, category_ids)
+                bar.update(len(batch_indices))
+                bar.set_postfix_str(f"{bar.n / (time.perf_counter() - started):.1f} img/s", refresh=False)
+    finally:
+        model.train(training)
+    return results
+
+
+def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...]) -> list[dict]:
+    boxes = found.boxes.float().cpu()
+    corners, sizes = boxes[:, :2].tolist(), (boxes[:, 2:] - boxes[:, :2]).tolist()
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [*corner, *size],
+            "score": score,
+        }
+        for corner, size, label, score in zip(
+            corners, sizes, found.labels.tolist(), found.scores.tolist(), strict=True
+        )
+    ]
+
+
+def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
+    """COCO metrics of detections in COCO's results form against a data set's annotation file."""
+    content = read_annotations(dataset.annotation_file)
+    truth = _coco(content, _truth_annotations(dataset.annotation_file, content["annotations"]))
+    found = _coco(content, [{**result, "area": result["bbox"][2] * result["bbox"][3]} for result in results])
+    evaluator = COCOeval(truth, found, iouType="bbox")
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    statistics = evaluator.stats.tolist()
+    metrics = dict(zip((*STATISTICS, *RECALLS), statistics, strict=True))
+
+    precision = evaluator.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections]
+    per_class = {}
+    for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
+        column = precision[:, :, evaluator.params.catIds.index(category_id), 0, -1]
+        per_class[name] = (_mean(column), _mean(column[0]))
+    return Evaluation(metrics, per_class)
+
+
+def _mean(precision: np.ndarray) -> float:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _truth_annotations(path: Path, entries: list[dict]) -> list[dict]:
+    """The file's annotations with the fields that COCOeval needs and files of other origin often lack."""
+    usable = []
+    for position, entry in enumerate(entries):
+        box = parse_box(entry["bbox"], f"{path}: annotations[{position}]")
+        if box is not None:
+            usable.append(
+                {
+                    "image_id": entry["image_id"],
+                    "category_id": entry["category_id"],
+                    "bbox": list(box),
+                    "area": entry.get("area", box[2] * box[3]),
+                    "iscrowd": int(entry.get("iscrowd", 0)),
+                }
+            )
+    return usable
+
+
+def _coco(content: dict, annotations: list[dict]) -> COCO:
+    """A COCO index. Ids count from 1: COCOeval takes a match with annotation 0 for no match."""
+    coco = COCO()
+    coco.dataset = {
+        "images": content["images"],
+        "categories": content["categories"],
+        "annotations": [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(annotations, 1)],
+    }
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        coco.createIndex()
+    return coco

@@ -1,0 +1,134 @@
+"""What training tells: a progress bar, one JSON line per log step, TensorBoard.
+
+The JSON lines have the keys of MMDetection's log.json, so its tools and habits keep working: training lines
+have mode, epoch, iter (inside the epoch), lr, memory (MB), time and data_time (seconds per step), the losses
+and acc; validation lines have mode, epoch, iter, lr and the metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+
+class TrainingLog:
+    """Writes nothing but in the first process.
+
+    Lines of steps after `start` are taken out of the log: a resumed run repeats those steps.
+    """
+
+    def __init__(self, folder: Path, start: int, total: int, steps_per_epoch: int, active: bool):
+        self.active = active
+        self.steps_per_epoch = steps_per_epoch
+        self.file = folder / "log.jsonl"
+        self.sums: dict[str, float] = defaultdict(float)
+        self.count = 0
+        if not active:
+            return
+        self._forget_after(start)
+        self.bar = tqdm(
+            total=total, initial=start, unit="it", dynamic_ncols=True, mininterval=0.5, file=sys.stdout
+        )
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        except ImportError:
+            self.board = None
+            self.say("tensorboard is not installed: curves go to log.jsonl only")
+
+    def say(self, text: str) -> None:
+        if self.active:
+            tqdm.write(text, file=sys.stdout)
+
+    def step(self, iteration: int, lr: float, values: dict[str, float], device: torch.device) -> None:
+        """Count one step (counted from 0): losses, acc, time, data_time."""
+        for name, value in values.items():
+            self.sums[name] += value
+        self.count += 1
+        if self.active:
+            self.bar.update()
+            self.bar.set_postfix_str(
+                f"epoch {iteration // self.steps_per_epoch + 1} loss {values['loss']:.3f} lr {lr:.2g} "
+                f"{memory_mb(device)} MB",
+                refresh=False,
+            )
+
+    def write(self, iteration: int, lr: float, device: torch.device) -> None:
+        """One line with the means since the last one."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums.clear()
+        self.count = 0
+        if not self.active:
+            return
+        epoch, step = divmod(iteration, self.steps_per_epoch)
+        ordered = {
+            "mode": "train",
+            "epoch": epoch + 1,
+            "iter": step + 1,
+            "lr": lr,
+            "memory": memory_mb(device),
+            **means,
+        }
+        self._append(ordered)
+        self._scalars("train", iteration, {"lr": lr, **means})
+        losses = " ".join(f"{name} {value:.4f}" for name, value in means.items() if "loss" in name)
+        left = (self.bar.total - iteration - 1) * means["time"]
+        self.say(
+            f"epoch {epoch + 1} [{step + 1}/{self.steps_per_epoch}] lr {lr:.3g} {means['time']:.3f} s/it "
+            f"(data {means['data_time']:.3f}) left {duration(left)} {losses} acc {means['acc']:.1f}"
+        )
+
+    def validation(self, iteration: int, lr: float, metrics: dict[str, float]) -> None:
+        """One line with the metrics after `iteration` steps."""
+        if not self.active:
+            return
+        epoch = iteration // self.steps_per_epoch
+        self._append({"mode": "val", "epoch": epoch, "iter": self.steps_per_epoch, "lr": lr, **metrics})
+        self._scalars("val", iteration, metrics)
+        self.say(f"epoch {epoch} val " + " ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+
+    def close(self) -> None:
+        if self.active:
+            self.bar.close()
+            if self.board is not None:
+                self.board.close()
+
+    def _append(self, line: dict) -> None:
+        with open(self.file, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _scalars(self, group: str, iteration: int, values: dict[str, float]) -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, iteration)
+
+    def _forget_after(self, start: int) -> None:
+        if not self.file.exists():
+            return
+        kept = []
+        for line in self.file.read_text().splitlines():
+            entry = json.loads(line)
+            if (entry["epoch"] - 1) * self.steps_per_epoch + entry["iter"] <= start:
+                kept.append(line + "\n")
+        self.file.write_text("".join(kept))
+
+
+def memory_mb(device: torch.device) -> int:
+    """Peak memory: of the CUDA allocator, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}"

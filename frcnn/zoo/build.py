@@ -1,0 +1,74 @@
+"""`frcnn.build`: a detector from a recipe, with or without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frcnn.config import Recipe
+from frcnn.detector import FasterRCNN
+from frcnn.zoo.backbone_weights import load_backbone
+from frcnn.zoo.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from frcnn.zoo.coco import COCO_CLASSES
+from frcnn.zoo.recipes import recipe
+from frcnn.zoo.weights import checkpoint_addresses, download
+
+
+def build(
+    name_or_recipe: str | Recipe,
+    weights: str | Path | Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    reinit_heads: bool = False,
+) -> FasterRCNN:
+    """A detector in evaluation mode.
+
+    Args:
+        name_or_recipe: a recipe, or the name of one of the zoo (see `frcnn.list_recipes`).
+        weights: None (random), "coco" (the recipe's published checkpoint, downloaded once), "imagenet" (the
+            backbone's initialisation that training starts from, downloaded once; the rest is random), or the
+            path of a checkpoint, or a state dict.
+        num_classes: default: the number of ``class_names``, else the checkpoint's, else the recipe's.
+        class_names: the classes in the order of their labels; default: what the checkpoint says.
+        device: where the model goes; default: the CPU.
+        reinit_heads: load everything but the class and box layer, to train other classes from there.
+
+    Raises:
+        KeyError: no such recipe.
+        ValueError: class names and number contradict each other, or no checkpoint is published.
+        DownloadError: "coco" or "imagenet" could not be downloaded; the message says which file to put where.
+        CheckpointError: the checkpoint cannot be read or does not fit.
+    """
+    entry = recipe(name_or_recipe) if isinstance(name_or_recipe, str) else name_or_recipe
+    if class_names is not None and num_classes not in (None, len(class_names)):
+        raise ValueError(f"num_classes={num_classes} contradicts the {len(class_names)} class_names")
+    checkpoint = None
+    if weights == "coco":
+        checkpoint = _published(entry)
+    elif weights is not None and weights != "imagenet":
+        checkpoint = read_checkpoint(weights)
+    count = num_classes if class_names is None else len(class_names)
+    if count is None and checkpoint is not None and not reinit_heads:
+        count = len(checkpoint.class_names) or None
+    if count is not None:
+        entry = replace(entry, model=replace(entry.model, num_classes=count))
+
+    model = FasterRCNN(entry.model, entry.data, tuple(class_names or ()))
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, reinit_heads)
+    elif weights == "imagenet":
+        load_backbone(model)
+    return model.to(device or "cpu").eval()
+
+
+def _published(entry: Recipe) -> Checkpoint:
+    if entry.published is None or not entry.published.checkpoint:
+        raise ValueError(f"no checkpoint of {entry.name} is published; pass weights=PATH")
+    path = download(checkpoint_addresses(entry.published.checkpoint))
+    checkpoint = read_checkpoint(path)
+    return checkpoint if checkpoint.class_names else replace(checkpoint, class_names=COCO_CLASSES)

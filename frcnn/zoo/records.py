@@ -1,0 +1,228 @@
+"""What a pickle may contain here: records of tensors and arrays, and the few calls that make them.
+
+Nothing in this file touches torch or runs anything a file names; `BUILDERS` is the whole list of calls that
+`frcnn.zoo.unpickle` answers with something else than an `Inert` object.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class UnpickleError(ValueError):
+    """The bytes are not a whole, well-formed pickle."""
+
+
+@dataclass(eq=False)
+class Inert:
+    """Stands for an object of a class that is not read: it holds the class's name and nothing else."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name in the pickle, "module.attribute"; it is never looked up anywhere but in the table below."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a tensor's numbers lie: element type (a name like "float32"), key in the file, length."""
+
+    dtype: str
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor as the file describes it; checked against its storage only when it is read."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class ArrayDtype:
+    """numpy dtype under construction; only numbers and booleans are read."""
+
+    code: str
+    order: str = "<"
+
+    def numpy(self) -> np.dtype:
+        if self.code[:1] not in ("f", "i", "u", "b") or not self.code[1:].isdigit():
+            raise UnpickleError(f"an array of dtype {self.code!r} is not read")
+        return np.dtype(("<" if self.order == "|" else self.order) + self.code)
+
+
+@dataclass(eq=False)
+class ArrayRecord:
+    """numpy array under construction: shape, dtype and raw bytes arrive after the object itself."""
+
+    shape: tuple[int, ...] = (0,)
+    dtype: ArrayDtype = field(default_factory=lambda: ArrayDtype("f4"))
+    fortran: bool = False
+    data: bytes = b""
+
+    def fill(self, state: Any) -> None:
+        """Take (version, shape, dtype, fortran order, data); an array of objects keeps no data."""
+        _, shape, self.dtype, self.fortran, data = state
+        self.shape = integers(shape)
+        if isinstance(data, str):  # written by Python 2
+            data = data.encode("latin1")
+        self.data = data if isinstance(data, bytes) else b""
+
+    def numpy(self) -> np.ndarray:
+        """The array. Raises UnpickleError if the bytes do not fit the shape."""
+        dtype = self.dtype.numpy()
+        if any(size < 0 for size in self.shape) or len(self.data) != dtype.itemsize * _product(self.shape):
+            raise UnpickleError(f"an array of shape {self.shape} does not have {len(self.data)} bytes")
+        flat = np.frombuffer(self.data, dtype).astype(dtype.newbyteorder("="))
+        return flat.reshape(self.shape, order="F" if self.fortran else "C")
+
+
+def _product(values: tuple[int, ...]) -> int:
+    product = 1
+    for value in values:
+        product *= value
+    return product
+
+
+def integers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or any(type(value) is not int for value in values):
+        raise UnpickleError("a tensor's shape or stride is not made of integers")
+    return tuple(values)
+
+
+def _ordered_dict(items: Any = ()) -> OrderedDict:
+    return OrderedDict([(key, value) for key, value in items])
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRecord | Inert:
+    if not isinstance(storage, Storage):
+        return Inert("tensor without storage")
+    (offset,) = integers((offset,))
+    return TensorRecord(storage, offset, integers(shape), integers(stride))
+
+
+def _subclassed_tensor(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
+    """A tensor with Python attributes, or of a subclass: the tensor alone."""
+    path = getattr(function, "path", "")
+    if path not in _TENSOR_BUILDERS or not isinstance(arguments, tuple):
+        return Inert("tensor subclass")
+    return _TENSOR_BUILDERS[path](*arguments)
+
+
+def _typed_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+) -> TensorRecord | Inert:
+    """Newer element types live in byte storages and name their type beside it."""
+    size = _ITEM_SIZES.get(getattr(dtype, "path", ""))
+    if size is None or not isinstance(storage, Storage):
+        return Inert("tensor of an unknown type")
+    typed = Storage(dtype.path.removeprefix("torch."), storage.key, storage.numel // size)
+    return _tensor(typed, offset, shape, stride)
+
+
+def _parameter(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """How protocol 2 writes bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise UnpickleError("bytes in an unknown encoding")
+    return text.encode("latin1")
+
+
+def _array(*_: Any) -> ArrayRecord:
+    return ArrayRecord()
+
+
+def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> ArrayRecord:
+    return ArrayRecord(integers(shape), dtype, order == "F", bytes(data))
+
+
+def _dtype(code: Any, *_: Any) -> ArrayDtype:
+    return ArrayDtype(str(code))
+
+
+def _scalar(dtype: Any, data: Any = b"") -> Any:
+    """A numpy number as Python's int, float or bool."""
+    if not isinstance(dtype, ArrayDtype) or dtype.code[:1] not in ("f", "i", "u", "b"):
+        return Inert("numpy scalar")
+    data = data if isinstance(data, bytes) else data.encode("latin1")
+    return ArrayRecord((), dtype, False, data).numpy().item()
+
+
+def _collect(kind: Callable[[Any], Any]) -> Callable[..., Any]:
+    def build(values: Any = ()) -> Any:
+        if not isinstance(values, list | tuple | set | frozenset):
+            raise UnpickleError(f"a {kind.__name__} is made of a list")
+        return kind(values)
+
+    return build
+
+
+def _text(value: Any = "", *_: Any) -> str:
+    """torch.device and the like: kept as their text."""
+    return str(value) if isinstance(value, str | int) else ""
+
+
+def _empty_dict(*_: Any) -> dict:
+    """A defaultdict without its factory."""
+    return {}
+
+
+_TENSOR_BUILDERS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+
+BUILDERS: dict[str, Callable[..., Any]] = _TENSOR_BUILDERS | {
+    "torch._tensor._rebuild_from_type_v2": _subclassed_tensor,
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": _empty_dict,
+    "_codecs.encode": _encode,
+    "torch.Size": _collect(tuple),
+    "torch.device": _text,
+}
+for _module in ("builtins", "__builtin__"):
+    BUILDERS |= {f"{_module}.{kind.__name__}": _collect(kind) for kind in (list, tuple, set, frozenset)}
+for _module in ("numpy.core", "numpy._core"):
+    BUILDERS |= {
+        f"{_module}.multiarray._reconstruct": _array,
+        f"{_module}.multiarray.scalar": _scalar,
+        f"{_module}.numeric._frombuffer": _array_from_buffer,
+    }
+BUILDERS["numpy.dtype"] = _dtype
+
+STORAGE_DTYPES = {
+    f"torch.{name}Storage": dtype
+    for name, dtype in {
+        "Double": "float64",
+        "Float": "float32",
+        "Half": "float16",
+        "BFloat16": "bfloat16",
+        "Long": "int64",
+        "Int": "int32",
+        "Short": "int16",
+        "Char": "int8",
+        "Byte": "uint8",
+        "Bool": "bool",
+    }.items()
+} | {"torch.storage.UntypedStorage": "uint8", "torch.UntypedStorage": "uint8"}
+
+_ITEM_SIZES = {"torch.uint16": 2, "torch.uint32": 4, "torch.uint64": 8, "torch.float8_e4m3fn": 1}

@@ -1,0 +1,91 @@
+"""``frcnn models``: the published table, or one resolved recipe."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+
+from frcnn.config import Recipe
+from frcnn.zoo.recipes import list_recipes, recipe
+from frcnn.zoo.weights import checkpoint_addresses, sha256_prefix
+
+
+def models(name: str | None = None) -> None:
+    """Print the zoo's table, or everything about the recipe ``name``.
+
+    Raises:
+        KeyError: no recipe has that name.
+    """
+    print(describe(recipe(name)) if name else table())
+
+
+def table() -> str:
+    """The published figures of every recipe, one per line.
+
+    Mem: training memory per GPU at 2 images; fps: one V100, batch 1; AP: box AP on COCO val2017.
+    """
+    rows = [("recipe", "backbone", "style", "epochs", "box loss", "Mem GB", "fps", "box AP")]
+    for entry in map(recipe, list_recipes()):
+        backbone = entry.model.backbone
+        figures = entry.published
+        assert figures is not None
+        rows.append(
+            (
+                entry.name,
+                _backbone_name(entry),
+                backbone.style,
+                str(entry.schedule.epochs),
+                entry.model.roi_head.box_loss,
+                _figure(figures.memory_gb),
+                _figure(figures.fps),
+                _figure(figures.box_ap),
+            )
+        )
+    return _aligned(rows) + "\nPublished by MMDetection: COCO 2017; Mem at 2 images per GPU; fps on one V100."
+
+
+def describe(entry: Recipe) -> str:
+    """Every field of a recipe, and where its checkpoint is."""
+    lines = [entry.name]
+    for part in ("model", "data", "schedule", "published"):
+        value = getattr(entry, part)
+        if value is not None:
+            lines += [f"{part}:", *_nested(value, indent=2)]
+    if entry.published is not None and entry.published.checkpoint:
+        lines.append(f"checkpoint: {checkpoint_addresses(entry.published.checkpoint)[0]}")
+        lines.append(f"checkpoint sha256 begins: {sha256_prefix(entry.published.checkpoint)}")
+    return "\n".join(lines)
+
+
+def _backbone_name(entry: Recipe) -> str:
+    backbone = entry.model.backbone
+    if backbone.groups == 1:
+        return f"R-{backbone.depth}-FPN"
+    return f"X-{backbone.depth}-{backbone.groups}x{backbone.base_width}d-FPN"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    """Columns padded to their widest cell; the last three hold numbers and align right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numeric = len(widths) - 3
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column >= numeric else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _nested(value: object, indent: int) -> list[str]:
+    lines = []
+    for entry in fields(value):  # type: ignore[arg-type]
+        inner = getattr(value, entry.name)
+        if is_dataclass(inner):
+            lines += [f"{' ' * indent}{entry.name}:", *_nested(inner, indent + 2)]
+        else:
+            lines.append(f"{' ' * indent}{entry.name}: {inner}")
+    return lines
