@@ -71,10 +71,11 @@ struct AxisSample {
 };
 
 // The two cells that a coordinate falls between. Coordinates in [-1, 0) and beyond the last cell's centre
-// count as on the border; further out (or NaN) there is no sample and the result is false.
+// count as on the border; further out (or NaN, or on a map without cells) there is no sample: false.
 template <typename T>
 FRCNN_HD bool sample_axis(T coordinate, int extent, AxisSample<T>* sample) {
-  if (!(coordinate >= static_cast<T>(-1) && coordinate <= static_cast<T>(extent))) return false;
+  if (extent <= 0 || !(coordinate >= static_cast<T>(-1) && coordinate <= static_cast<T>(extent)))
+    return false;
   if (coordinate < static_cast<T>(0)) coordinate = static_cast<T>(0);
   sample->low = static_cast<int>(coordinate);
   if (sample->low >= extent - 1) {

@@ -5,7 +5,11 @@
 // Groups are separate problems, run in parallel; they are told apart by their ids, not by shifting
 // coordinates, which would cost precision. A box is suppressed if inter / union > threshold, as box_iou()
 // computes it: exact ties with the threshold survive.
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -65,8 +69,8 @@ class BoxColumns {
 
 // Whether one of the kept boxes [begin, end) suppresses the box. It may look at some before `begin`.
 template <typename T>
-C10_ALWAYS_INLINE bool any_suppresses(const BoxColumns<T>& kept, int64_t begin, int64_t end,
-                                      const Box<T>& box, T threshold) {
+FRCNN_INLINE bool any_suppresses(const BoxColumns<T>& kept, int64_t begin, int64_t end, const Box<T>& box,
+                                 T threshold) {
   constexpr int64_t kBlock = BoxColumns<T>::kBlock;
   const T *x1 = kept.column(0), *y1 = kept.column(1), *x2 = kept.column(2), *y2 = kept.column(3),
           *areas = kept.column(4);
@@ -74,9 +78,7 @@ C10_ALWAYS_INLINE bool any_suppresses(const BoxColumns<T>& kept, int64_t begin, 
   for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
     int hits = 0;
     for (int64_t i = block; i < block + kBlock; ++i) {
-      const T inter = intersection(Box<T>{x1[i], y1[i], x2[i], y2[i]}, box);
-      const T joint = areas[i] + area - inter;
-      hits |= static_cast<int>(inter / joint > threshold) & static_cast<int>(joint > T(0));
+      hits |= iou(Box<T>{x1[i], y1[i], x2[i], y2[i]}, areas[i], box, area) > threshold;
     }
     if (hits) return true;
   }

@@ -5,7 +5,10 @@
 // axis of an RoI becomes a short list of taps (cell, bin, weight) with the samples already summed, and every
 // cell of the map is read about once instead of four times per sample. Features are channels-last: a cell is
 // one contiguous run over channels, which is what the inner loops vectorise over.
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zero.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -125,8 +128,7 @@ struct Vector {
 
 // out[c] = sum of weight * row[cell * channels + c] over the taps, for `kCount` vectors of channels
 template <int kCount, typename T>
-C10_ALWAYS_INLINE void sum_taps(const T* row, const Tap<T>* first, const Tap<T>* last, int64_t channels,
-                                T* out) {
+FRCNN_INLINE void sum_taps(const T* row, const Tap<T>* first, const Tap<T>* last, int64_t channels, T* out) {
   using V = typename Vector<T>::type;
   V sum[kCount] = {};
   for (const Tap<T>* tap = first; tap < last; ++tap) {
@@ -138,15 +140,15 @@ C10_ALWAYS_INLINE void sum_taps(const T* row, const Tap<T>* first, const Tap<T>*
 
 // out += weight * in
 template <typename T>
-C10_ALWAYS_INLINE void add_scaled(T* __restrict__ out, const T* __restrict__ in, T weight, int64_t count) {
+FRCNN_INLINE void add_scaled(T* __restrict__ out, const T* __restrict__ in, T weight, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] += weight * in[i];
 }
 
 // map [H, W, C] -> out [h, w, C], zero on entry; scratch [w, C]. Each row of cells is summed into the bins of
 // one row first, then added to the one or two bin rows that it belongs to.
 template <typename T>
-C10_ALWAYS_INLINE void pool_rows(const T* map, int64_t row_size, const Roi<T>& roi, int bins,
-                                 int64_t channels, T* scratch, T* out) {
+FRCNN_INLINE void pool_rows(const T* map, int64_t row_size, const Roi<T>& roi, int bins, int64_t channels,
+                            T* scratch, T* out) {
   constexpr int kLanes = Vector<T>::kLanes, kBlock = 8;
   const int64_t bin_row = bins * channels;
   const Tap<T>* const end = roi.columns.data() + roi.columns.size();
@@ -177,8 +179,8 @@ C10_ALWAYS_INLINE void pool_rows(const T* map, int64_t row_size, const Roi<T>& r
 
 // The transpose of pool_rows for the cell rows [begin, end): grad [h, w, C] is added to map [H, W, C].
 template <typename T>
-C10_ALWAYS_INLINE void spread_rows(const T* grad, int64_t row_size, const Roi<T>& roi, int bins,
-                                   int64_t channels, int64_t begin, int64_t end, T* scratch, T* map) {
+FRCNN_INLINE void spread_rows(const T* grad, int64_t row_size, const Roi<T>& roi, int bins, int64_t channels,
+                              int64_t begin, int64_t end, T* scratch, T* map) {
   const int64_t bin_row = bins * channels;
   auto tap = std::lower_bound(roi.rows.begin(), roi.rows.end(), begin,
                               [](const Tap<T>& t, int64_t row) { return t.cell < row; });
