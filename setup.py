@@ -166,6 +166,7 @@ def main() -> None:
         "-Wall",
         "-Wextra",
         "-Wno-unused-parameter",
+        "-Wno-implicit-fallthrough",  # in torch's headers
     ]  # fmt: skip
     extension = (CUDAExtension if cuda else CppExtension)(
         "frcnn_ops._C",

@@ -74,7 +74,8 @@ at::Tensor decode_boxes(const at::Tensor& boxes, const at::Tensor& deltas, at::A
 at::Tensor decode_boxes_backward(const at::Tensor& grad, const at::Tensor& boxes, const at::Tensor& deltas,
                                  at::ArrayRef<double> stds, at::OptionalIntArrayRef max_shape) {
   check_decode_boxes_backward(grad, boxes, deltas, stds, max_shape);
-  const at::Tensor grad_rows = grad.contiguous(), box_rows = boxes.contiguous(), delta_rows = deltas.contiguous();
+  const at::Tensor grad_rows = grad.contiguous(), box_rows = boxes.contiguous(),
+                   delta_rows = deltas.contiguous();
   at::Tensor result = at::empty_like(delta_rows);
   const int64_t classes = deltas.size(1) / 4;
   AT_DISPATCH_FLOATING_TYPES(boxes.scalar_type(), "decode_boxes_backward", [&] {

@@ -1,6 +1,6 @@
 // Pairwise IoU: one row per box of `a`, vectorised over the boxes of `b`, which lie there by coordinate.
-#include <ATen/Parallel.h>
 #include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -14,8 +14,8 @@ namespace frcnn {
 namespace {
 
 template <typename T>
-FRCNN_INLINE void fill_row(const Box<T>& box, const T* x1, const T* y1, const T* x2, const T* y2, const T* area,
-                           int64_t count, T* out) {
+FRCNN_INLINE void fill_row(const Box<T>& box, const T* x1, const T* y1, const T* x2, const T* y2,
+                           const T* area, int64_t count, T* out) {
   const T own_area = box.area();
   for (int64_t i = 0; i < count; ++i) {
     out[i] = iou(box, own_area, Box<T>{x1[i], y1[i], x2[i], y2[i]}, area[i]);
