@@ -166,6 +166,7 @@ def main() -> None:
         "-Wall",
         "-Wextra",
         "-Wno-unused-parameter",
+        "-Wno-implicit-fallthrough",  # in torch's headers
     ]  # fmt: skip
     if found_compiler()[0] == "gcc":
         # Without it at::parallel_for is serial. Not a link argument: the symbols are those of torch's libgomp.

@@ -30,12 +30,13 @@ TORCH_LIBRARY(frcnn_ops, m) {
       "decode_boxes_backward(Tensor grad, Tensor boxes, Tensor deltas, float[] stds, int[]? max_shape) "
       "-> Tensor");
 
-  // The selected anchors of every level and image, decoded, clipped and filtered; anchors are computed, not read.
-  // deltas: L of [B, A*4, H, W]; indices: L of int64 [B, k] into the level's H*W*A position-major anchors;
-  // image_sizes [B, 2] float32 (h, w) -> boxes [B, sum k, 4] float32, valid [B, sum k] bool
-  // (valid: width and height both > min_size)
+  // The selected anchors of every level and image, decoded, clipped and filtered; anchors are computed, not
+  // read. deltas: L of [B, A*4, H, W]; indices: L of int64 [B, k] into the level's H*W*A position-major
+  // anchors; image_sizes [B, 2] float32 (h, w) -> boxes [B, sum k, 4] float32, valid [B, sum k] bool (valid:
+  // width and height both > min_size)
   m.def(
-      "decode_proposals(Tensor[] deltas, Tensor[] indices, Tensor image_sizes, float[] strides, float[] scales, "
+      "decode_proposals(Tensor[] deltas, Tensor[] indices, Tensor image_sizes, float[] strides, float[] "
+      "scales, "
       "float[] ratios, float center_offset, float[] stds, float min_size) -> (Tensor, Tensor)");
 
   // features: L of [B, C, H, W]; rois [K, 5] (image, x1, y1, x2, y2); scales: 1 / stride per level
@@ -46,7 +47,8 @@ TORCH_LIBRARY(frcnn_ops, m) {
       "bool aligned, float finest_scale) -> Tensor");
   // sizes: H0, W0, H1, W1, ... -> L of [batch, C, H, W]; bitwise deterministic
   m.def(
-      "roi_align_backward(Tensor grad, Tensor rois, int[] sizes, int batch, float[] scales, int sampling_ratio, "
+      "roi_align_backward(Tensor grad, Tensor rois, int[] sizes, int batch, float[] scales, int "
+      "sampling_ratio, "
       "bool aligned, float finest_scale) -> Tensor[]");
 
   // boxes [N, 4], scores [N], groups int64 [N]: boxes of different groups never suppress each other
@@ -58,13 +60,16 @@ TORCH_LIBRARY(frcnn_ops, m) {
 
   // pred [N, 4] boxes, or deltas against `boxes` [N, 4] when given; target [N, 4] boxes;
   // weight [N] or None; "mean" divides by the number of elements (weights do not count)
-  // mode: "log" | "linear" | "square" | "giou" | "diou" | "ciou" | "bounded"; reduction: "none" | "sum" | "mean"
+  // mode: "log" | "linear" | "square" | "giou" | "diou" | "ciou" | "bounded"; reduction: "none" | "sum" |
+  // "mean"
   // -> [N] ([N, 4] for "bounded"), or a scalar
   m.def(
-      "iou_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] stds, str mode, float eps, "
+      "iou_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] stds, str mode, float "
+      "eps, "
       "float beta, str reduction) -> Tensor");
   m.def(
-      "iou_loss_backward(Tensor grad, Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] stds, "
+      "iou_loss_backward(Tensor grad, Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] "
+      "stds, "
       "str mode, float eps, float beta, str reduction) -> Tensor");
 
   // boxes [N, 4] (shared by all images) or [B, N, 4]; gts [B, G, 4] padded, gt_counts int64 [B];
@@ -110,7 +115,9 @@ std::string compiler() {
 // setup.py defines FRCNN_TORCH_VERSION, FRCNN_CUDA_VERSION and FRCNN_CUDA_ARCHS; the last two are empty
 // strings in a build without CUDA.
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled operators, registered under torch.ops.frcnn_ops; the module itself only tells what was built.";
+  m.doc() =
+      "Compiled operators, registered under torch.ops.frcnn_ops; the module itself only tells what was "
+      "built.";
   m.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = FRCNN_TORCH_VERSION;

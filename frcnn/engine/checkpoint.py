@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without executing anything.
 
 A checkpoint is a dict of plain values and tensors, so `torch.load(weights_only=True)` reads it. Its layout is
-MMDetection's, so its weights load there and wherever MMDetection's load:
+MMDetection's, so its weights load wherever MMDetection's do, `frcnn.load_checkpoint` included:
 
     state_dict   parameters and buffers
     optimizer    the optimiser's state
@@ -26,12 +26,11 @@ import numpy as np
 import torch
 
 from frcnn.config import Recipe
+from frcnn.detector import FasterRCNN
+from frcnn.zoo.build import build
+from frcnn.zoo.checkpoint import CheckpointError, read_checkpoint
 
 FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and what to do."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -52,9 +51,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         os.close(folder)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that this package wrote. Raises CheckpointError."""
-    path = Path(path)
+def read_training_state(path: Path) -> dict[str, Any]:
+    """The whole content of a last.pth that training wrote. Raises CheckpointError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -63,25 +61,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a readable checkpoint: it is truncated, damaged, or of another program "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-            "Use another one of the same run (best.pth, last.pth) or train anew"
+            "Delete it and train anew; best.pth beside it still has the best weights (weights=best.pth)"
         ) from None
-    if not isinstance(content, dict) or not {"state_dict", "meta"} <= content.keys():
-        raise CheckpointError(f"{path} was not written by frcnn: it has no 'state_dict' and 'meta'")
-    if "recipe" not in content["meta"]:
+    if not isinstance(content, dict) or content.get("training", {}).get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} holds weights but no recipe; "
-            "name the recipe and load them with frcnn.build(name, weights=…)"
+            f"{path} does not hold the state of a training run of this version of frcnn; its weights "
+            "may still do as a start (weights=)"
         )
     return content
 
 
-def recipe_of(checkpoint: dict[str, Any]) -> Recipe:
-    """The recipe that a checkpoint was trained with, its number of classes included."""
-    return from_plain(Recipe, checkpoint["meta"]["recipe"])
+def model_from_checkpoint(path: str | Path, device: torch.device | str | None = None) -> FasterRCNN:
+    """The detector of a checkpoint that training wrote: its recipe, weights and class names.
 
-
-def class_names_of(checkpoint: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(checkpoint["meta"]["dataset_meta"]["classes"])
+    Raises CheckpointError where the file cannot be read or names no recipe.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.recipe is None:
+        raise CheckpointError(
+            f"{path} holds weights but no recipe; name the recipe and load them with "
+            "frcnn.build(name, weights=…)"
+        )
+    return build(from_plain(Recipe, checkpoint.recipe), weights=path, device=device)
 
 
 def to_plain(value: Any) -> Any:

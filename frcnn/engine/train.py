@@ -24,9 +24,8 @@ from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, training_loader
 from frcnn.engine.checkpoint import (
     FORMAT,
-    CheckpointError,
     random_state,
-    read_checkpoint,
+    read_training_state,
     save_checkpoint,
     set_random_state,
     to_plain,
@@ -39,6 +38,7 @@ from frcnn.engine.processes import Processes, started_processes
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
+from frcnn.zoo.checkpoint import CheckpointError
 from frcnn.zoo.recipes import recipe as recipe_named
 
 CONTINUE, STOP, NOT_FINITE = 0, 1, 2
@@ -74,6 +74,7 @@ def train(
     device: str | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     weights: str | Path | None = None,
+    reinit_heads: bool = False,
     resume: bool = False,
     eval_every: int = 1,
     save_every: int = 1000,
@@ -83,7 +84,11 @@ def train(
 
     The classes are the data set's, whatever number the recipe names. `epochs` overrides the recipe's (its
     decay epochs move in proportion), `batch_size` its images per process (the learning rate follows
-    linearly). `weights` starts from a checkpoint instead of from the recipe's initialisation.
+    linearly).
+
+    Training starts from the ImageNet backbone that the recipe names (downloaded once), from random weights
+    where it names none, or from `weights`: a checkpoint's path, or "coco" for the recipe's published one.
+    `reinit_heads` leaves out that checkpoint's class and box layer, to train other classes.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `resume` continues from last.pth;
@@ -107,8 +112,7 @@ def train(
             Path(work_dir or Path("work_dirs") / recipe.name),
             _Settings(seed, precision, processes.count),
             workers,
-            weights,
-            resume,
+            _Start(weights, reinit_heads, resume),
             torch_device,
             processes,
         )
@@ -124,6 +128,15 @@ class _Settings:
     processes: int
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What training starts from."""
+
+    weights: str | Path | None
+    reinit_heads: bool
+    resume: bool
+
+
 class _Run:
     """The state of one training run."""
 
@@ -135,8 +148,7 @@ class _Run:
         work_dir: Path,
         settings: _Settings,
         workers: int,
-        weights: str | Path | None,
-        resume: bool,
+        begin: _Start,
         device: torch.device,
         processes: Processes,
     ):
@@ -148,15 +160,18 @@ class _Run:
         self.last, self.best = work_dir / "last.pth", work_dir / "best.pth"
         self.history: list[dict[str, float]] = []
         self.start = 0
-        self._check_work_dir(resume)
+        self._check_work_dir(begin.resume)
 
         _seed(settings.seed)
+        weights = begin.weights
+        if weights is None and recipe.model.backbone.pretrained is not None:
+            weights = "imagenet"
         self.model = build(
             self.recipe,
-            weights=None if resume else weights,
-            num_classes=len(dataset.class_names),
+            weights=None if begin.resume else weights,
             class_names=dataset.class_names,
             device=device,
+            reinit_heads=begin.reinit_heads and not begin.resume,
         ).to(memory_format=torch.channels_last)
         self.model.train()
         if validation is not None:
@@ -167,7 +182,7 @@ class _Run:
             trainable, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
         )
         _seed(settings.seed + processes.rank)
-        if resume:
+        if begin.resume:
             self._resume()
         self.distributed: nn.Module = self.model
         if processes.count > 1:
@@ -318,12 +333,8 @@ class _Run:
         )
 
     def _resume(self) -> None:
-        checkpoint = read_checkpoint(self.last)
-        training = checkpoint.get("training", {})
-        if training.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{self.last} does not hold the state of a training run of this version of frcnn"
-            )
+        checkpoint = read_training_state(self.last)
+        training = checkpoint["training"]
         differing = _differences(
             {
                 "recipe": checkpoint["meta"]["recipe"],

@@ -22,6 +22,7 @@ from frcnn.config import (
     RoIHeadConfig,
     ScheduleConfig,
 )
+from frcnn.small import small_r18_fpn
 
 R50 = BackboneConfig(depth=50, pretrained="torchvision://resnet50")
 R101 = BackboneConfig(depth=101, pretrained="torchvision://resnet101")
@@ -230,11 +231,13 @@ def list_recipes() -> list[str]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """The recipe of that name: one of the zoo, or small_r18_fpn.
 
     Raises:
         KeyError: no such recipe; the message names the closest ones.
     """
+    if name == "small_r18_fpn":
+        return small_r18_fpn()
     if name not in _BY_NAME:
         # MMDetection 3 writes faster-rcnn_r50_fpn_1x_coco, and older files end in .py.
         wanted = name.removesuffix(".py").replace("-", "_")
