@@ -168,9 +168,6 @@ def main() -> None:
         "-Wno-unused-parameter",
         "-Wno-implicit-fallthrough",  # in torch's headers
     ]  # fmt: skip
-    if found_compiler()[0] == "gcc":
-        # Without it at::parallel_for is serial. Not a link argument: the symbols are those of torch's libgomp.
-        cxx.append("-fopenmp")
     extension = (CUDAExtension if cuda else CppExtension)(
         "frcnn_ops._C",
         sources=sorted(str(path.relative_to(ROOT)) for path in sources),
