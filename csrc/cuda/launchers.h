@@ -102,8 +102,8 @@ cudaError_t frcnn_cuda_nms_sorted(int64_t type, const void* boxes, const void* s
                                   cudaStream_t stream);
 
 // mode: as frcnn::IouLoss counts; reduction: 0 none, 1 sum, 2 mean; weight and boxes may be null.
-// workspace: frcnn_cuda_iou_loss_workspace(type, n) bytes
-int64_t frcnn_cuda_iou_loss_workspace(int64_t type, int64_t n);
+// workspace: frcnn_cuda_iou_loss_workspace(n) bytes
+int64_t frcnn_cuda_iou_loss_workspace(int64_t n);
 cudaError_t frcnn_cuda_iou_loss(int64_t type, const void* pred, const void* target, const void* weight,
                                 const void* boxes, const double* stds, int64_t n, int64_t mode, double eps,
                                 double beta, int64_t reduction, void* workspace, void* out,

@@ -207,13 +207,14 @@ To frcnn_bit_cast(From v) {
 }
 inline int __float_as_int(float v) { return frcnn_bit_cast<int>(v); }
 inline unsigned __float_as_uint(float v) { return frcnn_bit_cast<unsigned>(v); }
+inline long long __double_as_longlong(double v) { return frcnn_bit_cast<long long>(v); }
 inline float __int_as_float(int v) { return frcnn_bit_cast<float>(v); }
 inline float __uint_as_float(unsigned v) { return frcnn_bit_cast<float>(v); }
 template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
-using std::fmaf;
+using std::fma;
 template <typename T>
 T min(T a, T b) {
   return b < a ? b : a;
