@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from frcnn.config import DataConfig, ModelConfig
 from frcnn.zoo.coco import COCO_CLASSES
 from frcnn.zoo.dialects import from_detectron2, from_torchvision, recognise
 from frcnn.zoo.records import ArrayRecord, TensorRecord
@@ -81,7 +82,7 @@ def load_checkpoint(
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     try:
-        tensors, class_names, dialect, notes = _convert(checkpoint, model)
+        tensors, class_names, dialect, notes = our_names(checkpoint, model.config, model.data)
         warned = [*notes, *_style_notes(checkpoint, model)]
         if reinit_heads:
             tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
@@ -197,7 +198,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         plain = json.loads(meta.get("frcnn", "{}"))
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
@@ -205,10 +206,14 @@ def _read_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(tensors, str(path), names, recipe)
 
 
-def _convert(
-    checkpoint: Checkpoint, model: FasterRCNN
+def our_names(
+    checkpoint: Checkpoint, model: ModelConfig, data: DataConfig
 ) -> tuple[dict[str, Tensor], tuple[str, ...], str, tuple[str, ...]]:
-    """(tensors under our names, class names, dialect, notes on what differs)."""
+    """(tensors under our names, class names, dialect, notes on what differs), for a model so configured.
+
+    Raises:
+        CheckpointError: weights of another architecture or style.
+    """
     tensors = drop_module_prefix(checkpoint.tensors)
     dialect = recognise(tensors)
     if dialect == "mmdetection 1.x":
@@ -222,7 +227,7 @@ def _convert(
         kept = {name: value for name, value in tensors.items() if not name.startswith(dropped)}
         return kept, checkpoint.class_names, dialect, ()
     convert = from_torchvision if dialect == "torchvision" else from_detectron2
-    converted = convert(tensors, model.config, model.data)
+    converted = convert(tensors, model, data)
     return converted.tensors, checkpoint.class_names or converted.class_names, dialect, converted.notes
 
 

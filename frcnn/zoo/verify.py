@@ -1,0 +1,372 @@
+"""``frcnn verify``: recompute MMDetection's numbers on this machine and print a certificate.
+
+A case is a file of arrays that MMDetection 3.3.0 computed: pictures, and what came out of the network for
+them. Its weights are not in the file: they are drawn here, by name and seed, as they were drawn there. Small
+cases for every kind of model come with the package (`frcnn/zoo/cases`); a folder of full ones can be given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from frcnn.config import ModelConfig, Recipe
+from frcnn.detector import FasterRCNN
+from frcnn.preprocess import normalise, pad
+from frcnn.structures import Batch
+from frcnn.zoo.recipes import recipe
+
+CASES = Path(__file__).parent / "cases"
+
+FEATURE_TOLERANCE = 2e-5
+"""Largest difference of an array, relative to its largest magnitude."""
+LOSS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-3
+"""Relative difference of a parameter's gradient norm, and of its first entries relative to that norm."""
+MATCH_IOU = 0.99
+MATCH_SCORE = 1e-4
+UNMATCHED = 1 / 1000
+
+# An output layer's weights are scaled so that scores and deltas vary without saturating.
+_OUTPUT_GAIN = {"rpn_cls": 0.15, "rpn_reg": 0.05, "fc_cls": 0.4, "fc_reg": 0.4}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the certificate: largest relative errors, and boxes that found no partner."""
+
+    case: str
+    features: float = 0.0
+    losses: float = 0.0
+    gradients: float = 0.0
+    proposals: int = 0
+    proposals_missed: int = 0
+    detections: int = 0
+    detections_missed: int = 0
+    remark: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every number lies within its tolerance (NaN does not)."""
+        return (
+            self.features <= FEATURE_TOLERANCE
+            and self.losses <= LOSS_TOLERANCE
+            and self.gradients <= GRADIENT_TOLERANCE
+            and self.proposals_missed <= UNMATCHED * self.proposals
+            and self.detections_missed <= UNMATCHED * self.detections
+            and not self.remark
+        )
+
+
+def verify(
+    cases: Sequence[str] = (), device: torch.device | str = "cpu", reference: Path | str | None = None
+) -> bool:
+    """Recompute cases, print the certificate, and say whether all passed.
+
+    Args:
+        cases: names of cases; default: all that are there.
+        device: where to compute; on a GPU in full float32, without TF32.
+        reference: a folder of ``<case>.npz`` files; default: the cases of the package.
+
+    Raises:
+        FileNotFoundError: the folder or a case is not there.
+    """
+    folder = CASES if reference is None else Path(reference)
+    known = case_names(folder)
+    missing = [name for name in cases if name not in known]
+    if missing or not known:
+        raise FileNotFoundError(
+            f"{folder}: no case {', '.join(missing) or 'at all'}; it has {', '.join(known) or 'none'}"
+        )
+    print(_heading(torch.device(device)), flush=True)
+    results = []
+    for name in cases or known:
+        results.append(verify_case(folder / f"{name}.npz", device))
+        print(_line(results[-1]), flush=True)
+    failed = [result.case for result in results if not result.passed]
+    print(f"FAILED: {', '.join(failed)}" if failed else f"all {len(results)} cases pass")
+    return not failed
+
+
+def case_names(folder: Path) -> list[str]:
+    """Names of the folder's model cases (files that hold a ``batch_shape``)."""
+    names = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path) as case:
+            if "batch_shape" in case:
+                names.append(path.stem)
+    return names
+
+
+def case_recipe(name: str) -> Recipe:
+    """The recipe that a case was computed with, by the beginning of its name ("r50_caffe", "r101", …).
+
+    Raises:
+        KeyError: no recipe is known for the name.
+    """
+    known = {
+        "r50": "faster_rcnn_r50_fpn_1x_coco",
+        "r50_caffe": "faster_rcnn_r50_caffe_fpn_1x_coco",
+        "r101": "faster_rcnn_r101_fpn_1x_coco",
+        "r101_caffe": "faster_rcnn_r101_caffe_fpn_1x_coco",
+        "x101_32x4d": "faster_rcnn_x101_32x4d_fpn_1x_coco",
+        "x101_64x4d": "faster_rcnn_x101_64x4d_fpn_1x_coco",
+        "r50_iou": "faster_rcnn_r50_fpn_iou_1x_coco",
+        "r50_giou": "faster_rcnn_r50_fpn_giou_1x_coco",
+        "r50_bounded_iou": "faster_rcnn_r50_fpn_bounded_iou_1x_coco",
+        "r50_caffe_mstrain_2x": "faster_rcnn_r50_caffe_fpn_mstrain_2x_coco",
+        "r50_caffe_mstrain_3x": "faster_rcnn_r50_caffe_fpn_mstrain_3x_coco",
+    }
+    if name == "r50_ciou" or name.startswith("r50_ciou_"):
+        base = recipe(known["r50_iou"])
+        roi_head = replace(base.model.roi_head, box_loss="ciou")
+        return replace(base, name="r50_ciou", model=replace(base.model, roi_head=roi_head))
+    matches = [key for key in known if name == key or name.startswith(f"{key}_")]
+    if not matches:
+        raise KeyError(f"no recipe is known for a case called {name!r}")
+    return recipe(known[max(matches, key=len)])
+
+
+def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, input_std: float) -> dict[str, Tensor]:
+    """The weights of a case: each tensor drawn from a generator of its own, seeded by its name.
+
+    Norms vary around 1 (0.2 at the end of a residual branch, so that depth does not blow up), statistics
+    around (0, 1), weights have a gain of 1.4 over sqrt(fan in), biases 0.05. The first convolution is
+    divided by ``input_std``, the spread of the pictures after normalisation.
+    """
+    drawn = {}
+    for name, shape in shapes.items():
+        module, leaf = name.rsplit(".", 1)
+        layer = module.rsplit(".", 1)[-1]
+        generator = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
+        if leaf == "num_batches_tracked":
+            drawn[name] = torch.zeros(shape, dtype=torch.int64)
+            continue
+        if leaf == "running_var":
+            values = generator.uniform(0.8, 1.2, shape)
+        elif leaf == "weight" and (layer.startswith("bn") or module.endswith("downsample.1")):
+            values = (0.2 if layer == "bn3" else 1.0) * generator.uniform(0.8, 1.2, shape)
+        elif leaf == "weight":
+            gain = _OUTPUT_GAIN.get(layer, 1.4) / np.sqrt(int(np.prod(shape[1:])))
+            values = gain * generator.standard_normal(shape)
+        else:
+            values = 0.05 * generator.standard_normal(shape)
+        drawn[name] = torch.from_numpy(np.asarray(values, dtype=np.float32).reshape(shape))
+    drawn["backbone.conv1.weight"] /= input_std
+    return drawn
+
+
+def verify_case(path: Path, device: torch.device | str = "cpu") -> Result:
+    """Recompute one case and compare; arrays that the file does not hold are not compared."""
+    case = load_case(path)
+    entry = case_recipe(path.stem)
+    model = FasterRCNN(_without_sampling(entry), entry.data)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    model.load_state_dict(draw_weights(shapes, int(case["seed"]), float(case["input_std"])))
+    model.to(device)
+    batch = case_batch(case, entry).to(device)
+    if batch.images.shape != tuple(case["batch_shape"]):
+        return Result(path.stem, remark=f"the batch has shape {tuple(batch.images.shape)}")
+    with _full_precision():
+        result = _compare_inference(model.eval(), case, batch, Result(path.stem))
+        return _compare_training(model.train(), case, batch, result)
+
+
+def load_case(path: Path) -> dict[str, np.ndarray]:
+    """A case's arrays; a picture that the file lacks is read from ``image<i>.png`` beside it."""
+    with np.load(path, allow_pickle=False) as file:
+        case = {name: file[name] for name in file.files}
+    for index in range(int(case["batch_shape"][0])):
+        if f"image{index}" not in case:
+            picture = cv2.imread(str(path.parent / f"image{index}.png"))
+            if picture is None:
+                raise FileNotFoundError(f"{path}: has no image{index}, and no image{index}.png is beside it")
+            case[f"image{index}"] = picture
+    return case
+
+
+def case_batch(case: Mapping[str, np.ndarray], entry: Recipe) -> Batch:
+    """The network's input of a case, with its annotations."""
+    indices = range(int(case["batch_shape"][0]))
+    pictures = [case[f"image{index}"] for index in indices]
+    return Batch(
+        pad([normalise(picture, entry.data) for picture in pictures], entry.data.pad_divisor),
+        tuple((picture.shape[0], picture.shape[1]) for picture in pictures),
+        tuple(torch.from_numpy(case[f"gt_boxes{index}"]).float() for index in indices),
+        tuple(torch.from_numpy(case[f"gt_labels{index}"]).long() for index in indices),
+    )
+
+
+def _without_sampling(entry: Recipe) -> ModelConfig:
+    """The cases' training step has no randomness: it samples every candidate, and keeps 200 proposals."""
+    everything = {"samples": 10**7, "pos_fraction": 1.0}
+    rpn = replace(entry.model.rpn, pre_nms_train=500, post_nms_train=200, **everything)
+    return replace(entry.model, rpn=rpn, roi_head=replace(entry.model.roi_head, **everything))
+
+
+@torch.no_grad()
+def _compare_inference(
+    model: FasterRCNN, case: Mapping[str, np.ndarray], batch: Batch, result: Result
+) -> Result:
+    features = model.neck(model.backbone(batch.images))
+    logits, deltas = model.rpn_head(features)
+    sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
+    boxes, scores = model.rpn_head.propose(logits, deltas, sizes)
+    step = int(case.get("decimation", 1))
+    error = 0.0
+    for level, (feature, logit, delta) in enumerate(zip(features, logits, deltas, strict=True)):
+        outputs = {"fpn": feature[:, ::32], "rpn_cls": logit, "rpn_reg": delta}
+        for name, output in outputs.items():
+            if f"{name}{level}" in case:
+                error = _worse(error, _relative(output[..., ::step, ::step], case[f"{name}{level}"]))
+    counts = dict.fromkeys(("proposals", "proposals_missed", "detections", "detections_missed"), 0)
+    images = range(len(batch.sizes))
+    scales = [tuple(float(value) for value in case[f"scale_factor{index}"]) for index in images]
+    found = model.detect(batch, scales)
+    for index in images:
+        if f"proposals{index}" in case:
+            present = scores[index] > -torch.inf
+            wanted = case[f"proposals{index}"]
+            counts["proposals"] += len(wanted)
+            counts["proposals_missed"] += unmatched(
+                (wanted[:, :4], wanted[:, 4], np.zeros(len(wanted), np.int64)),
+                (_array(boxes[index][present]), _array(scores[index][present].sigmoid()), None),
+            )
+        if f"det_boxes{index}" in case:
+            wanted = case[f"det_boxes{index}"], case[f"det_scores{index}"], case[f"det_labels{index}"]
+            ours = found[index]
+            counts["detections"] += len(wanted[0])
+            counts["detections_missed"] += unmatched(
+                wanted, (_array(ours.boxes), _array(ours.scores), _array(ours.labels))
+            )
+    return replace(result, features=error, **counts)
+
+
+def _compare_training(
+    model: FasterRCNN, case: Mapping[str, np.ndarray], batch: Batch, result: Result
+) -> Result:
+    losses = model(batch)
+    sum(losses.values()).backward()
+    loss_error = 0.0
+    for name, loss in losses.items():
+        wanted = float(case[f"train_{name}"])
+        loss_error = _worse(loss_error, abs(float(loss.detach()) - wanted) / max(abs(wanted), 1e-12))
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    names = [str(name) for name in case["grad_names"]]
+    if set(names) != set(gradients):
+        return replace(
+            result,
+            losses=loss_error,
+            remark=f"gradients of {_some(set(names) ^ set(gradients))} on one side only",
+        )
+    gradient_error = 0.0
+    for name, norm, first in zip(names, case["grad_norms"], case["grad_first8"], strict=True):
+        gradient = _array(gradients[name].double().flatten())
+        scale = max(float(norm), 1e-12)
+        gradient_error = _worse(gradient_error, abs(np.linalg.norm(gradient) - float(norm)) / scale)
+        entries = gradient[:8]
+        gradient_error = _worse(gradient_error, float(np.abs(entries - first[: len(entries)]).max()) / scale)
+    return replace(result, losses=loss_error, gradients=gradient_error)
+
+
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def unmatched(wanted: Boxes, ours: Boxes) -> int:
+    """Boxes without a partner, on the side that has more of them: (boxes, scores, labels or None) each.
+
+    Partners have IoU > 0.99, equal labels and scores within 1e-4; every box has at most one.
+    """
+    boxes, scores, labels = wanted
+    our_boxes, our_scores, our_labels = ours
+    free = np.ones(len(our_boxes), bool)
+    matched = 0
+    for index in range(len(boxes)):
+        fits = free & (np.abs(our_scores - scores[index]) < MATCH_SCORE)
+        if our_labels is not None and labels is not None:
+            fits &= our_labels == labels[index]
+        candidates = np.flatnonzero(fits)
+        if len(candidates):
+            overlaps = _iou(boxes[index], our_boxes[candidates])
+            best = int(overlaps.argmax())
+            if overlaps[best] > MATCH_IOU:
+                free[candidates[best]] = False
+                matched += 1
+    return max(len(boxes), len(our_boxes)) - matched
+
+
+def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    box, boxes = box.astype(np.float64), boxes.astype(np.float64)
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = sides.clip(min=0).prod(1)
+    total = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
+    return shared / np.maximum(total, 1e-12)
+
+
+def _relative(ours: Tensor, wanted: np.ndarray) -> float:
+    values = _array(ours)
+    if values.shape != wanted.shape:
+        return float("inf")
+    scale = max(float(np.abs(wanted).max()), 1e-12)
+    return float(np.abs(values.astype(np.float64) - wanted).max()) / scale
+
+
+def _worse(error: float, other: float) -> float:
+    """The larger of two errors; NaN is the largest."""
+    return other if not other <= error else error
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 throughout: TF32, which GPUs use for convolutions by default, is off."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _heading(device: torch.device) -> str:
+    from frcnn import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return (
+        f"frcnn {__version__}, PyTorch {torch.__version__}, {device} ({name or platform.machine()}), "
+        f"{date.today().isoformat()}; reference: MMDetection 3.3.0\n"
+        f"{'case':<24}{'features':>10}{'losses':>10}{'gradients':>11}{'proposals':>16}{'detections':>16}\n"
+        f"{'tolerance':<24}{FEATURE_TOLERANCE:>10.0e}{LOSS_TOLERANCE:>10.0e}{GRADIENT_TOLERANCE:>11.0e}"
+        f"{'0.1% missed':>16}{'0.1% missed':>16}"
+    )
+
+
+def _line(result: Result) -> str:
+    def boxes(count: int, missed: int) -> str:
+        return f"{count}, {missed} missed" if count else "-"
+
+    return (
+        f"{result.case:<24}{result.features:>10.1e}{result.losses:>10.1e}{result.gradients:>11.1e}"
+        f"{boxes(result.proposals, result.proposals_missed):>16}"
+        f"{boxes(result.detections, result.detections_missed):>16}"
+        f"  {'pass' if result.passed else 'FAIL'} {result.remark}".rstrip()
+    )
