@@ -66,7 +66,7 @@ def detect(
     output = Path(output)
     entries, written, failed = [], [], {}
     boxes, seconds = 0, 0.0
-    for path, relative in tqdm(find_images(paths), desc="detecting", unit="img"):
+    for path, relative in tqdm(find_images(paths), desc="detecting", unit="img", disable=None):
         try:
             image = read_image(path)
         except ValueError as error:

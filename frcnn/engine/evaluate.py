@@ -124,7 +124,7 @@ def _detect(
     started = time.perf_counter()
     try:
         with tqdm(
-            total=len(indices), desc="evaluating", unit="img", leave=False, disable=not progress
+            total=len(indices), desc="evaluating", unit="img", leave=False, disable=None if progress else True
         ) as bar:
             for batch, scales, batch_indices in loader:
                 detections = model.detect(batch.to(device, non_blocking=True), scales)

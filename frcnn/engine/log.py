@@ -25,6 +25,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path, start: int, total: int, steps_per_epoch: int, active: bool):
         self.active = active
+        self.total = total
         self.steps_per_epoch = steps_per_epoch
         self.file = folder / "log.jsonl"
         self.sums: dict[str, float] = defaultdict(float)
@@ -32,8 +33,15 @@ class TrainingLog:
         if not active:
             return
         self._forget_after(start)
+        # on a terminal only: in a file, the log lines say the same
         self.bar = tqdm(
-            total=total, initial=start, unit="it", dynamic_ncols=True, mininterval=0.5, file=sys.stdout
+            total=total,
+            initial=start,
+            unit="it",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            file=sys.stdout,
+            disable=not sys.stdout.isatty(),
         )
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -46,6 +54,7 @@ class TrainingLog:
     def say(self, text: str) -> None:
         if self.active:
             tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def step(self, iteration: int, lr: float, values: dict[str, float], device: torch.device) -> None:
         """Count one step (counted from 0): losses, acc, time, data_time."""
@@ -79,7 +88,7 @@ class TrainingLog:
         self._append(ordered)
         self._scalars("train", iteration, {"lr": lr, **means})
         losses = " ".join(f"{name} {value:.4f}" for name, value in means.items() if "loss" in name)
-        left = (self.bar.total - iteration - 1) * means["time"]
+        left = (self.total - iteration - 1) * means["time"]
         self.say(
             f"epoch {epoch + 1} [{step + 1}/{self.steps_per_epoch}] lr {lr:.3g} {means['time']:.3f} s/it "
             f"(data {means['data_time']:.3f}) left {duration(left)} {losses} acc {means['acc']:.1f}"
