@@ -73,32 +73,38 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
                                           const void* rois, void* workspace, void* const* grad_features,
                                           cudaStream_t stream);
 
-// Up to kFrcnnNmsBlock boxes per segment, float32, any number of segments: sorts and suppresses in one launch.
-// groups: [S, N] or null; boxes of different groups do not suppress each other.
-// drop_absent: a score of -inf marks an absent box.
+// Segments of up to kFrcnnNmsBlock boxes, float32: sorts and suppresses in one launch.
+// boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each other;
+// drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], counts [S]
 enum { kFrcnnNmsBlock = 4096 };
 cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, const int64_t* groups, int64_t segments,
                            int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
                            int64_t* indices, int64_t* counts, cudaStream_t stream);
 
-// Larger inputs. Keys order like scores, ascending from the best; NaN is last, but for absent boxes.
-// keys: int32 for float scores, int64 for double.
-cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, bool drop_absent, void* keys,
-                                cudaStream_t stream);
-// sorted_groups [n] and ids [n], the running number (from 1) of each row's group -> starts [n + 1], count [1]
-cudaError_t frcnn_cuda_nms_segments(const int64_t* sorted_groups, const int64_t* ids, int64_t n,
-                                    int64_t* starts, int64_t* count, cudaStream_t stream);
-// Rows of boxes [total, 4] taken in `order`, cut into segments: [starts[s], starts[s + 1]), or of n rows each
-// where starts is null (then `segments` says how many, else *segment_count).
-// scores: where given, rows of score -inf are absent.
-// Outputs: keep [total] bytes in the order of `order` (or null), indices [S, max_keep] and counts [S] (or null;
-// indices are into the segment).
-// workspace: frcnn_cuda_nms_sorted_workspace() bytes
-int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total, int64_t segments);
-cudaError_t frcnn_cuda_nms_sorted(int64_t type, const void* boxes, const void* scores, const int64_t* order,
-                                  const int64_t* starts, const int64_t* segment_count, int64_t total,
-                                  int64_t segments, int64_t n, double iou_threshold, int64_t max_keep,
-                                  void* workspace, uint8_t* keep, int64_t* indices, int64_t* counts,
+// Larger inputs: sort by the keys of the scores, stably, then by group if there are any, then suppress.
+// keys ascend from the best score to the worst, NaN last; int32 for float scores, int64 for double
+cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys, cudaStream_t stream);
+// ids [n]: the running number, from 1, of each sorted row's group -> starts [n + 1] of the groups, count [1]
+cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* starts, int64_t* count,
+                                    cudaStream_t stream);
+
+struct FrcnnSortedNms {
+  const void* boxes;     // [total, 4], not sorted
+  const void* scores;    // [total] or null; a score of -inf marks an absent box
+  const int64_t* order;  // [total]: segment by segment, best first, rows of boxes
+  // Segments are [starts[s], starts[s + 1]) with their number in device memory, or `segments` of n rows each
+  // if starts is null.
+  const int64_t *starts, *segment_count;
+  int64_t total, segments, n;
+  double iou_threshold;
+  int64_t max_keep;
+  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and counts [S]
+  uint8_t* keep;
+  int64_t *indices, *counts;
+};
+// workspace: frcnn_cuda_nms_sorted_workspace(type, total) bytes
+int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total);
+cudaError_t frcnn_cuda_nms_sorted(int64_t type, const FrcnnSortedNms* problem, void* workspace,
                                   cudaStream_t stream);
 
 // mode: as frcnn::IouLoss counts; reduction: 0 none, 1 sum, 2 mean; weight and boxes may be null.

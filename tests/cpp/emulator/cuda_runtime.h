@@ -186,6 +186,13 @@ T atomicMax(T* address, T value) {
   return old;
 }
 template <typename T>
+T atomicMin(T* address, T value) {
+  emulator::atomic_access(address, sizeof(T));
+  T old = __atomic_load_n(address, __ATOMIC_RELAXED);
+  if (value < old) __atomic_store_n(address, value, __ATOMIC_RELAXED);
+  return old;
+}
+template <typename T>
 T atomicOr(T* address, T value) {
   emulator::atomic_access(address, sizeof(T));
   return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);

@@ -1,0 +1,249 @@
+// NMS of any size: segments of rows that are already sorted, best first. Each segment is taken in chunks of
+// 4096 boxes (2048 in float64). In round r one launch compares every segment's r-th chunk with the boxes that
+// the segment has kept so far, all multiprocessors together, and another suppresses what is left of the chunk
+// in one block (nms.h) and appends it to the kept boxes. A segment of one chunk is done after round 0.
+// Device memory is O(boxes); the number of rounds depends on the number of rows only, so nothing is read back.
+//
+// Bound by operations: kept x n / 2 pairs of about 20. 100,000 boxes of one class that keep 10,000: 10^10
+// operations, 0.3 ms at 30 TFLOP/s, and 25 rounds of one block's chunk, about 0.1 ms each, which dominate:
+// 3 ms estimated. A 100,000^2 mask would be 1.25 GB.
+//
+// Versions: v1, this one. Not yet measured on a GPU. To try: clusters of blocks for the chunk.
+#include "nms.h"
+
+namespace frcnn {
+namespace {
+
+constexpr int kKeyThreads = 256, kPruneThreads = 256;
+constexpr int kPruneBoxes = 64;    // candidates of a block; the threads split the kept boxes in four
+constexpr int kPruneSplits = 8;    // blocks that share the kept boxes of the same candidates
+constexpr int kMostBlocks = 2048;  // of launches whose number of segments only the device knows
+
+template <typename T>
+constexpr int kChunk = sizeof(T) == 8 ? kFrcnnNmsBlock / 2 : kFrcnnNmsBlock;
+
+__device__ __forceinline__ int key_of(float score) {
+  if (!(score == score)) return INT32_MAX;
+  const int bits = __float_as_int(score == 0.0f ? 0.0f : score);
+  return bits < 0 ? bits & INT32_MAX : -bits;
+}
+__device__ __forceinline__ int64_t key_of(double score) {
+  if (!(score == score)) return INT64_MAX;
+  const int64_t bits = __double_as_longlong(score == 0.0 ? 0.0 : score);
+  return bits < 0 ? bits & INT64_MAX : -bits;
+}
+
+template <typename T, typename Key>
+__global__ void __launch_bounds__(kKeyThreads)
+    keys_kernel(const T* __restrict__ scores, int64_t n, Key* __restrict__ keys) {
+  const int64_t i = int64_t{blockIdx.x} * kKeyThreads + threadIdx.x;
+  if (i < n) keys[i] = key_of(scores[i]);
+}
+
+__global__ void __launch_bounds__(kKeyThreads)
+    segments_kernel(const int64_t* __restrict__ ids, int64_t n, int64_t* __restrict__ starts,
+                    int64_t* __restrict__ count) {
+  const int64_t i = int64_t{blockIdx.x} * kKeyThreads + threadIdx.x;
+  if (i >= n) return;
+  const int64_t id = ids[i];
+  if (i == 0 || ids[i - 1] != id) starts[id - 1] = i;
+  if (i == n - 1) {
+    starts[id] = n;
+    *count = id;
+  }
+}
+
+template <typename T>
+struct Sorted {
+  const T *boxes, *scores;
+  const int64_t *order, *starts, *segment_count;
+  int64_t segments, n;
+  T threshold;
+  int64_t max_keep;
+  // Workspace: a segment's kept boxes from its own start on, how many there are, and a bit per row of the
+  // chunks of this round that a kept box suppresses.
+  Box<T>* kept;
+  int64_t* kept_count;
+  unsigned* dropped;
+  uint8_t* keep;
+  int64_t *indices, *counts;
+
+  __device__ __forceinline__ int64_t segment_total() const { return starts != nullptr ? *segment_count : segments; }
+  __device__ __forceinline__ int64_t start_of(int64_t s) const { return starts != nullptr ? starts[s] : s * n; }
+};
+
+// grid: (groups of candidates of a chunk, splits of the kept boxes, segments; the last wraps around)
+template <typename T>
+__global__ void __launch_bounds__(kPruneThreads) prune_kernel(Sorted<T> p, int64_t round) {
+  const int t = static_cast<int>(threadIdx.x);
+  const int64_t total = p.segment_total();
+  for (int64_t s = blockIdx.z; s < total; s += gridDim.z) {
+    const int64_t start = p.start_of(s), end = p.start_of(s + 1);
+    const int64_t chunk = start + round * kChunk<T>;
+    const int64_t row = chunk + int64_t{blockIdx.x} * kPruneBoxes + t % kPruneBoxes;
+    if (chunk >= end) continue;
+    const int64_t kept = p.kept_count[s];
+    bool dropped = false;
+    if (row < end && row < chunk + kChunk<T>) {
+      const Box<T> box = load_box(p.boxes + p.order[row] * 4);
+      const T area = box.area();
+      constexpr int kParts = kPruneThreads / kPruneBoxes;
+      for (int64_t k = blockIdx.y * kParts + t / kPruneBoxes; k < kept && !dropped; k += gridDim.y * kParts) {
+        const Box<T> other = p.kept[start + k];
+        dropped = iou(other, other.area(), box, area) > p.threshold;
+      }
+    }
+    // A warp's rows start at a multiple of 32 from the chunk's start, so a chunk's bits fill whole words.
+    const unsigned drops = __ballot_sync(kFullWarp, dropped);
+    if (t % 32 == 0 && drops != 0) atomicOr(&p.dropped[chunk / 32 + s + (row - chunk) / 32], drops);
+  }
+}
+
+// grid: segments, wrapping around
+template <typename T>
+__global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t round) {
+  FRCNN_DYNAMIC_SHARED(memory);
+  FRCNN_SHARED(s, NmsShared);
+  Box<T>* const boxes = reinterpret_cast<Box<T>*>(memory);
+  int* const places = reinterpret_cast<int*>(boxes + kChunk<T>);  // in the chunk
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  const int64_t total = p.segment_total();
+  for (int64_t segment = blockIdx.x; segment < total; segment += gridDim.x) {
+    const int64_t start = p.start_of(segment), end = p.start_of(segment + 1);
+    const int64_t chunk = start + round * kChunk<T>;
+    if (round > 0 && chunk >= end) continue;
+    const int size = static_cast<int>(end - chunk < kChunk<T> ? end - chunk : kChunk<T>);
+    const int64_t before = round > 0 ? p.kept_count[segment] : 0;
+
+    // What earlier chunks left of this one, in order.
+    int count = 0;
+    for (int first = 0; first < size; first += kNmsThreads) {
+      const int i = first + t;
+      bool chosen = false;
+      int64_t row = 0;
+      if (i < size) {
+        row = p.order[chunk + i];
+        chosen = round == 0 || (p.dropped[chunk / 32 + segment + i / 32] >> (i % 32) & 1u) == 0;
+        if (p.scores != nullptr && p.scores[row] == -static_cast<T>(INFINITY)) chosen = false;
+      }
+      const unsigned votes = __ballot_sync(kFullWarp, chosen);
+      if (lane == 0) s.of_warp[warp] = __popc(votes);
+      __syncthreads();
+      int rank = count + __popc(votes & ((1u << lane) - 1u));
+      for (int w = 0; w < kNmsWarps; ++w) {
+        rank += w < warp ? s.of_warp[w] : 0;
+        count += s.of_warp[w];
+      }
+      if (chosen) {
+        boxes[rank] = load_box(p.boxes + row * 4);
+        places[rank] = i;
+      }
+      __syncthreads();
+    }
+
+    const int64_t most = p.max_keep - before < count ? p.max_keep - before : count;
+    const int kept = suppress_in_block<T>(boxes, places, count, nullptr, p.threshold, static_cast<int>(most), s);
+    for (int i = t; i < kept; i += kNmsThreads) {
+      p.kept[start + before + i] = boxes[i];
+      if (p.keep != nullptr) p.keep[chunk + places[i]] = 1;
+      if (p.indices != nullptr)
+        p.indices[segment * p.max_keep + before + i] = p.order[chunk + places[i]] - segment * p.n;
+    }
+    __syncthreads();
+    if (t == 0) {
+      p.kept_count[segment] = before + kept;
+      if (p.counts != nullptr) p.counts[segment] = before + kept;
+    }
+  }
+}
+
+// The parts of the workspace for `total` rows, each a multiple of 16 bytes.
+struct Parts {
+  int64_t kept, kept_count, dropped, end;
+};
+Parts parts_of(int64_t type, int64_t total) {
+  const int64_t box = type == kFrcnnDouble ? sizeof(Box<double>) : sizeof(Box<float>);
+  Parts parts;
+  parts.kept = 0;
+  parts.kept_count = total * box;
+  parts.dropped = parts.kept_count + div_up<int64_t>((total + 1) * sizeof(int64_t), 16) * 16;
+  parts.end = parts.dropped + (total / 32 + total + 2) * static_cast<int64_t>(sizeof(unsigned));
+  return parts;
+}
+
+}  // namespace
+}  // namespace frcnn
+
+extern "C" {
+
+cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys, cudaStream_t stream) {
+  using namespace frcnn;
+  if (n == 0) return cudaSuccess;
+  const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads)));
+  if (type == kFrcnnFloat)
+    return launch(keys_kernel<float, int>, blocks, dim3(kKeyThreads), 0, stream,
+                  static_cast<const float*>(scores), n, static_cast<int*>(keys));
+  return launch(keys_kernel<double, int64_t>, blocks, dim3(kKeyThreads), 0, stream,
+                static_cast<const double*>(scores), n, static_cast<int64_t*>(keys));
+}
+
+cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* starts, int64_t* count,
+                                    cudaStream_t stream) {
+  using namespace frcnn;
+  if (n == 0) return cudaSuccess;
+  return launch(segments_kernel, dim3(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads))), dim3(kKeyThreads),
+                0, stream, ids, n, starts, count);
+}
+
+int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total) {
+  return frcnn::parts_of(type, total).end;
+}
+
+cudaError_t frcnn_cuda_nms_sorted(int64_t type, const FrcnnSortedNms* problem, void* workspace,
+                                  cudaStream_t stream) {
+  using namespace frcnn;
+  if (problem->total == 0) return cudaSuccess;
+  return for_box_type(type, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const Parts parts = parts_of(type, problem->total);
+    unsigned char* const memory = static_cast<unsigned char*>(workspace);
+    const Sorted<T> p{static_cast<const T*>(problem->boxes),
+                      static_cast<const T*>(problem->scores),
+                      problem->order,
+                      problem->starts,
+                      problem->segment_count,
+                      problem->segments,
+                      problem->n,
+                      static_cast<T>(problem->iou_threshold),
+                      problem->max_keep,
+                      reinterpret_cast<Box<T>*>(memory + parts.kept),
+                      reinterpret_cast<int64_t*>(memory + parts.kept_count),
+                      reinterpret_cast<unsigned*>(memory + parts.dropped),
+                      problem->keep,
+                      problem->indices,
+                      problem->counts};
+    const int64_t most_segments = problem->starts != nullptr ? problem->total : problem->segments;
+    const int64_t longest = problem->starts != nullptr ? problem->total : problem->n;
+    const unsigned blocks = static_cast<unsigned>(most_segments < kMostBlocks ? most_segments : kMostBlocks);
+    const unsigned layers = static_cast<unsigned>(most_segments < 64 ? most_segments : 64);
+    const size_t bytes = kChunk<T> * (sizeof(Box<T>) + sizeof(int));
+    cudaError_t error = cudaMemsetAsync(p.dropped, 0, static_cast<size_t>(parts.end - parts.dropped), stream);
+    if (error == cudaSuccess && problem->keep != nullptr)
+      error = cudaMemsetAsync(problem->keep, 0, static_cast<size_t>(problem->total), stream);
+    if (error == cudaSuccess && problem->indices != nullptr)
+      error = cudaMemsetAsync(problem->indices, 0xff,
+                              static_cast<size_t>(problem->segments * problem->max_keep) * sizeof(int64_t), stream);
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(chunk_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(bytes));
+    for (int64_t round = 0; error == cudaSuccess && round * kChunk<T> < longest; ++round) {
+      if (round > 0)
+        error = launch(prune_kernel<T>, dim3(kChunk<T> / kPruneBoxes, kPruneSplits, layers), dim3(kPruneThreads), 0,
+                       stream, p, round);
+      if (error == cudaSuccess)
+        error = launch(chunk_kernel<T>, dim3(blocks), dim3(kNmsThreads), bytes, stream, p, round);
+    }
+    return error;
+  });
+}
+}
