@@ -137,8 +137,10 @@ def _parameter(value: Any, *_: Any) -> Any:
     return value
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """How protocol 2 writes bytes."""
+def _encode(text: Any = "", encoding: Any = "latin1") -> bytes:
+    """How older protocols write bytes and bytearrays."""
+    if isinstance(text, bytes):
+        return text
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise UnpickleError("bytes in an unknown encoding")
     return text.encode("latin1")
@@ -200,6 +202,7 @@ BUILDERS: dict[str, Callable[..., Any]] = _TENSOR_BUILDERS | {
     "torch.device": _text,
 }
 for _module in ("builtins", "__builtin__"):
+    BUILDERS |= {f"{_module}.{kind}": _encode for kind in ("bytes", "bytearray")}
     BUILDERS |= {f"{_module}.{kind.__name__}": _collect(kind) for kind in (list, tuple, set, frozenset)}
 for _module in ("numpy.core", "numpy._core"):
     BUILDERS |= {
