@@ -1,4 +1,4 @@
-"""Compiles csrc/ into frcnn_ops/_C: with CUDA where torch has it and a matching nvcc exists, else for the CPU.
+"""Compiles csrc/ into frcnn_ops/_C, with CUDA where torch has it and a matching nvcc exists.
 
 FORCE_CUDA=1 or 0 overrides, TORCH_CUDA_ARCH_LIST chooses GPU architectures, CXX the compiler, MAX_JOBS the
 number of parallel compilations. No GPU has to be visible.
@@ -71,15 +71,15 @@ def use_cuda(force: str | None, torch_cuda: str | None, nvcc: str | None) -> boo
     if torch_cuda is None:
         if force == "1":
             raise BuildError(
-                "FORCE_CUDA=1, but the installed torch is a build without CUDA; install a CUDA build of torch "
-                "or unset FORCE_CUDA."
+                "FORCE_CUDA=1, but the installed torch was built without CUDA; install a CUDA build of "
+                "torch or unset FORCE_CUDA."
             )
         return False
     if nvcc is None:
         if force == "1":
             raise BuildError(
-                f"FORCE_CUDA=1, but no nvcc was found; install the CUDA {version_of(torch_cuda)[0]} toolkit and "
-                "set CUDA_HOME to its folder, or unset FORCE_CUDA."
+                f"FORCE_CUDA=1, but there is no nvcc; install the CUDA {version_of(torch_cuda)[0]} toolkit "
+                "and set CUDA_HOME to its folder, or unset FORCE_CUDA."
             )
         return False
     if version_of(nvcc)[0] != version_of(torch_cuda)[0]:
@@ -168,6 +168,9 @@ def main() -> None:
         "-Wno-unused-parameter",
         "-Wno-implicit-fallthrough",  # in torch's headers
     ]  # fmt: skip
+    if found_compiler()[0] == "gcc":
+        # Without it at::parallel_for is serial. Not a link argument: the symbols are those of torch's libgomp.
+        cxx.append("-fopenmp")
     extension = (CUDAExtension if cuda else CppExtension)(
         "frcnn_ops._C",
         sources=sorted(str(path.relative_to(ROOT)) for path in sources),

@@ -67,12 +67,15 @@ inline void expect_positive(const char* op, const char* name, double value) {
 }
 
 inline void expect_all_positive(const char* op, const char* name, at::ArrayRef<double> values) {
-  for (const double value : values) expect_positive(op, name, value);
+  for (const double value : values) {
+    TORCH_CHECK(value > 0 && std::isfinite(value), op, ": ", name, " hold ", value,
+                ", expected positive numbers");
+  }
 }
 
 inline void expect_stds(const char* op, at::ArrayRef<double> stds) {
   TORCH_CHECK(stds.size() == 4, op, ": stds has ", stds.size(), " numbers, expected 4 (dx, dy, dw, dh)");
-  expect_all_positive(op, "every std", stds);
+  expect_all_positive(op, "stds", stds);
 }
 
 inline void expect_max_shape(const char* op, at::OptionalIntArrayRef max_shape) {
@@ -90,9 +93,9 @@ inline void expect_sizes(const char* op, at::IntArrayRef sizes, size_t levels) {
 
 inline void expect_anchors(const char* op, at::ArrayRef<double> strides, at::ArrayRef<double> scales,
                            at::ArrayRef<double> ratios, double center_offset) {
-  expect_all_positive(op, "every stride", strides);
-  expect_all_positive(op, "every scale", scales);
-  expect_all_positive(op, "every ratio", ratios);
+  expect_all_positive(op, "strides", strides);
+  expect_all_positive(op, "scales", scales);
+  expect_all_positive(op, "ratios", ratios);
   expect_between(op, "center_offset", center_offset, 0, 1);
 }
 
@@ -178,7 +181,7 @@ inline void check_decode_proposals(at::TensorList deltas, at::TensorList indices
 
 inline void expect_pooling(const char* op, at::ArrayRef<double> scales, int64_t sampling_ratio,
                            double finest_scale) {
-  expect_all_positive(op, "every scale", scales);
+  expect_all_positive(op, "scales", scales);
   TORCH_CHECK(sampling_ratio >= 0, op, ": sampling_ratio is ", sampling_ratio,
               ", expected 0 (as many samples as the RoI covers cells) or a number of samples");
   expect_positive(op, "finest_scale", finest_scale);

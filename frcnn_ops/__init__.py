@@ -3,19 +3,22 @@
 Boxes are float (x1, y1, x2, y2) in pixels everywhere; empty inputs work everywhere.
 """
 
-from ._bootstrap import batched_nms, nms, nms_padded, pyramid_roi_align, roi_align
+from .extension import build_info  # isort: skip  # first: it defines the operators
 from .assign_max_iou import assign_max_iou
 from .box_coder import decode_boxes, encode_boxes
 from .box_iou import box_iou
 from .decode_proposals import decode_proposals
 from .grid_anchors import grid_anchors
 from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_loss
+from .nms import batched_nms, nms, nms_padded
+from .roi_align import pyramid_roi_align, roi_align
 
 __all__ = [
     "assign_max_iou",
     "batched_nms",
     "bounded_iou_loss",
     "box_iou",
+    "build_info",
     "ciou_loss",
     "decode_boxes",
     "decode_proposals",

@@ -46,6 +46,8 @@ def assign_max_iou(
         ``gt_index`` int64 (-1 neither, 0 background, k + 1 = ground truth k) and ``max_iou``, the best IoU
         of each box (-1 under an ignore region): [N] each, or [B, N] for a batch.
 
+    Neither is differentiable.
+
     Raises:
         RuntimeError: for other shapes, dtypes or devices that differ, or thresholds outside [0, 1].
     """
@@ -58,7 +60,7 @@ def assign_max_iou(
     if ignore is not None and ignore_counts is None:
         ignore_counts = torch.full((ignore.shape[0],), ignore.shape[1], dtype=torch.int64, device=gts.device)
     gt_index, max_iou = torch.ops.frcnn_ops.assign_max_iou(
-        boxes,
+        boxes.detach(),
         gts,
         gt_counts,
         ignore,
@@ -70,3 +72,20 @@ def assign_max_iou(
         ignore_iof,
     )
     return (gt_index, max_iou) if batched else (gt_index[0], max_iou[0])
+
+
+@torch.library.register_fake("frcnn_ops::assign_max_iou")
+def _(
+    boxes,
+    gts,
+    gt_counts,
+    ignore,
+    ignore_counts,
+    pos_iou,
+    neg_iou,
+    min_pos_iou,
+    match_low_quality,
+    ignore_iof,
+):
+    shape = gts.shape[0], boxes.shape[-2]
+    return boxes.new_empty(shape, dtype=torch.int64), boxes.new_empty(shape)

@@ -57,3 +57,32 @@ def decode_boxes(
     Source: Girshick et al. 2014 (R-CNN), appendix C; clamp as in MMDetection's DeltaXYWHBBoxCoder.
     """
     return torch.ops.frcnn_ops.decode_boxes(boxes, deltas, stds, max_shape)
+
+
+@torch.library.register_fake("frcnn_ops::encode_boxes")
+def _(boxes, targets, stds):
+    return boxes.new_empty(boxes.shape)
+
+
+@torch.library.register_fake("frcnn_ops::decode_boxes")
+def _(boxes, deltas, stds, max_shape):
+    return deltas.new_empty(deltas.shape)
+
+
+@torch.library.register_fake("frcnn_ops::decode_boxes_backward")
+def _(grad, boxes, deltas, stds, max_shape):
+    return deltas.new_empty(deltas.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    boxes, deltas, ctx.stds, ctx.max_shape = inputs
+    ctx.save_for_backward(boxes, deltas)
+
+
+def _backward(ctx, grad):
+    boxes, deltas = ctx.saved_tensors
+    by_deltas = torch.ops.frcnn_ops.decode_boxes_backward(grad, boxes, deltas, ctx.stds, ctx.max_shape)
+    return None, by_deltas, None, None
+
+
+torch.library.register_autograd("frcnn_ops::decode_boxes", _backward, setup_context=_setup_context)

@@ -42,6 +42,14 @@ def decode_proposals(
 
     Source: Ren et al. 2015 (Faster R-CNN).
     """
+    constants = [level.detach() for level in deltas]
     return torch.ops.frcnn_ops.decode_proposals(
-        deltas, indices, image_sizes, strides, scales, ratios, center_offset, stds, min_size
+        constants, indices, image_sizes, strides, scales, ratios, center_offset, stds, min_size
     )
+
+
+@torch.library.register_fake("frcnn_ops::decode_proposals")
+def _(deltas, indices, image_sizes, strides, scales, ratios, center_offset, stds, min_size):
+    batch, total = image_sizes.shape[0], sum(index.shape[1] for index in indices)
+    boxes = image_sizes.new_empty(batch, total, 4)
+    return boxes, image_sizes.new_empty(batch, total, dtype=torch.bool)

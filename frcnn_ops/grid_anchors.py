@@ -44,3 +44,9 @@ def grid_anchors(
     anchors = torch.ops.frcnn_ops.grid_anchors(flat, strides, scales, ratios, center_offset, device)
     per_cell = len(scales) * len(ratios)
     return list(anchors.split([height * width * per_cell for height, width in sizes]))
+
+
+@torch.library.register_fake("frcnn_ops::grid_anchors")
+def _(sizes, strides, scales, ratios, center_offset, device):
+    cells = sum(sizes[2 * level] * sizes[2 * level + 1] for level in range(len(strides)))
+    return torch.empty(cells * len(scales) * len(ratios), 4, dtype=torch.float32, device=device)

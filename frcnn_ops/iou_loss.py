@@ -114,3 +114,28 @@ def bounded_iou_loss(
     arguments and errors as in :func:`iou_loss`. Source: Tychsen-Smith and Petersson 2018.
     """
     return torch.ops.frcnn_ops.iou_loss(pred, target, weight, boxes, stds, "bounded", eps, beta, reduction)
+
+
+@torch.library.register_fake("frcnn_ops::iou_loss")
+def _(pred, target, weight, boxes, stds, mode, eps, beta, reduction):
+    if reduction != "none":
+        return pred.new_empty(())
+    return pred.new_empty(pred.shape if mode == "bounded" else pred.shape[:1])
+
+
+@torch.library.register_fake("frcnn_ops::iou_loss_backward")
+def _(grad, pred, target, weight, boxes, stds, mode, eps, beta, reduction):
+    return pred.new_empty(pred.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    pred, target, weight, boxes, *ctx.settings = inputs
+    ctx.save_for_backward(pred, target, weight, boxes)
+
+
+def _backward(ctx, grad):
+    by_pred = torch.ops.frcnn_ops.iou_loss_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return by_pred, *[None] * 8
+
+
+torch.library.register_autograd("frcnn_ops::iou_loss", _backward, setup_context=_setup_context)

@@ -1,0 +1,73 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    """Every device that the operators run on."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference cases and data beside the repository; skips the test where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "reference").is_dir():
+        pytest.skip(f"needs the reference cases in {folder}, which is not there")
+    return folder
+
+
+class Cases:
+    """Arrays of a .npz as tensors: ``cases("losses/pred")``."""
+
+    def __init__(self, path: Path) -> None:
+        self._arrays = np.load(path)
+
+    def __call__(self, key: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self._arrays[key])).to(device)
+
+    def numbers(self, key: str) -> list:
+        return np.asarray(self._arrays[key]).flatten().tolist()
+
+    def number(self, key: str) -> float:
+        return float(self._arrays[key])
+
+
+@pytest.fixture(scope="session")
+def cases() -> Cases:
+    """Anchors, box coder, loss and assignment cases, computed by MMDetection 3.3.0."""
+    return Cases(ROOT / "tests" / "data" / "ops_small.npz")
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of CPU threads: ``threads(1)``; restored afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def random_boxes():
+    """``random_boxes(n, seed, ...)``: proper boxes inside an image of ``extent`` pixels."""
+
+    def make(n, seed=0, dtype=torch.float32, device="cpu", extent=200.0):
+        generator = torch.Generator().manual_seed(seed)
+        corner = torch.rand(n, 2, generator=generator, dtype=torch.float64) * extent * 0.7
+        size = torch.rand(n, 2, generator=generator, dtype=torch.float64) * extent * 0.3 + 1
+        return torch.cat([corner, corner + size], dim=1).to(device=device, dtype=dtype)
+
+    return make

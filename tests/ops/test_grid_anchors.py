@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch.library import opcheck
+
+import frcnn_ops
+from frcnn_ops import reference
+
+
+def arguments(cases, group):
+    sizes = [tuple(size) for size in cases(f"{group}/sizes").tolist()]
+    return (
+        sizes,
+        cases.numbers(f"{group}/strides"),
+        cases.numbers(f"{group}/scales"),
+        cases.numbers(f"{group}/ratios"),
+    )
+
+
+@pytest.mark.parametrize(("group", "center_offset"), [("anchors", 0.0), ("anchors_offset", 0.5)])
+def test_reference_case(cases, group, center_offset, device):
+    levels = frcnn_ops.grid_anchors(*arguments(cases, group), center_offset, device)
+    assert len(levels) == len(cases(f"{group}/strides"))
+    for i, level in enumerate(levels):
+        assert torch.equal(level, cases(f"{group}/level{i}", device))
+
+
+def test_oracle_on_odd_numbers(device):
+    sizes, strides, scales, ratios = [(7, 3), (1, 50), (33, 18)], [3.7, 10.0, 16.0], [1.3, 8.0], [0.33, 1.7]
+    ours = torch.cat(frcnn_ops.grid_anchors(sizes, strides, scales, ratios, 0.25, device))
+    flat = [cells for size in sizes for cells in size]
+    theirs = reference.grid_anchors(flat, strides, scales, ratios, 0.25, "cpu")
+    torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6, atol=1e-5)
+
+
+def test_geometry(device):
+    (anchors,) = frcnn_ops.grid_anchors([(2, 3)], [16], scales=[4.0], ratios=[0.5, 2.0], device=device)
+    w, h = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
+    torch.testing.assert_close(w * h, torch.full_like(w, 64.0**2))
+    torch.testing.assert_close(h / w, torch.tensor([0.5, 2.0], device=device).repeat(6))
+    centers = (anchors[::2, :2] + anchors[::2, 2:]) / 2
+    expected = torch.tensor([[x * 16.0, y * 16.0] for y in range(2) for x in range(3)], device=device)
+    torch.testing.assert_close(centers, expected)
+
+
+def test_empty(device):
+    assert frcnn_ops.grid_anchors([], [], device=device) == []
+    empty, full = frcnn_ops.grid_anchors([(0, 5), (1, 1)], [4, 8], device=device)
+    assert empty.shape == (0, 4) and full.shape == (3, 4)
+    assert frcnn_ops.grid_anchors([(2, 2)], [4], ratios=[], device=device)[0].shape == (0, 4)
+
+
+def test_default_device_is_followed():
+    assert frcnn_ops.grid_anchors([(1, 1)], [4])[0].device.type == "cpu"
+    with torch.device("meta"):
+        assert frcnn_ops.grid_anchors([(2, 1)], [4])[0].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strides": [4, 8]}, "sizes has 2 numbers, expected 4"),
+        ({"sizes": [(-1, 3)]}, "expected none below 0"),
+        ({"strides": [0]}, "strides hold 0, expected positive numbers"),
+        ({"ratios": [1.0, -2.0]}, "ratios hold -2"),
+        ({"scales": [float("nan")]}, "scales hold nan"),
+        ({"center_offset": 2.0}, r"center_offset is 2, expected a number in \[0, 1\]"),
+    ],
+)
+def test_bad_arguments(change, message, device):
+    with pytest.raises(RuntimeError, match=message):
+        frcnn_ops.grid_anchors(**{"sizes": [(1, 2)], "strides": [4], "device": device, **change})
+
+
+def test_registration(device):
+    opcheck(torch.ops.frcnn_ops.grid_anchors, ([3, 4, 1, 2], [4.0, 8.0], [8.0], [0.5, 1.0], 0.0, device))
+
+
+def test_compiles(device):
+    def anchors(x):
+        return frcnn_ops.grid_anchors([x.shape, (2, 2)], [4, 8], device=x.device)[0] + 1
+
+    x = torch.zeros(3, 5, device=device)
+    torch.testing.assert_close(torch.compile(anchors, fullgraph=True)(x), anchors(x))
