@@ -144,21 +144,28 @@ FRCNN_INLINE void add_scaled(T* __restrict__ out, const T* __restrict__ in, T we
   for (int64_t i = 0; i < count; ++i) out[i] += weight * in[i];
 }
 
-// map [H, W, C] -> out [h, w, C], zero on entry; scratch [w, C]. Each row of cells is summed into the bins of
-// one row first, then added to the one or two bin rows that it belongs to.
+// The taps of cell rows from `row` on.
+template <typename T>
+FRCNN_INLINE auto first_tap(const Roi<T>& roi, int64_t row) {
+  return std::lower_bound(roi.rows.begin(), roi.rows.end(), row,
+                          [](const Tap<T>& tap, int64_t row) { return tap.cell < row; });
+}
+
+// Adds the cell rows [begin, end) of map [H, W, C] to out [h, w, C]; scratch [w, C]. A row of cells is summed
+// into one row of bins first, then added to the one or two bin rows that it belongs to.
 template <typename T>
 FRCNN_INLINE void pool_rows(const T* map, int64_t row_size, const Roi<T>& roi, int bins, int64_t channels,
-                            T* scratch, T* out) {
+                            int64_t begin, int64_t end, T* scratch, T* out) {
   constexpr int kLanes = Vector<T>::kLanes, kBlock = 8;
   const int64_t bin_row = bins * channels;
-  const Tap<T>* const end = roi.columns.data() + roi.columns.size();
-  for (auto tap = roi.rows.begin(); tap != roi.rows.end();) {
+  const Tap<T>* const columns_end = roi.columns.data() + roi.columns.size();
+  for (auto tap = first_tap(roi, begin); tap != roi.rows.end() && tap->cell < end;) {
     const int64_t cell = tap->cell;
     const T* row = map + cell * row_size;
     const Tap<T>* last = roi.columns.data();
     for (int bin = 0; bin < bins; ++bin) {
       const Tap<T>* const first = last;
-      while (last < end && last->bin == bin) ++last;
+      while (last < columns_end && last->bin == bin) ++last;
       T* sums = scratch + bin * channels;
       int64_t c = 0;
       for (; c + kBlock * kLanes <= channels; c += kBlock * kLanes) {
@@ -177,14 +184,12 @@ FRCNN_INLINE void pool_rows(const T* map, int64_t row_size, const Roi<T>& roi, i
   }
 }
 
-// The transpose of pool_rows for the cell rows [begin, end): grad [h, w, C] is added to map [H, W, C].
+// The transpose of pool_rows: grad [h, w, C] is added to the cell rows [begin, end) of map [H, W, C].
 template <typename T>
 FRCNN_INLINE void spread_rows(const T* grad, int64_t row_size, const Roi<T>& roi, int bins, int64_t channels,
                               int64_t begin, int64_t end, T* scratch, T* map) {
   const int64_t bin_row = bins * channels;
-  auto tap = std::lower_bound(roi.rows.begin(), roi.rows.end(), begin,
-                              [](const Tap<T>& t, int64_t row) { return t.cell < row; });
-  while (tap != roi.rows.end() && tap->cell < end) {
+  for (auto tap = first_tap(roi, begin); tap != roi.rows.end() && tap->cell < end;) {
     const int64_t cell = tap->cell;
     std::fill_n(scratch, bin_row, T(0));
     for (; tap != roi.rows.end() && tap->cell == cell; ++tap) {
@@ -198,12 +203,12 @@ FRCNN_INLINE void spread_rows(const T* grad, int64_t row_size, const Roi<T>& roi
 }
 
 FRCNN_VECTORIZED void pool_roi(const float* map, int64_t row_size, const Roi<float>& roi, int bins,
-                               int64_t channels, float* scratch, float* out) {
-  pool_rows(map, row_size, roi, bins, channels, scratch, out);
+                               int64_t channels, int64_t begin, int64_t end, float* scratch, float* out) {
+  pool_rows(map, row_size, roi, bins, channels, begin, end, scratch, out);
 }
 FRCNN_VECTORIZED void pool_roi(const double* map, int64_t row_size, const Roi<double>& roi, int bins,
-                               int64_t channels, double* scratch, double* out) {
-  pool_rows(map, row_size, roi, bins, channels, scratch, out);
+                               int64_t channels, int64_t begin, int64_t end, double* scratch, double* out) {
+  pool_rows(map, row_size, roi, bins, channels, begin, end, scratch, out);
 }
 FRCNN_VECTORIZED void spread_roi(const float* grad, int64_t row_size, const Roi<float>& roi, int bins,
                                  int64_t channels, int64_t begin, int64_t end, float* scratch, float* map) {
@@ -225,57 +230,105 @@ void parallel_tasks(int64_t count, const F& task) {
   });
 }
 
-// maps: one [B, H, W, C] per level, rois [K, 5] -> out [K, h, w, C], zero on entry
+// What the RoIs of one call ask of the maps: one map per level and image, numbered level * batch + image.
 template <typename T>
-void pool(const std::vector<const T*>& maps, const T* rois, int64_t count, const Pooling& pooling,
-          int64_t channels, T* out) {
-  parallel_tasks(count, [&](int64_t k) {
-    const Roi<T> roi = plan_roi(rois + k * 5, pooling);
-    const int64_t height = pooling.sizes[2 * roi.level];
-    const int64_t row_size = pooling.sizes[2 * roi.level + 1] * channels;
-    std::vector<T> scratch(pooling.width * channels);
-    pool_roi(maps[roi.level] + roi.image * height * row_size, row_size, roi, pooling.width, channels,
-             scratch.data(), out + k * pooling.height * pooling.width * channels);
+struct Plan {
+  Plan(const T* rois, int64_t count, const Pooling& pooling, int64_t batch, int64_t channels)
+      : batch(batch), rois(count), rois_of_map(pooling.scales.size() * batch) {
+    at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) this->rois[k] = plan_roi(rois + k * 5, pooling);
+    });
+    for (int64_t k = 0; k < count; ++k) {
+      const Roi<T>& roi = this->rois[k];
+      if (!roi.rows.empty()) rois_of_map[roi.level * batch + roi.image].push_back(k);
+    }
+    for (size_t level = 0; level < pooling.scales.size(); ++level) {
+      heights.push_back(pooling.sizes[2 * level]);
+      row_sizes.push_back(pooling.sizes[2 * level + 1] * channels);
+    }
+  }
+
+  int64_t level(int64_t map) const { return map / batch; }
+  int64_t height(int64_t map) const { return heights[level(map)]; }
+  int64_t row_size(int64_t map) const { return row_sizes[level(map)]; }
+  int64_t offset(int64_t map) const { return map % batch * height(map) * row_size(map); }
+  // Rows of cells that are worked on together, so that they come from the cache for all RoIs but the first.
+  int64_t band(int64_t map) const {
+    constexpr int64_t kBandBytes = 1 << 20;
+    const int64_t row_bytes = row_size(map) * static_cast<int64_t>(sizeof(T));
+    return std::max<int64_t>(1, kBandBytes / std::max<int64_t>(1, row_bytes));
+  }
+
+  int64_t batch;
+  std::vector<Roi<T>> rois;
+  std::vector<std::vector<int64_t>> rois_of_map;  // in order; without those that have no taps
+  std::vector<int64_t> heights, row_sizes;        // per level
+};
+
+// maps: one [B, H, W, C] per level, rois [K, 5] -> out [K, h, w, C], zero on entry.
+// A task takes RoIs of one map that begin near each other and goes down the map with all of them.
+template <typename T>
+void pool(const std::vector<const T*>& maps, Plan<T>& plan, const Pooling& pooling, int64_t channels,
+          T* out) {
+  struct Chunk {
+    int64_t map, begin, end;  // of rois_of_map[map]
+  };
+  const int64_t bin_row = pooling.width * channels;
+  const int64_t target = static_cast<int64_t>(plan.rois.size()) / (4 * at::get_num_threads()) + 1;
+  std::vector<Chunk> chunks;
+  for (size_t map = 0; map < plan.rois_of_map.size(); ++map) {
+    auto& own = plan.rois_of_map[map];
+    std::stable_sort(own.begin(), own.end(), [&](int64_t a, int64_t b) {
+      return plan.rois[a].rows.front().cell < plan.rois[b].rows.front().cell;
+    });
+    const int64_t count = static_cast<int64_t>(own.size());
+    for (int64_t i = 0; i < count; i += target) {
+      chunks.push_back({static_cast<int64_t>(map), i, std::min(i + target, count)});
+    }
+  }
+  parallel_tasks(static_cast<int64_t>(chunks.size()), [&](int64_t i) {
+    const Chunk& chunk = chunks[i];
+    const auto& own = plan.rois_of_map[chunk.map];
+    const T* map = maps[plan.level(chunk.map)] + plan.offset(chunk.map);
+    const int64_t band = plan.band(chunk.map), height = plan.height(chunk.map);
+    std::vector<T> scratch(bin_row);
+    for (int64_t row = plan.rois[own[chunk.begin]].rows.front().cell; row < height; row += band) {
+      for (int64_t j = chunk.begin; j < chunk.end; ++j) {
+        const Roi<T>& roi = plan.rois[own[j]];
+        if (roi.rows.front().cell >= row + band) break;
+        if (roi.rows.back().cell < row) continue;
+        pool_roi(map, plan.row_size(chunk.map), roi, pooling.width, channels, row, row + band, scratch.data(),
+                 out + own[j] * pooling.height * bin_row);
+      }
+    }
   });
 }
 
-// grad [K, h, w, C], rois [K, 5] -> maps: one [B, H, W, C] per level, overwritten.
+// grad [K, h, w, C] -> maps: one [B, H, W, C] per level, overwritten.
 // A band of map rows belongs to one task, which adds the RoIs in their order: no atomics, and the same sums
-// whatever the number of threads. A band stays in the cache meanwhile.
+// whatever the number of threads.
 template <typename T>
-void spread(const T* grad, const T* rois, int64_t count, const Pooling& pooling, int64_t batch,
-            int64_t channels, const std::vector<T*>& maps) {
+void spread(const T* grad, const Plan<T>& plan, const Pooling& pooling, int64_t channels,
+            const std::vector<T*>& maps) {
   struct Band {
-    int64_t map, begin, end;  // map: level * batch + image; rows [begin, end)
+    int64_t map, begin, end;  // rows [begin, end)
   };
-  constexpr int64_t kBandBytes = 1 << 19;
-  const int64_t levels = static_cast<int64_t>(maps.size());
+  const int64_t bin_row = pooling.width * channels;
   std::vector<Band> bands;
-  for (int64_t map = 0; map < levels * batch; ++map) {
-    const int64_t height = pooling.sizes[2 * (map / batch)], width = pooling.sizes[2 * (map / batch) + 1];
-    const int64_t row_bytes = width * channels * static_cast<int64_t>(sizeof(T));
-    const int64_t rows = std::max<int64_t>(1, kBandBytes / std::max<int64_t>(1, row_bytes));
-    for (int64_t row = 0; row < height; row += rows)
-      bands.push_back({map, row, std::min(row + rows, height)});
+  for (int64_t map = 0; map < static_cast<int64_t>(plan.rois_of_map.size()); ++map) {
+    const int64_t height = plan.height(map), band = plan.band(map);
+    for (int64_t row = 0; row < height; row += band)
+      bands.push_back({map, row, std::min(row + band, height)});
   }
-
-  std::vector<Roi<T>> plans(count);
-  at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) plans[k] = plan_roi(rois + k * 5, pooling);
-  });
-  std::vector<std::vector<int64_t>> rois_of_map(levels * batch);
-  for (int64_t k = 0; k < count; ++k) rois_of_map[plans[k].level * batch + plans[k].image].push_back(k);
-
   parallel_tasks(static_cast<int64_t>(bands.size()), [&](int64_t i) {
     const Band& band = bands[i];
-    const int64_t level = band.map / batch;
-    const int64_t height = pooling.sizes[2 * level], row_size = pooling.sizes[2 * level + 1] * channels;
-    T* map = maps[level] + band.map % batch * height * row_size;
+    const int64_t row_size = plan.row_size(band.map);
+    T* map = maps[plan.level(band.map)] + plan.offset(band.map);
     std::fill(map + band.begin * row_size, map + band.end * row_size, T(0));
-    std::vector<T> scratch(pooling.width * channels);
-    for (const int64_t k : rois_of_map[band.map]) {
-      spread_roi(grad + k * pooling.height * pooling.width * channels, row_size, plans[k], pooling.width,
-                 channels, band.begin, band.end, scratch.data(), map);
+    std::vector<T> scratch(bin_row);
+    for (const int64_t k : plan.rois_of_map[band.map]) {
+      spread_roi(grad + k * pooling.height * bin_row, row_size, plan.rois[k], pooling.width, channels,
+                 band.begin, band.end, scratch.data(), map);
     }
   });
 }
@@ -308,7 +361,8 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::IntArr
     for (const at::Tensor& map : maps) pointers.push_back(map.const_data_ptr<scalar_t>());
     const scalar_t* roi_rows = rows.const_data_ptr<scalar_t>();
     check_image_indices(roi_rows, count, batch);
-    pool(pointers, roi_rows, count, pooling, channels, out.mutable_data_ptr<scalar_t>());
+    Plan<scalar_t> plan(roi_rows, count, pooling, batch, channels);
+    pool(pointers, plan, pooling, channels, out.mutable_data_ptr<scalar_t>());
   });
   const bool channels_last = first.is_contiguous(kChannelsLast) && !first.is_contiguous();
   return out.to(first.scalar_type()).contiguous(channels_last ? kChannelsLast : at::MemoryFormat::Contiguous);
@@ -332,7 +386,8 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
     for (const at::Tensor& map : grads) pointers.push_back(map.mutable_data_ptr<scalar_t>());
     const scalar_t* roi_rows = rows.const_data_ptr<scalar_t>();
     check_image_indices(roi_rows, count, batch);
-    spread(source.const_data_ptr<scalar_t>(), roi_rows, count, pooling, batch, channels, pointers);
+    const Plan<scalar_t> plan(roi_rows, count, pooling, batch, channels);
+    spread(source.const_data_ptr<scalar_t>(), plan, pooling, channels, pointers);
   });
   for (at::Tensor& map : grads) map = map.to(grad.scalar_type());
   return grads;
