@@ -55,18 +55,19 @@ cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnchors* grid,
                                         int64_t batch, const double* stds, double min_size, float* boxes,
                                         bool* valid, cudaStream_t stream);
 
-// What the two directions of roi_align share, in host memory.
+// What the two directions of roi_align share, in host memory. At most kFrcnnMostBins bin rows and columns.
+enum { kFrcnnMostBins = 512 };
 struct FrcnnRoiAlign {
   const int64_t* sizes;  // H and W of each level
   const double* scales;  // cells per pixel of each level
   int64_t levels, batch, channels, rois, pooled_height, pooled_width, sampling_ratio;
-  bool aligned, channels_last;  // channels_last: features and pooled values are [B, H, W, C]
+  bool aligned, channels_last;  // channels_last: features and pooled values are [B, H, W, C]; forward only
   double finest_scale;
 };
 // features: host array of device pointers; rois float32, or float64 when features are
 cudaError_t frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
                                  const void* rois, void* out, cudaStream_t stream);
-// grad is always [K, h, w, C]; grad_features are as channels_last says.
+// grad is [K, h, w, C], grad_features [B, H, W, C], whatever channels_last says
 // workspace: frcnn_cuda_roi_align_backward_workspace(pooling) bytes of device memory
 int64_t frcnn_cuda_roi_align_backward_workspace(const FrcnnRoiAlign* pooling);
 cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,

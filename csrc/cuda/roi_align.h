@@ -21,8 +21,8 @@ struct Pyramid {
 template <typename C>
 bool copy_pyramid(const FrcnnRoiAlign& from, Pyramid<C>* to) {
   *to = {};
-  if (from.levels > kFrcnnMostLevels || from.rois > INT32_MAX || from.pooled_height > INT16_MAX ||
-      from.pooled_width > INT16_MAX || from.sampling_ratio > INT16_MAX)
+  if (from.levels > kFrcnnMostLevels || from.rois > INT32_MAX || from.sampling_ratio > INT16_MAX ||
+      from.pooled_height + from.pooled_width > kFrcnnMostBins)
     return false;
   for (int64_t l = 0; l < from.levels; ++l) {
     if (from.sizes[2 * l] > INT32_MAX || from.sizes[2 * l + 1] > INT32_MAX) return false;

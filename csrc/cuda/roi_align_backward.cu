@@ -174,7 +174,7 @@ template <typename T, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     tile_kernel(const __grid_constant__ Pyramid<compute_t<T>> pyramid,
                 const __grid_constant__ GradMaps<T> maps, const compute_t<T>* __restrict__ rois,
-                const T* __restrict__ grad, Sorted sorted, int batch_size, bool channels_last) {
+                const T* __restrict__ grad, Sorted sorted, int batch_size) {
   using C = compute_t<T>;
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(s, Weights<C>);
@@ -261,37 +261,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   const int y = y0 + row;
   if (!active || y >= height) return;
   const int columns = width - x0 < kTile ? width - x0 : kTile;
-  if (channels_last) {
-    T* const to = maps.map[level] + ((image * height + y) * width + x0) * pyramid.channels + channel;
+  T* const to = maps.map[level] + ((image * height + y) * width + x0) * pyramid.channels + channel;
 #pragma unroll
-    for (int x = 0; x < kTile; ++x) {
-      if (x >= columns) break;
-      Pack<T, N> result;
+  for (int x = 0; x < kTile; ++x) {
+    if (x >= columns) break;
+    Pack<T, N> result;
 #pragma unroll
-      for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[x][n]);
-      store_pack<T, N>(to + x * pyramid.channels, result);
-    }
-    return;
-  }
-  // A lane's 8 neighbouring cells of one channel are 16 bytes in half, and a sector in float32.
-  T* const to = maps.map[level] + ((image * pyramid.channels + channel) * height + y) * int64_t{width} + x0;
-  const bool packs = columns == kTile && width % kPack<T> == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    T* const line = to + int64_t{n} * height * width;
-    if (packs) {
-#pragma unroll
-      for (int x = 0; x < kTile; x += kPack<T>) {
-        Pack<T, kPack<T>> result;
-#pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) result.v[i] = narrow<T>(sum[x + i][n]);
-        store_pack<T, kPack<T>>(line + x, result);
-      }
-    } else {
-#pragma unroll
-      for (int x = 0; x < kTile; ++x)
-        if (x < columns) line[x] = narrow<T>(sum[x][n]);
-    }
+    for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[x][n]);
+    store_pack<T, N>(to + x * pyramid.channels, result);
   }
 }
 
@@ -328,7 +305,8 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
       packs = packs && aligned_to_16(grad_features[l]);
     }
     if (tiles * pooling->channels == 0) return cudaSuccess;
-    const int64_t bytes_per_roi = (pyramid.pooled_height + pyramid.pooled_width) * kTile * static_cast<int64_t>(sizeof(C));
+    const int64_t bytes_per_roi =
+        (pyramid.pooled_height + pyramid.pooled_width) * kTile * static_cast<int64_t>(sizeof(C));
     const int64_t fitting = kTableBytes / bytes_per_roi;
     const int batch_size = static_cast<int>(fitting < kMostBatch ? fitting : kMostBatch);
     if (tiles > INT32_MAX || batch_size == 0) return cudaErrorInvalidValue;
@@ -343,7 +321,7 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
       const dim3 grid(static_cast<unsigned>(tiles),
                       static_cast<unsigned>(div_up<int64_t>(pooling->channels, 32 * channels_per_lane)));
       return launch(kernel, grid, dim3(kThreads), static_cast<size_t>(batch_size * bytes_per_roi), stream, pyramid,
-                    maps, boxes, static_cast<const T*>(grad), sorted, batch_size, pooling->channels_last);
+                    maps, boxes, static_cast<const T*>(grad), sorted, batch_size);
     };
     return packs ? run(tile_kernel<T, kPack<T>>, kPack<T>) : run(tile_kernel<T, 1>, 1);
   });

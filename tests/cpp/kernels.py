@@ -158,26 +158,21 @@ def roi_align(
 
 
 def roi_align_backward(
-    grad, rois, sizes, batch, scales, sampling_ratio, aligned, finest_scale,
-    kind=None, channels_last=False, seed=0,
-) -> list[np.ndarray]:  # fmt: skip
+    grad, rois, sizes, batch, scales, sampling_ratio, aligned, finest_scale, kind=None, seed=0
+) -> list[np.ndarray]:
     channels, (h, w) = grad.shape[1], grad.shape[2:]
-    shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
     with emulated.device(seed) as d:
-        if channels_last:
-            outs = [d.empty((batch, *s, channels), grad.dtype) for s in shapes]
-        else:
-            outs = [d.empty((batch, channels, *s), grad.dtype) for s in shapes]
+        shapes = zip(sizes[::2], sizes[1::2], strict=True)
+        outs = [d.empty((batch, *shape, channels), grad.dtype) for shape in shapes]
         pooling = RoiAlign(
-            sizes, scales, batch, channels, len(rois), h, w, sampling_ratio, aligned, channels_last, finest_scale
+            sizes, scales, batch, channels, len(rois), h, w, sampling_ratio, aligned, True, finest_scale
         )
         size = _size(d, "frcnn_cuda_roi_align_backward_workspace", ctypes.byref(pooling))
         kind = _kind(grad, kind)
         pointers = (Pointer * len(outs))(*(o.address for o in outs))
         arrays = d.put(grad.transpose(0, 2, 3, 1)), d.put(rois), d.empty(size, np.uint8)
         d.call("frcnn_cuda_roi_align_backward", kind, ctypes.byref(pooling), *arrays, pointers)
-        results = [d.get(o) for o in outs]
-        return [r.transpose(0, 3, 1, 2) if channels_last else r for r in results]
+        return [d.get(o).transpose(0, 3, 1, 2) for o in outs]
 
 
 def _size(d: Device, name: str, *args: object) -> int:

@@ -86,7 +86,7 @@ def test_infinite_gradient_stays_in_its_cells():
     grad = np.ones((1, 8, 2, 2), np.float32)
     grad[0, :, 0, 0] = np.inf
     rois = np.array([[0, 4, 4, 12, 12]], np.float32)
-    (out,) = kernels.roi_align_backward(grad, rois, [20, 20], 1, [1.0], 0, True, 56.0, channels_last=True)
+    (out,) = kernels.roi_align_backward(grad, rois, [20, 20], 1, [1.0], 0, True, 56.0)
     assert np.isinf(out).any() and not np.isnan(out).any()
     assert np.isfinite(out[..., 9:, :]).all() and np.isfinite(out[..., 9:]).all()
 
