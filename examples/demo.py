@@ -172,7 +172,8 @@ def summary(evaluation: Evaluation, result: TrainResult, seconds: float) -> str:
 def farewell(output: Path, result: TrainResult, evaluation: Evaluation, seconds: float) -> str:
     metrics = evaluation.metrics
     return f"""
-AP50 {metrics["bbox_mAP_50"]:.3f}, AP {metrics["bbox_mAP"]:.3f} on held-out pictures; training took {duration(seconds)}.
+AP50 {metrics["bbox_mAP_50"]:.3f}, AP {metrics["bbox_mAP"]:.3f} on held-out pictures.
+Training took {duration(seconds)}.
 
 Look at
   {output / "summary.md"}           the numbers

@@ -1,7 +1,7 @@
 """A detection data set made of real handwritten digits (scikit-learn's, 8x8 pixels each).
 
 Every picture is a canvas with a random background on which digits of random size, slant and colour lie, dark
-on light or light on dark, some overlapping. Training and held-out pictures use different handwritten originals.
+on light or light on dark, some overlapping. Training and held-out pictures use different originals.
 """
 
 from __future__ import annotations

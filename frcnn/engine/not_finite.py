@@ -57,5 +57,6 @@ def not_finite(
     what = ", ".join(culprits) or "a value of another process"
     return NonFiniteLoss(
         f"step {iteration}: {what} not finite, at lr {lr:.3g}, on {files}. The step was not taken; {file} has "
-        "its losses and boxes. Look at these pictures' boxes; if they are sound, lower schedule.lr, lengthen the warm-up or set schedule.clip_grad_norm"
+        "its losses and boxes. Look at these pictures' boxes; if they are sound, lower schedule.lr, lengthen "
+        "the warm-up or set schedule.clip_grad_norm"
     )
