@@ -1,6 +1,6 @@
-// Registers the CUDA kernels with torch: checks, device guard, outputs and workspace, one or a few launchers on
-// the current stream. Everything that knows torch is here; nothing here synchronises, but for the number of
-// boxes that the list form of nms returns.
+// Registers the CUDA kernels with torch: checks, device guard, outputs and workspace, one or a few launchers
+// on the current stream. Everything that knows torch is here; nothing here synchronises, but for the number
+// of boxes that the list form of nms returns.
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
@@ -119,10 +119,9 @@ at::Tensor decode_boxes(const at::Tensor& boxes, const at::Tensor& deltas, at::A
   const CUDAGuard guard(boxes.device());
   const at::Tensor box_rows = boxes.contiguous(), delta_rows = deltas.contiguous();
   at::Tensor decoded = at::empty_like(delta_rows);
-  C10_CUDA_CHECK(frcnn_cuda_decode_boxes(type_of(boxes), box_rows.const_data_ptr(),
-                                         delta_rows.const_data_ptr(), stds.data(), data_or_null(max_shape),
-                                         boxes.size(0), deltas.size(1) / 4, decoded.mutable_data_ptr(),
-                                         stream()));
+  C10_CUDA_CHECK(frcnn_cuda_decode_boxes(
+      type_of(boxes), box_rows.const_data_ptr(), delta_rows.const_data_ptr(), stds.data(),
+      data_or_null(max_shape), boxes.size(0), deltas.size(1) / 4, decoded.mutable_data_ptr(), stream()));
   return decoded;
 }
 
@@ -133,10 +132,10 @@ at::Tensor decode_boxes_backward(const at::Tensor& grad, const at::Tensor& boxes
   const at::Tensor grad_rows = grad.contiguous(), box_rows = boxes.contiguous(),
                    delta_rows = deltas.contiguous();
   at::Tensor result = at::empty_like(delta_rows);
-  C10_CUDA_CHECK(frcnn_cuda_decode_boxes_backward(
-      type_of(boxes), grad_rows.const_data_ptr(), box_rows.const_data_ptr(), delta_rows.const_data_ptr(),
-      stds.data(), data_or_null(max_shape), boxes.size(0), deltas.size(1) / 4, result.mutable_data_ptr(),
-      stream()));
+  C10_CUDA_CHECK(frcnn_cuda_decode_boxes_backward(type_of(boxes), grad_rows.const_data_ptr(),
+                                                  box_rows.const_data_ptr(), delta_rows.const_data_ptr(),
+                                                  stds.data(), data_or_null(max_shape), boxes.size(0),
+                                                  deltas.size(1) / 4, result.mutable_data_ptr(), stream()));
   return result;
 }
 
@@ -145,7 +144,8 @@ std::tuple<at::Tensor, at::Tensor> decode_proposals(at::TensorList deltas, at::T
                                                     at::ArrayRef<double> strides, at::ArrayRef<double> scales,
                                                     at::ArrayRef<double> ratios, double center_offset,
                                                     at::ArrayRef<double> stds, double min_size) {
-  check_decode_proposals(deltas, indices, image_sizes, strides, scales, ratios, center_offset, stds, min_size);
+  check_decode_proposals(deltas, indices, image_sizes, strides, scales, ratios, center_offset, stds,
+                         min_size);
   const CUDAGuard guard(image_sizes.device());
   const AnchorArrays arrays("decode_proposals", strides, scales, ratios, center_offset);
   const at::Tensor sizes = image_sizes.contiguous();
@@ -162,10 +162,9 @@ std::tuple<at::Tensor, at::Tensor> decode_proposals(at::TensorList deltas, at::T
   }
   at::Tensor boxes = at::empty({batch, rows, 4}, sizes.options());
   at::Tensor valid = at::empty({batch, rows}, sizes.options().dtype(at::kBool));
-  C10_CUDA_CHECK(frcnn_cuda_decode_proposals(type_of(deltas[0]), &arrays.grid, levels.data(),
-                                             sizes.const_data_ptr<float>(), batch, stds.data(), min_size,
-                                             boxes.mutable_data_ptr<float>(), valid.mutable_data_ptr<bool>(),
-                                             stream()));
+  C10_CUDA_CHECK(frcnn_cuda_decode_proposals(
+      type_of(deltas[0]), &arrays.grid, levels.data(), sizes.const_data_ptr<float>(), batch, stds.data(),
+      min_size, boxes.mutable_data_ptr<float>(), valid.mutable_data_ptr<bool>(), stream()));
   return {boxes, valid};
 }
 
@@ -173,7 +172,8 @@ std::tuple<at::Tensor, at::Tensor> decode_proposals(at::TensorList deltas, at::T
 
 constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-void expect_pooling_fits(const char* op, size_t levels, int64_t height, int64_t width, int64_t sampling_ratio) {
+void expect_pooling_fits(const char* op, size_t levels, int64_t height, int64_t width,
+                         int64_t sampling_ratio) {
   expect_at_most(op, "levels", levels, kFrcnnMostLevels);
   TORCH_CHECK(height + width <= kFrcnnMostBins, op, ": output_size (", height, ", ", width,
               ") is larger than the CUDA kernel takes (height + width at most ", int{kFrcnnMostBins}, ")");
@@ -200,18 +200,10 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::IntArr
   const at::Tensor rows = rois.contiguous();
   at::Tensor out = at::empty({rois.size(0), first.size(1), output_size[0], output_size[1]},
                              first.options().memory_format(format));
-  const FrcnnRoiAlign pooling{sizes.data(),
-                              scales.data(),
-                              static_cast<int64_t>(scales.size()),
-                              first.size(0),
-                              first.size(1),
-                              rois.size(0),
-                              output_size[0],
-                              output_size[1],
-                              sampling_ratio,
-                              aligned,
-                              channels_last,
-                              finest_scale};
+  const FrcnnRoiAlign pooling{sizes.data(),   scales.data(),  static_cast<int64_t>(scales.size()),
+                              first.size(0),  first.size(1),  rois.size(0),
+                              output_size[0], output_size[1], sampling_ratio,
+                              aligned,        channels_last,  finest_scale};
   C10_CUDA_CHECK(frcnn_cuda_roi_align(type_of(first), &pooling, pointers.data(), rows.const_data_ptr(),
                                       out.mutable_data_ptr(), stream()));
   return out;
@@ -231,18 +223,10 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
                               grad.options().memory_format(kChannelsLast)));
     pointers.push_back(grads.back().mutable_data_ptr());
   }
-  const FrcnnRoiAlign pooling{sizes.data(),
-                              scales.data(),
-                              static_cast<int64_t>(scales.size()),
-                              batch,
-                              grad.size(1),
-                              rois.size(0),
-                              grad.size(2),
-                              grad.size(3),
-                              sampling_ratio,
-                              aligned,
-                              true,
-                              finest_scale};
+  const FrcnnRoiAlign pooling{sizes.data(), scales.data(), static_cast<int64_t>(scales.size()),
+                              batch,        grad.size(1),  rois.size(0),
+                              grad.size(2), grad.size(3),  sampling_ratio,
+                              aligned,      true,          finest_scale};
   const at::Tensor memory = workspace(frcnn_cuda_roi_align_backward_workspace(&pooling), grad);
   C10_CUDA_CHECK(frcnn_cuda_roi_align_backward(type_of(grad), &pooling, source.const_data_ptr(),
                                                rows.const_data_ptr(), memory.mutable_data_ptr(),
@@ -282,9 +266,10 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const std::opt
   if (fits_one_block(boxes, n)) {
     at::Tensor indices = at::empty({n}, indices_of), count = at::empty({1}, indices_of);
     C10_CUDA_CHECK(frcnn_cuda_nms(box_rows.const_data_ptr<float>(), score_row.const_data_ptr<float>(),
-                                  static_cast<const int64_t*>(pointer_or_null(group_row)), 1, n, iou_threshold,
-                                  n, /*drop_absent=*/false, indices.mutable_data_ptr<int64_t>(),
-                                  count.mutable_data_ptr<int64_t>(), stream()));
+                                  static_cast<const int64_t*>(pointer_or_null(group_row)), 1, n,
+                                  iou_threshold, n, /*drop_absent=*/false,
+                                  indices.mutable_data_ptr<int64_t>(), count.mutable_data_ptr<int64_t>(),
+                                  stream()));
     return indices.slice(0, 0, count.item<int64_t>());
   }
 
@@ -330,8 +315,8 @@ std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at:
   at::Tensor indices = at::empty({segments, max_keep}, boxes.options().dtype(at::kLong));
   at::Tensor counts = at::empty({segments}, boxes.options().dtype(at::kLong));
   if (fits_one_block(boxes, n)) {
-    C10_CUDA_CHECK(frcnn_cuda_nms(box_rows.const_data_ptr<float>(), score_rows.const_data_ptr<float>(), nullptr,
-                                  segments, n, iou_threshold, max_keep, /*drop_absent=*/true,
+    C10_CUDA_CHECK(frcnn_cuda_nms(box_rows.const_data_ptr<float>(), score_rows.const_data_ptr<float>(),
+                                  nullptr, segments, n, iou_threshold, max_keep, /*drop_absent=*/true,
                                   indices.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>(),
                                   stream()));
     return {indices, counts};
@@ -368,7 +353,8 @@ at::Tensor iou_loss_forward(const at::Tensor& pred, const at::Tensor& target,
   const at::Tensor pred_rows = pred.contiguous(), target_rows = target.contiguous();
   const at::Tensor weights = contiguous_or_none(weight), box_rows = contiguous_or_none(boxes);
   std::vector<int64_t> shape;
-  if (reduce == Reduction::kNone) shape = kind == IouLoss::kBounded ? std::vector<int64_t>{n, 4} : std::vector{n};
+  if (reduce == Reduction::kNone)
+    shape = kind == IouLoss::kBounded ? std::vector<int64_t>{n, 4} : std::vector{n};
   at::Tensor loss = at::empty(shape, pred.options());
   const at::Tensor memory = workspace(frcnn_cuda_iou_loss_workspace(n), pred);
   C10_CUDA_CHECK(frcnn_cuda_iou_loss(type_of(pred), pred_rows.const_data_ptr(), target_rows.const_data_ptr(),

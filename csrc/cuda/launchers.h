@@ -1,7 +1,7 @@
 // The launchers of every CUDA kernel, as a plain C interface: device pointers, sizes, workspace and a stream,
-// nothing of torch. Names and shapes are those of the operator in ../library.cpp, tensors are contiguous unless
-// strides are passed, boxes are four numbers. A launcher only enqueues: it neither allocates nor synchronises,
-// so any sequence of them can be captured into a CUDA graph. It returns the first launch error.
+// nothing of torch. Names and shapes are those of the operator in ../library.cpp, tensors are contiguous
+// unless strides are passed, boxes are four numbers. A launcher only enqueues: it neither allocates nor
+// synchronises, so any sequence of them can be captured into a CUDA graph. It returns the first launch error.
 //
 // `type` is the number type of what it stands beside; boxes of an operator that has float64 share it.
 #pragma once
@@ -75,8 +75,8 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
                                           cudaStream_t stream);
 
 // Segments of up to kFrcnnNmsBlock boxes, float32: sorts and suppresses in one launch.
-// boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each other;
-// drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], counts [S]
+// boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each
+// other; drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], counts [S]
 enum { kFrcnnNmsBlock = 4096 };
 cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, const int64_t* groups, int64_t segments,
                            int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
@@ -99,7 +99,8 @@ struct FrcnnSortedNms {
   int64_t total, segments, n;
   double iou_threshold;
   int64_t max_keep;
-  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and counts [S]
+  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and counts
+  // [S]
   uint8_t* keep;
   int64_t *indices, *counts;
 };

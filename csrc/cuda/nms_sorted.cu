@@ -1,9 +1,9 @@
 // NMS of any size: segments of rows that are already sorted, best first. Each segment is taken in chunks of
 // 4096 boxes (2048 in float64). Round 0 suppresses every segment's first chunk in one block (nms.h) and lists
-// the segments that have more. In a later round one launch compares each of those segments' next chunk with the
-// boxes it has kept so far, all multiprocessors together, and another suppresses what is left of the chunk in
-// one block and appends it to the kept boxes.
-// Device memory is O(boxes); the number of rounds depends on the number of rows only, so nothing is read back.
+// the segments that have more. In a later round one launch compares each of those segments' next chunk with
+// the boxes it has kept so far, all multiprocessors together, and another suppresses what is left of the
+// chunk in one block and appends it to the kept boxes. Device memory is O(boxes); the number of rounds
+// depends on the number of rows only, so nothing is read back.
 //
 // Bound by operations: kept x n / 2 pairs of about 20. 100,000 boxes of one class that keep 10,000: 10^10
 // operations, 0.3 ms at 30 TFLOP/s, and 25 rounds of one block's chunk, about 0.1 ms each, which dominate:
@@ -16,9 +16,9 @@ namespace frcnn {
 namespace {
 
 constexpr int kKeyThreads = 256, kPruneThreads = 256;
-constexpr int kPruneBoxes = 64;    // candidates of a block; the threads split the kept boxes in four
-constexpr int kPruneSplits = 4;    // blocks that share the kept boxes of the same candidates
-constexpr int kMostBlocks = 528;   // that share the segments, where only the device knows how many there are
+constexpr int kPruneBoxes = 64;   // candidates of a block; the threads split the kept boxes in four
+constexpr int kPruneSplits = 4;   // blocks that share the kept boxes of the same candidates
+constexpr int kMostBlocks = 528;  // that share the segments, where only the device knows how many there are
 
 template <typename T>
 constexpr int kChunk = sizeof(T) == 8 ? kFrcnnNmsBlock / 2 : kFrcnnNmsBlock;
@@ -61,8 +61,8 @@ struct Sorted {
   int64_t segments, n;
   T threshold;
   int64_t max_keep;
-  // Workspace: a segment's kept boxes from its own start on, and how many there are; the segments of more than
-  // one chunk, in no particular order, and how many; a bit per row that a kept box of an earlier chunk
+  // Workspace: a segment's kept boxes from its own start on, and how many there are; the segments of more
+  // than one chunk, in no particular order, and how many; a bit per row that a kept box of an earlier chunk
   // suppresses.
   Box<T>* kept;
   int64_t *kept_count, *longer;
@@ -71,8 +71,12 @@ struct Sorted {
   uint8_t* keep;
   int64_t *indices, *counts;
 
-  __device__ __forceinline__ int64_t segment_total() const { return starts != nullptr ? *segment_count : segments; }
-  __device__ __forceinline__ int64_t start_of(int64_t s) const { return starts != nullptr ? starts[s] : s * n; }
+  __device__ __forceinline__ int64_t segment_total() const {
+    return starts != nullptr ? *segment_count : segments;
+  }
+  __device__ __forceinline__ int64_t start_of(int64_t s) const {
+    return starts != nullptr ? starts[s] : s * n;
+  }
 };
 
 // grid: (groups of candidates of a chunk, splits of the kept boxes, longer segments; the last wraps around)
@@ -147,7 +151,8 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
     }
 
     const int64_t most = p.max_keep - before < count ? p.max_keep - before : count;
-    const int kept = suppress_in_block<T>(boxes, places, count, nullptr, p.threshold, static_cast<int>(most), s);
+    const int kept =
+        suppress_in_block<T>(boxes, places, count, nullptr, p.threshold, static_cast<int>(most), s);
     for (int i = t; i < kept; i += kNmsThreads) {
       p.kept[start + before + i] = boxes[i];
       if (p.keep != nullptr) p.keep[chunk + places[i]] = 1;
@@ -184,7 +189,8 @@ Parts parts_of(int64_t type, int64_t total) {
 
 extern "C" {
 
-cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys, cudaStream_t stream) {
+cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys,
+                                cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
   const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads)));
@@ -199,8 +205,8 @@ cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* star
                                     cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
-  return launch(segments_kernel, dim3(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads))), dim3(kKeyThreads),
-                0, stream, ids, n, starts, count);
+  return launch(segments_kernel, dim3(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads))),
+                dim3(kKeyThreads), 0, stream, ids, n, starts, count);
 }
 
 int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total) {
@@ -238,21 +244,24 @@ cudaError_t frcnn_cuda_nms_sorted(int64_t type, const FrcnnSortedNms* problem, v
     const int64_t most_longer = problem->total / kChunk<T>;
     const unsigned longer = static_cast<unsigned>(most_longer < kMostBlocks ? most_longer : kMostBlocks);
     const size_t bytes = kChunk<T> * (sizeof(Box<T>) + sizeof(int));
-    cudaError_t error = cudaMemsetAsync(p.longer_count, 0, static_cast<size_t>(parts.end - parts.longer_count), stream);
+    cudaError_t error =
+        cudaMemsetAsync(p.longer_count, 0, static_cast<size_t>(parts.end - parts.longer_count), stream);
     if (error == cudaSuccess && problem->keep != nullptr)
       error = cudaMemsetAsync(problem->keep, 0, static_cast<size_t>(problem->total), stream);
     if (error == cudaSuccess && problem->indices != nullptr)
       error = cudaMemsetAsync(problem->indices, 0xff,
-                              static_cast<size_t>(problem->segments * problem->max_keep) * sizeof(int64_t), stream);
+                              static_cast<size_t>(problem->segments * problem->max_keep) * sizeof(int64_t),
+                              stream);
     if (error == cudaSuccess)
       error = cudaFuncSetAttribute(chunk_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(bytes));
     for (int64_t round = 0; error == cudaSuccess && round * kChunk<T> < longest; ++round) {
       if (round > 0)
-        error = launch(prune_kernel<T>, dim3(kChunk<T> / kPruneBoxes, kPruneSplits, longer), dim3(kPruneThreads), 0,
-                       stream, p, round);
+        error = launch(prune_kernel<T>, dim3(kChunk<T> / kPruneBoxes, kPruneSplits, longer),
+                       dim3(kPruneThreads), 0, stream, p, round);
       if (error == cudaSuccess)
-        error = launch(chunk_kernel<T>, dim3(round == 0 ? blocks : longer), dim3(kNmsThreads), bytes, stream, p, round);
+        error = launch(chunk_kernel<T>, dim3(round == 0 ? blocks : longer), dim3(kNmsThreads), bytes, stream,
+                       p, round);
     }
     return error;
   });

@@ -10,7 +10,7 @@ namespace frcnn {
 template <typename C>
 struct Pyramid {
   int height[kFrcnnMostLevels], width[kFrcnnMostLevels];  // in cells
-  C scale[kFrcnnMostLevels];                               // cells per pixel
+  C scale[kFrcnnMostLevels];                              // cells per pixel
   int levels, pooled_height, pooled_width, sampling_ratio;
   int64_t batch, channels, rois;
   bool aligned;
@@ -49,8 +49,8 @@ struct RoiPlace {
   RoiAxis<C> y, x;
 };
 
-// False if the RoI pools to zero: NaN or far away, of an image that does not exist (the CPU refuses those, but
-// an error would need a synchronisation here), or on a map without cells.
+// False if the RoI pools to zero: NaN or far away, of an image that does not exist (the CPU refuses those,
+// but an error would need a synchronisation here), or on a map without cells.
 template <typename C>
 __device__ __forceinline__ bool place_roi(const Pyramid<C>& pyramid, const C* roi, RoiPlace<C>* place) {
   const C image = roi[0], x1 = roi[1], y1 = roi[2], x2 = roi[3], y2 = roi[4];

@@ -74,7 +74,14 @@ def grid_anchors(seed: int) -> Iterator[Case]:
 
 def box_iou(seed: int) -> Iterator[Case]:
     rng = np.random.default_rng(seed)
-    for n, m in [(0, 3), (3, 0), (1, 1), (16, 256), (17, 257), (int(rng.integers(40)), int(rng.integers(300)))]:
+    for n, m in [
+        (0, 3),
+        (3, 0),
+        (1, 1),
+        (16, 256),
+        (17, 257),
+        (int(rng.integers(40)), int(rng.integers(300))),
+    ]:
         for dtype in (np.float32, np.float64):
             yield {"a": wild_boxes(rng, n, dtype), "b": wild_boxes(rng, m, dtype)}
 
@@ -134,7 +141,12 @@ def _rois(rng: np.random.Generator, n: int, batch: int, extent: float, dtype=np.
 
 def _poolings(rng: np.random.Generator) -> Iterator[tuple[Case, int, int, list[int]]]:
     """Settings, batch, channels and map sizes."""
-    for output, ratio, aligned in [((7, 7), 0, True), ((3, 5), 2, True), ((2, 2), 0, False), ((1, 33), 0, True)]:
+    for output, ratio, aligned in [
+        ((7, 7), 0, True),
+        ((3, 5), 2, True),
+        ((2, 2), 0, False),
+        ((1, 33), 0, True),
+    ]:
         settings = {
             "output_size": output, "scales": [1 / 4, 1 / 8], "sampling_ratio": ratio, "aligned": aligned,
             "finest_scale": 14.0,
@@ -165,7 +177,14 @@ def roi_align_backward(seed: int) -> Iterator[Case]:
         rois = _rois(rng, 40, batch, 100, np.float64 if kind == "float64" else np.float32)
         for count in (40, 0):
             grad = bits(rng.normal(size=(count, channels, *output)), kind)
-            yield {"grad": grad, "rois": rois[:count], "sizes": sizes, "batch": batch, **settings, "kind": kind}
+            yield {
+                "grad": grad,
+                "rois": rois[:count],
+                "sizes": sizes,
+                "batch": batch,
+                **settings,
+                "kind": kind,
+            }
 
 
 def nms_padded(seed: int) -> Iterator[Case]:

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Sequence
 
 import numpy as np
+
 from tests.cpp import emulated
 from tests.cpp.emulated import Buffer, Device
 
@@ -148,7 +149,17 @@ def roi_align(
         shape = (len(rois), h, w, channels) if channels_last else (len(rois), channels, h, w)
         out = d.empty(shape, features[0].dtype)
         pooling = RoiAlign(
-            sizes, scales, batch, channels, len(rois), h, w, sampling_ratio, aligned, channels_last, finest_scale
+            sizes,
+            scales,
+            batch,
+            channels,
+            len(rois),
+            h,
+            w,
+            sampling_ratio,
+            aligned,
+            channels_last,
+            finest_scale,
         )
         kind = _kind(features[0], kind)
         pointers = (Pointer * len(maps))(*maps)
@@ -190,7 +201,13 @@ def nms_padded(
         indices, counts = d.empty((segments, max_keep), np.int64), d.empty(segments, np.int64)
         inputs = d.put(boxes), d.put(scores), None if groups is None else d.put(groups), segments, n
         d.call(
-            "frcnn_cuda_nms", *inputs, Double(iou_threshold), max_keep, ctypes.c_bool(drop_absent), indices, counts
+            "frcnn_cuda_nms",
+            *inputs,
+            Double(iou_threshold),
+            max_keep,
+            ctypes.c_bool(drop_absent),
+            indices,
+            counts,
         )
         return d.get(indices), d.get(counts)
 
@@ -270,7 +287,14 @@ def iou_loss(pred, target, weight, boxes, stds, mode, eps, beta, reduction, seed
         out = d.empty(shape, pred.dtype)
         inputs = [None if x is None else d.put(x) for x in (pred, target, weight, boxes)]
         workspace = d.empty(_size(d, "frcnn_cuda_iou_loss_workspace", Int(n)), np.uint8)
-        settings = _doubles(stds), n, MODES.index(mode), Double(eps), Double(beta), REDUCTIONS.index(reduction)
+        settings = (
+            _doubles(stds),
+            n,
+            MODES.index(mode),
+            Double(eps),
+            Double(beta),
+            REDUCTIONS.index(reduction),
+        )
         d.call("frcnn_cuda_iou_loss", _kind(pred), *inputs, *settings, workspace, out)
         return d.get(out)
 
@@ -296,7 +320,9 @@ def assign_max_iou(
     n = boxes.shape[-2]
     with emulated.device(seed) as d:
         gt_index, max_iou = d.empty((batch, n), np.int64), d.empty((batch, n), boxes.dtype)
-        regions = (None, None, 0) if ignore is None else (d.put(ignore), d.put(ignore_counts), ignore.shape[1])
+        regions = (
+            (None, None, 0) if ignore is None else (d.put(ignore), d.put(ignore_counts), ignore.shape[1])
+        )
         d.call(
             "frcnn_cuda_assign_max_iou", _kind(boxes), d.put(boxes), n * 4 if boxes.ndim == 3 else 0, n,
             d.put(gts), d.put(gt_counts), batch, g, *regions, Double(pos_iou), Double(neg_iou),

@@ -12,10 +12,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tests.cpp import emulated, kernels
-from tests.cpp.cases import CASES
 
 import frcnn_ops  # noqa: F401  (registers torch.ops.frcnn_ops)
+from tests.cpp import emulated, kernels
+from tests.cpp.cases import CASES
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")
 
