@@ -23,8 +23,8 @@ KERNELS = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 ARCHS = (80, 90, 120)
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<arch>\d+)a?'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
 )
 
@@ -44,8 +44,8 @@ class Kernel:
         return (self.stack == 0 and self.spills == 0) or "<double" in self.name
 
     def __str__(self) -> str:
-        line = f"{self.file:21} {self.name:38} sm_{self.arch:<4} {self.registers:4} {self.shared:7} {self.stack:6}"
-        return f"{line} {self.spills:7}" + ("" if self.clean else "   <- spills")
+        line = f"{self.file:21} {self.name:38} sm_{self.arch:<4} {self.registers:4} {self.shared:7}"
+        return f"{line} {self.stack:6} {self.spills:7}" + ("" if self.clean else "   <- spills")
 
 
 def find_nvcc() -> str | None:
@@ -83,7 +83,7 @@ def compile_one(nvcc: str, source: Path, archs: list[int], folder: str) -> tuple
                 int(shared[1]) if shared else 0,
                 int(m["stack"]),
                 int(m["stores"]) + int(m["loads"]),
-            )  # fmt: skip
+            )
         )
     if not kernels:
         return [], f"{source.name}: ptxas reported no kernel; its output has changed:\n{result.stderr}"

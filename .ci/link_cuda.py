@@ -3,8 +3,8 @@
     python .ci/link_cuda.py [PYTHON]
 
 PYTHON is the interpreter of an environment with a CUDA build of torch, setuptools, ninja and pybind11
-(default: this one, or FRCNN_CUDA_PYTHON). The tracked sources are copied to a folder of their own, which stays
-(build/cuda_link), so that a second run compiles only what changed. TORCH_CUDA_ARCH_LIST defaults to 8.0;9.0.
+(default: this one, or FRCNN_CUDA_PYTHON). The tracked sources are copied to build/cuda_link, which stays, so
+that a second run compiles only what changed. TORCH_CUDA_ARCH_LIST defaults to 8.0;9.0.
 Succeeds with a message where that torch or nvcc is missing.
 """
 

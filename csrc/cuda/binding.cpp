@@ -2,9 +2,9 @@
 // on the current stream. Everything that knows torch is here; nothing here synchronises, but for the number
 // of boxes that the list form of nms returns.
 #include <ATen/Functions.h>
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -20,7 +20,7 @@ namespace {
 
 using c10::cuda::CUDAGuard;
 
-cudaStream_t stream() { return at::cuda::getCurrentCUDAStream().stream(); }
+cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 int64_t type_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {

@@ -1,7 +1,7 @@
 """Inputs on which the emulated kernels are compared with the CPU operators, and run under the sanitizers.
 
-``CASES[op](seed)`` yields the arguments of ``kernels.<op>`` as a dict: ordinary shapes, empty ones, sizes just
-around a warp, a block and a tile, degenerate, inverted, huge, infinite and NaN boxes, ties.
+``CASES[op](seed)`` yields the arguments of ``kernels.<op>`` as a dict: ordinary shapes, empty ones, sizes
+just around a warp, a block and a tile, degenerate, inverted, huge, infinite and NaN boxes, ties.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ def decode_proposals(seed: int) -> Iterator[Case]:
     for kind in ("float32", "half", "bfloat16"):
         for batch, channels_last in [(1, False), (3, True), (0, False)]:
             sizes = [(13, 17), (7, 9), (0, 4)]
-            chosen = [(batch, 100 if h else 0) for h, _ in sizes]
+            anchors = [3 * h * w for h, w in sizes]
             yield {
                 "deltas": [bits(rng.normal(size=(batch, 12, *s)), kind) for s in sizes],
-                "indices": [rng.integers(0, max(3 * h * w, 1), c) for (h, w), c in zip(sizes, chosen, strict=True)],
+                "indices": [rng.integers(0, max(n, 1), (batch, 100 if n else 0)) for n in anchors],
                 "image_sizes": rng.uniform(30, 60, (batch, 2)).astype(np.float32), **settings,
                 "min_size": 3.0, "kind": kind, "channels_last": channels_last,
             }  # fmt: skip
@@ -164,9 +164,8 @@ def roi_align(seed: int) -> Iterator[Case]:
         rois = _rois(rng, 14, batch, 100, np.float64 if kind == "float64" else np.float32)
         for count, channels_last in ((14, True), (14, False), (0, True)):
             features = [bits(rng.normal(size=m), kind) for m in maps]
-            yield {
-                "features": features, "rois": rois[:count], **settings, "kind": kind, "channels_last": channels_last
-            }  # fmt: skip
+            layout = {"kind": kind, "channels_last": channels_last}
+            yield {"features": features, "rois": rois[:count], **settings, **layout}
 
 
 def roi_align_backward(seed: int) -> Iterator[Case]:
@@ -191,7 +190,7 @@ def nms_padded(seed: int) -> Iterator[Case]:
     rng = np.random.default_rng(seed)
     for segments, n, keep in [(0, 5, 3), (2, 0, 3), (3, 1, 1), (4, 64, 0), (2, 65, 40), (2, 300, 1000)]:
         yield {
-            "boxes": np.stack([wild_boxes(rng, n) for _ in range(segments)]) if segments else np.zeros((0, n, 4), "f4"),
+            "boxes": wild_boxes(rng, segments * n).reshape(segments, n, 4),
             "scores": scores(rng, segments, n), "iou_threshold": float(rng.choice([0.0, 0.3, 0.5, 1.0])),
             "max_keep": keep,
         }  # fmt: skip
@@ -260,8 +259,8 @@ def iou_loss_backward(seed: int) -> Iterator[Case]:
 def assign_max_iou(seed: int) -> Iterator[Case]:
     rng = np.random.default_rng(seed)
     for n, batch, g, regions, shared in [
-        (0, 1, 3, 0, True), (5, 2, 0, 0, True), (300, 2, 9, 3, True), (257, 3, 5, 0, False), (40, 1, 300, 2, True),
-        (3, 0, 2, 0, True),
+        (0, 1, 3, 0, True), (5, 2, 0, 0, True), (300, 2, 9, 3, True), (257, 3, 5, 0, False),
+        (40, 1, 300, 2, True), (3, 0, 2, 0, True),
     ]:  # fmt: skip
         dtype = np.float64 if rng.random() < 0.3 else np.float32
         # Boxes on a coarse grid, so that IoUs tie.
@@ -276,16 +275,27 @@ def assign_max_iou(seed: int) -> Iterator[Case]:
             "gt_counts": rng.integers(0, g + 1, batch),
             "ignore": None if ignore is None else ignore.astype(dtype),
             "ignore_counts": None if ignore is None else rng.integers(0, regions + 1, batch),
-            "pos_iou": 0.5, "neg_iou": float(rng.choice([0.3, 0.5])), "min_pos_iou": float(rng.choice([0.0, 0.3])),
+            "pos_iou": 0.5, "neg_iou": float(rng.choice([0.3, 0.5])),
+            "min_pos_iou": float(rng.choice([0.0, 0.3])),
             "match_low_quality": bool(rng.integers(4)), "ignore_iof": 0.5,
         }  # fmt: skip
 
 
-CASES = {
-    f.__name__: f
-    for f in (
-        grid_anchors, box_iou, encode_boxes, decode_boxes, decode_boxes_backward, decode_proposals, roi_align,
-        roi_align_backward, nms_padded, nms_grouped, nms_sorted, nms_padded_sorted, iou_loss, iou_loss_backward,
-        assign_max_iou,
-    )
-}  # fmt: skip
+ALL = (
+    grid_anchors,
+    box_iou,
+    encode_boxes,
+    decode_boxes,
+    decode_boxes_backward,
+    decode_proposals,
+    roi_align,
+    roi_align_backward,
+    nms_padded,
+    nms_grouped,
+    nms_sorted,
+    nms_padded_sorted,
+    iou_loss,
+    iou_loss_backward,
+    assign_max_iou,
+)
+CASES = {f.__name__: f for f in ALL}

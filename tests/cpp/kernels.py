@@ -271,7 +271,8 @@ def nms_padded_sorted(boxes, scores, iou_threshold, max_keep, seed=0) -> tuple[n
         indices, counts = d.empty((segments, max_keep), np.int64), d.empty(segments, np.int64)
         _run_sorted(
             d, _kind(boxes), boxes=d.put(boxes), scores=d.put(scores), order=d.put(order), total=segments * n,
-            segments=segments, n=n, iou_threshold=iou_threshold, max_keep=max_keep, indices=indices, counts=counts,
+            segments=segments, n=n, iou_threshold=iou_threshold, max_keep=max_keep, indices=indices,
+            counts=counts,
         )  # fmt: skip
         return d.get(indices), d.get(counts)
 
@@ -313,8 +314,8 @@ def iou_loss_backward(
 
 
 def assign_max_iou(
-    boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou, match_low_quality, ignore_iof,
-    seed=0,
+    boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou, match_low_quality,
+    ignore_iof, seed=0,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     batch, g = gts.shape[:2]
     n = boxes.shape[-2]

@@ -1,4 +1,4 @@
-"""Runs every kernel on cases.py without looking at the results: the sanitizers stop the process at a fault."""
+"""Runs every kernel on cases.py; the sanitizers stop the process at a fault."""
 
 from tests.cpp import kernels
 from tests.cpp.cases import CASES

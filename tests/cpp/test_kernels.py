@@ -1,7 +1,7 @@
 """Every CUDA kernel, run thread by thread on the CPU, agrees with the CPU operator on cases.py.
 
-The checked build of the emulator also fails on any access out of bounds, read of memory nobody wrote, race, or
-barrier that some threads miss; the seed draws the inputs and the order of blocks and threads.
+The checked build of the emulator also fails on any access out of bounds, read of memory nobody wrote, race,
+or barrier that some threads miss; the seed draws the inputs and the order of blocks and threads.
 """
 
 from __future__ import annotations
