@@ -22,7 +22,7 @@ def pictures(shared_folder=None):
 
 
 def expected(picture, size, style):
-    """Resize by the smaller of the two ratios, sizes rounded half up; then normalise as numpy does in float64."""
+    """Resize by the smaller of the two ratios, sizes rounded half up; then normalise in float64."""
     height, width = picture.shape[:2]
     scale = min(max(size) / max(height, width), min(size) / min(height, width))
     new = (int(width * scale + 0.5), int(height * scale + 0.5))
