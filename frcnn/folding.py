@@ -3,7 +3,7 @@
 A frozen BatchNorm is an affine map per channel, so it disappears into the convolution before it: with
 s = gamma / sqrt(variance + eps), weight' = s * weight and bias' = beta - s * mean, computed in float64 and
 then cast. On a CPU the sum with a shortcut and the ReLU happen inside the convolution (oneDNN), whose weights
-are laid out for it once.
+are laid out for it once, and float32 3x3 convolutions are Winograd's where the CPU has the kernel.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import frcnn_ops
 from frcnn.backbone import BasicBlock, Bottleneck, ResNet
 from frcnn.fpn import FPN
 from frcnn.roi_head import BBoxHead
@@ -46,6 +47,16 @@ def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     }[dtype]()
 
 
+def suits_winograd(conv: nn.Conv2d) -> bool:
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and frcnn_ops.winograd_fits(conv.in_channels, conv.out_channels)
+        and frcnn_ops.winograd_available()
+    )
+
+
 class FoldedConv(nn.Module):
     """relu(conv(x) + bias + add), the sum and the ReLU where asked for. Channels-last in and out.
 
@@ -65,11 +76,16 @@ class FoldedConv(nn.Module):
         self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
         self.relu = relu
         self.fused = fused
+        self.winograd = fused and dtype == torch.float32 and suits_winograd(conv)
+        if self.winograd:
+            self.register_buffer("winograd_weight", frcnn_ops.winograd_weight(weight))
         self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias.to(dtype))
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if self.winograd and add is None:
+            return frcnn_ops.winograd_conv(x, self.winograd_weight, self.bias, self.relu)
         if self.fused:
             return self._onednn(x, add)
         out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
