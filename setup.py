@@ -169,7 +169,7 @@ def main() -> None:
         "-Wno-implicit-fallthrough",  # in torch's headers
     ]  # fmt: skip
     if found_compiler()[0] == "gcc":
-        # Without it at::parallel_for is serial. Not a link argument: the symbols are those of torch's libgomp.
+        # Without it at::parallel_for is serial. No link argument: the symbols are those of torch's libgomp.
         cxx.append("-fopenmp")
     extension = (CUDAExtension if cuda else CppExtension)(
         "frcnn_ops._C",

@@ -324,8 +324,8 @@ struct BoundedAxis {
 };
 template <typename T>
 FRCNN_HD BoundedAxis<T> bounded_axis(T p1, T p2, T t1, T t2, T beta, T eps) {
-  const T target = t2 - t1;
-  // An inverted prediction counts as empty: 1 / (size + eps) has a pole at -eps.
+  // Inverted boxes count as empty: 1 / (size + eps) has a pole at -eps.
+  const T target = max_of(t2 - t1, T(0));
   const T size = max_of(p2 - p1, T(0));
   const T offset = (t1 + t2) * T(0.5) - (p1 + p2) * T(0.5);
   const T distance = T(2) * (offset < T(0) ? -offset : offset);

@@ -33,8 +33,8 @@ Weights = Annotated[
     str | None,
     arg(
         metavar="PATH|coco",
-        help="With a recipe's name: the checkpoint to load, of MMDetection, torchvision or detectron2 too, or "
-        "coco to download the published one (the default).",
+        help="With a recipe's name: the checkpoint to load, of MMDetection, torchvision or detectron2 too, "
+        "or coco to download the published one (the default).",
     ),
 ]
 Device = Annotated[str | None, arg(metavar="DEVICE", help="cpu, cuda, cuda:1; default: cuda if any.")]

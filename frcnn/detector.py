@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
 from frcnn.structures import Batch, Detections
 from frcnn.targets import GroundTruth
+
+if TYPE_CHECKING:
+    from frcnn.inference import FastDetector
 
 Image = str | Path | np.ndarray | Tensor
 
@@ -102,6 +106,12 @@ class FasterRCNN(nn.Module):
         finally:
             self.train(was_training)
         return found[0] if single else found
+
+    def optimize(self, precision: str = "float32", mode: str = "eager", **options) -> FastDetector:
+        """A separate, frozen detector for fast inference; see `frcnn.inference.FastDetector`."""
+        from frcnn.inference import FastDetector
+
+        return FastDetector(self, precision, mode, **options)
 
     def preprocess(
         self, pictures: Sequence[np.ndarray], size: tuple[int, int]

@@ -12,6 +12,7 @@ from .grid_anchors import grid_anchors
 from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_loss
 from .nms import batched_nms, nms, nms_padded
 from .roi_align import pyramid_roi_align, roi_align
+from .winograd_conv import winograd_available, winograd_conv, winograd_fits, winograd_weight
 
 __all__ = [
     "assign_max_iou",
@@ -31,4 +32,8 @@ __all__ = [
     "nms_padded",
     "pyramid_roi_align",
     "roi_align",
+    "winograd_available",
+    "winograd_conv",
+    "winograd_fits",
+    "winograd_weight",
 ]

@@ -110,7 +110,7 @@ def bounded_iou_loss(
     """Bounded IoU loss: for each of dx, dy, dw, dh an upper bound of the IoU, through smooth L1.
 
     ``beta`` is where smooth L1 turns linear; ``eps`` in pixels is added to sizes. Returns [N, 4] if not
-    reduced, and "mean" divides by N * 4. A prediction of negative width or height counts as empty. Other
+    reduced, and "mean" divides by N * 4. Negative widths and heights count as 0. Other
     arguments and errors as in :func:`iou_loss`. Source: Tychsen-Smith and Petersson 2018.
     """
     return torch.ops.frcnn_ops.iou_loss(pred, target, weight, boxes, stds, "bounded", eps, beta, reduction)

@@ -231,7 +231,7 @@ def _pair_loss(pred: Tensor, target: Tensor, mode: str, eps: float) -> Tensor:
 
 def _bounded_loss(pred: Tensor, target: Tensor, beta: float, eps: float) -> Tensor:
     size = (pred[:, 2:] - pred[:, :2]).clamp(min=0)
-    target_size = target[:, 2:] - target[:, :2]
+    target_size = (target[:, 2:] - target[:, :2]).clamp(min=0)
     offset = (target[:, :2] + target[:, 2:]) * 0.5 - (pred[:, :2] + pred[:, 2:]) * 0.5
     distance = 2 * offset.abs()
     center = 1 - _divide_or_zero(target_size - distance, target_size + distance + eps).clamp(min=0)

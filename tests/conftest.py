@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run, and no time limit: machines differ and may be busy.
+settings.register_profile("frcnn", derandomize=True, deadline=None)
+settings.load_profile("frcnn")
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = [

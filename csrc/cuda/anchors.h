@@ -15,7 +15,8 @@ struct AnchorGrid {
 
 // False if there are more levels, scales or ratios than the parameter holds.
 inline bool copy_grid(const FrcnnAnchors& from, AnchorGrid* to) {
-  if (from.levels > kFrcnnMostLevels || from.num_scales > kFrcnnMostShapes || from.num_ratios > kFrcnnMostShapes)
+  if (from.levels > kFrcnnMostLevels || from.num_scales > kFrcnnMostShapes ||
+      from.num_ratios > kFrcnnMostShapes)
     return false;
   *to = {};
   for (int64_t i = 0; i < from.levels; ++i) to->strides[i] = from.strides[i];

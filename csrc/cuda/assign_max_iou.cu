@@ -2,9 +2,9 @@
 //
 // Pass 1: a thread owns a box and meets the image's gts in shared memory, tile by tile; it decides the box's
 // gt by the thresholds, and warps raise each gt's best IoU by an integer atomicMax on the float's bits, whose
-// result does not depend on the order. Pass 2: boxes that tie with a gt's best are handed to it, the last such
-// gt first found by going backwards. A tie is bitwise equality, which holds because both passes inline the
-// same iou().
+// result does not depend on the order. Pass 2: boxes that tie with a gt's best are handed to it, the last
+// such gt first found by going backwards. A tie is bitwise equality, which holds because both passes inline
+// the same iou().
 //
 // Bound by operations if every pair is computed (268,569 anchors x 100 gts x 2 passes, about 30 each: 1.6
 // GFLOP, 25 us at 60 TFLOP/s without contraction), by bytes otherwise: 4.3 MB of anchors read and 3.2 MB
@@ -32,9 +32,7 @@ struct Ordered<float> {
 template <>
 struct Ordered<double> {
   using type = unsigned long long;
-  static __device__ __forceinline__ type of(double v) {
-    return static_cast<type>(__double_as_longlong(v));
-  }
+  static __device__ __forceinline__ type of(double v) { return static_cast<type>(__double_as_longlong(v)); }
 };
 
 template <typename V>
@@ -197,11 +195,13 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_assign_max_iou(
-    int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n, const void* gts,
-    const int64_t* gt_counts, int64_t batch, int64_t g, const void* ignore, const int64_t* ignore_counts,
-    int64_t i, double pos_iou, double neg_iou, double min_pos_iou, bool match_low_quality, double ignore_iof,
-    void* workspace, int64_t* gt_index, void* max_iou, cudaStream_t stream) {
+extern "C" cudaError_t frcnn_cuda_assign_max_iou(int64_t type, const void* boxes, int64_t box_batch_stride,
+                                                 int64_t n, const void* gts, const int64_t* gt_counts,
+                                                 int64_t batch, int64_t g, const void* ignore,
+                                                 const int64_t* ignore_counts, int64_t i, double pos_iou,
+                                                 double neg_iou, double min_pos_iou, bool match_low_quality,
+                                                 double ignore_iof, void* workspace, int64_t* gt_index,
+                                                 void* max_iou, cudaStream_t stream) {
   using namespace frcnn;
   if (n * batch == 0) return cudaSuccess;
   if (batch > 65535) return cudaErrorInvalidValue;

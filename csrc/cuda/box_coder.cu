@@ -107,8 +107,8 @@ cudaError_t frcnn_cuda_decode_boxes(int64_t type, const void* boxes, const void*
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(decode_kernel<T>, blocks, dim3(kThreads), 0, stream, static_cast<const T*>(boxes),
-                  static_cast<const T*>(deltas), delta_of<T>(stds), clip_of<T>(max_shape), n * classes, classes,
-                  static_cast<T*>(out));
+                  static_cast<const T*>(deltas), delta_of<T>(stds), clip_of<T>(max_shape), n * classes,
+                  classes, static_cast<T*>(out));
   });
 }
 

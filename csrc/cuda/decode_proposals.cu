@@ -45,11 +45,10 @@ __global__ void __launch_bounds__(kThreads)
   const T* d = static_cast<const T*>(level.deltas) + image * level.batch_stride +
                (index - cell * per_cell) * 4 * level.channel_stride + y * level.row_stride +
                x * level.column_stride;
-  const Delta<float> delta{static_cast<float>(widen(d[0])), static_cast<float>(widen(d[level.channel_stride])),
-                           static_cast<float>(widen(d[2 * level.channel_stride])),
-                           static_cast<float>(widen(d[3 * level.channel_stride]))};
-  const Box<float> box = clip(decode(anchor(grid, l, index, level.width), delta, stds), image_sizes[image * 2],
-                              image_sizes[image * 2 + 1]);
+  const Delta<float> delta{widen(d[0]), widen(d[level.channel_stride]), widen(d[2 * level.channel_stride]),
+                           widen(d[3 * level.channel_stride])};
+  const Box<float> box = clip(decode(anchor(grid, l, index, level.width), delta, stds),
+                              image_sizes[image * 2], image_sizes[image * 2 + 1]);
   boxes[out] = make_float4(box.x1, box.y1, box.x2, box.y2);
   valid[out] = box.width() > min_size && box.height() > min_size;
 }
@@ -77,7 +76,7 @@ extern "C" cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnch
                                  static_cast<float>(stds[2]), static_cast<float>(stds[3])};
   const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(largest * batch, kThreads)),
                     static_cast<unsigned>(grid->levels));
-  return for_feature_type(type, [&](auto* tag) {
+  return for_half_or_float(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(decode_proposals_kernel<T>, blocks, dim3(kThreads), 0, stream, device_grid, device_levels,
                   image_sizes, batch, device_stds, static_cast<float>(min_size), rows,

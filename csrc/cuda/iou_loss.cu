@@ -130,15 +130,16 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename T>
 Pairs<T> pairs_of(const void* pred, const void* target, const void* weight, const void* boxes,
                   const double* stds, int64_t n, int64_t mode, double eps, double beta) {
-  return {static_cast<const T*>(pred),
-          static_cast<const T*>(target),
-          static_cast<const T*>(weight),
-          static_cast<const T*>(boxes),
-          {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])},
-          n,
-          static_cast<IouLoss>(mode),
-          static_cast<T>(eps),
-          static_cast<T>(beta)};
+  return {
+      static_cast<const T*>(pred),
+      static_cast<const T*>(target),
+      static_cast<const T*>(weight),
+      static_cast<const T*>(boxes),
+      {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])},
+      n,
+      static_cast<IouLoss>(mode),
+      static_cast<T>(eps),
+      static_cast<T>(beta)};
 }
 
 enum Reduction { kNone = 0, kSum = 1, kMean = 2 };

@@ -1,7 +1,7 @@
 // The launchers of every CUDA kernel, as a plain C interface: device pointers, sizes, workspace and a stream,
-// nothing of torch. Names and shapes are those of the operator in ../library.cpp, tensors are contiguous unless
-// strides are passed, boxes are four numbers. A launcher only enqueues: it neither allocates nor synchronises,
-// so any sequence of them can be captured into a CUDA graph. It returns the first launch error.
+// nothing of torch. Names and shapes are those of the operator in ../library.cpp, tensors are contiguous
+// unless strides are passed, boxes are four numbers. A launcher only enqueues: it neither allocates nor
+// synchronises, so any sequence of them can be captured into a CUDA graph. It returns the first launch error.
 //
 // `type` is the number type of what it stands beside; boxes of an operator that has float64 share it.
 #pragma once
@@ -55,18 +55,19 @@ cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnchors* grid,
                                         int64_t batch, const double* stds, double min_size, float* boxes,
                                         bool* valid, cudaStream_t stream);
 
-// What the two directions of roi_align share, in host memory.
+// What the two directions of roi_align share, in host memory. At most kFrcnnMostBins bin rows and columns.
+enum { kFrcnnMostBins = 512 };
 struct FrcnnRoiAlign {
   const int64_t* sizes;  // H and W of each level
   const double* scales;  // cells per pixel of each level
   int64_t levels, batch, channels, rois, pooled_height, pooled_width, sampling_ratio;
-  bool aligned, channels_last;  // channels_last: features and pooled values are [B, H, W, C]
+  bool aligned, channels_last;  // channels_last: features and pooled values are [B, H, W, C]; forward only
   double finest_scale;
 };
 // features: host array of device pointers; rois float32, or float64 when features are
 cudaError_t frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
                                  const void* rois, void* out, cudaStream_t stream);
-// grad is always [K, h, w, C]; grad_features are as channels_last says.
+// grad is [K, h, w, C], grad_features [B, H, W, C], whatever channels_last says
 // workspace: frcnn_cuda_roi_align_backward_workspace(pooling) bytes of device memory
 int64_t frcnn_cuda_roi_align_backward_workspace(const FrcnnRoiAlign* pooling);
 cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
@@ -74,8 +75,8 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
                                           cudaStream_t stream);
 
 // Segments of up to kFrcnnNmsBlock boxes, float32: sorts and suppresses in one launch.
-// boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each other;
-// drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], counts [S]
+// boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each
+// other; drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], counts [S]
 enum { kFrcnnNmsBlock = 4096 };
 cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, const int64_t* groups, int64_t segments,
                            int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
@@ -98,7 +99,8 @@ struct FrcnnSortedNms {
   int64_t total, segments, n;
   double iou_threshold;
   int64_t max_keep;
-  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and counts [S]
+  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and counts
+  // [S]
   uint8_t* keep;
   int64_t *indices, *counts;
 };

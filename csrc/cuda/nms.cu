@@ -4,8 +4,8 @@
 //
 // Bound by latency inside a block: an RPN batch (8 images x 5 levels x 1000 boxes) is 0.8 MB, 0.25 us at 3.35
 // TB/s, on 40 blocks. A block sorts 1024 keys in 55 barrier steps (2 to 3 us) and takes 16 steps of 64
-// candidates, each a few hundred cycles of compares and a resolution in one warp of about 5 rounds: 10 to 15 us
-// in all, estimated from instruction counts.
+// candidates, each a few hundred cycles of compares and a resolution in one warp of about 5 rounds: 10 to 15
+// us in all, estimated from instruction counts.
 //
 // Keys are (score, index) in one 64-bit integer, so that sorting them breaks ties as promised: lower index
 // first, NaN last, -0 equal to 0.
@@ -42,7 +42,8 @@ __device__ __forceinline__ void sort_in_block(unsigned long long* keys, int size
   }
 }
 
-// grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a power of two.
+// grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a power of
+// two.
 __global__ void __launch_bounds__(kNmsThreads)
     nms_kernel(const float* __restrict__ boxes, const float* __restrict__ scores,
                const int64_t* __restrict__ groups, int n, int size, float threshold, int64_t max_keep,
@@ -98,7 +99,8 @@ __global__ void __launch_bounds__(kNmsThreads)
   const int kept =
       suppress_in_block(sorted, places, count, groups == nullptr ? nullptr : groups + segment * n, threshold,
                         static_cast<int>(max_keep < n ? max_keep : n), s);
-  for (int64_t i = t; i < max_keep; i += kNmsThreads) indices[segment * max_keep + i] = i < kept ? places[i] : -1;
+  for (int64_t i = t; i < max_keep; i += kNmsThreads)
+    indices[segment * max_keep + i] = i < kept ? places[i] : -1;
   if (t == 0) counts[segment] = kept;
 }
 
@@ -116,8 +118,8 @@ extern "C" cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, c
   while (size < n) size *= 2;
   const size_t bytes = static_cast<size_t>(size) * (sizeof(unsigned long long) + sizeof(Box<float>));
   if (bytes > (48 << 10)) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(nms_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    const cudaError_t error = cudaFuncSetAttribute(nms_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(bytes));
     if (error != cudaSuccess) return error;
   }
   return launch(nms_kernel, dim3(static_cast<unsigned>(segments)), dim3(kNmsThreads), bytes, stream, boxes,

@@ -1,8 +1,9 @@
 // Greedy suppression inside one block, shared by both forms of NMS.
 //
-// Candidates lie in shared memory, best first. They are taken 64 at a time: all warps compare the 64 with every
-// box kept so far and with each other, then one warp resolves the 64, and the kept ones move to the front of
-// the same array, which the next 64 meet. Only kept boxes are ever compared with: kept x n / 2 pairs, no matrix.
+// Candidates lie in shared memory, best first. They are taken 64 at a time: all warps compare the 64 with
+// every box kept so far and with each other, then one warp resolves the 64, and the kept ones move to the
+// front of the same array, which the next 64 meet. Only kept boxes are ever compared with: kept x n / 2
+// pairs, no matrix.
 #pragma once
 
 #include "../box.h"
@@ -13,8 +14,8 @@ namespace frcnn {
 constexpr int kNmsThreads = 1024, kNmsWarps = kNmsThreads / 32, kStep = 64;
 
 struct NmsShared {
-  unsigned dropped[2];                       // of the 64: those a kept box suppresses
-  unsigned long long suppressors[kStep];     // of each: the better ones among the 64 that would suppress it
+  unsigned dropped[2];                    // of the 64: those a kept box suppresses
+  unsigned long long suppressors[kStep];  // of each: the better ones among the 64 that would suppress it
   int kept;
   int of_warp[kNmsWarps];
 };
@@ -41,7 +42,8 @@ __device__ int suppress_in_block(Box<T>* boxes, int* places, int count, const in
     const int candidate = first + t % kStep;
     bool dropped = false;
     if (candidate < count) {
-      for (int k = t / kStep; k < kept && !dropped; k += kNmsThreads / kStep) dropped = overlaps(k, candidate);
+      for (int k = t / kStep; k < kept && !dropped; k += kNmsThreads / kStep)
+        dropped = overlaps(k, candidate);
     }
     const unsigned drops = __ballot_sync(kFullWarp, dropped);
     if (lane == 0 && drops != 0) atomicOr(&s.dropped[warp % 2], drops);
@@ -56,7 +58,8 @@ __device__ int suppress_in_block(Box<T>* boxes, int* places, int count, const in
     // A candidate is kept once no suppressor of it is open, and dropped once one is kept. Every round settles
     // at least the first open one, usually most.
     if (warp == 0) {
-      const unsigned long long low_suppressors = s.suppressors[lane], high_suppressors = s.suppressors[lane + 32];
+      const unsigned long long low_suppressors = s.suppressors[lane],
+                               high_suppressors = s.suppressors[lane + 32];
       const unsigned long long low_bit = 1ull << lane, high_bit = low_bit << 32;
       const unsigned long long present = count - first >= kStep ? ~0ull : (1ull << (count - first)) - 1;
       unsigned long long open =
@@ -72,7 +75,8 @@ __device__ int suppress_in_block(Box<T>* boxes, int* places, int count, const in
         open = __ballot_sync(kFullWarp, low_open);
         open |= static_cast<unsigned long long>(__ballot_sync(kFullWarp, high_open)) << 32;
       }
-      const int low_rank = kept + __popcll(keep & (low_bit - 1)), high_rank = kept + __popcll(keep & (high_bit - 1));
+      const int low_rank = kept + __popcll(keep & (low_bit - 1)),
+                high_rank = kept + __popcll(keep & (high_bit - 1));
       const bool low_moves = (keep & low_bit) != 0 && low_rank < max_keep;
       const bool high_moves = (keep & high_bit) != 0 && high_rank < max_keep;
       Box<T> low_box, high_box;

@@ -1,8 +1,9 @@
 // NMS of any size: segments of rows that are already sorted, best first. Each segment is taken in chunks of
-// 4096 boxes (2048 in float64). In round r one launch compares every segment's r-th chunk with the boxes that
-// the segment has kept so far, all multiprocessors together, and another suppresses what is left of the chunk
-// in one block (nms.h) and appends it to the kept boxes. A segment of one chunk is done after round 0.
-// Device memory is O(boxes); the number of rounds depends on the number of rows only, so nothing is read back.
+// 4096 boxes (2048 in float64). Round 0 suppresses every segment's first chunk in one block (nms.h) and lists
+// the segments that have more. In a later round one launch compares each of those segments' next chunk with
+// the boxes it has kept so far, all multiprocessors together, and another suppresses what is left of the
+// chunk in one block and appends it to the kept boxes. Device memory is O(boxes); the number of rounds
+// depends on the number of rows only, so nothing is read back.
 //
 // Bound by operations: kept x n / 2 pairs of about 20. 100,000 boxes of one class that keep 10,000: 10^10
 // operations, 0.3 ms at 30 TFLOP/s, and 25 rounds of one block's chunk, about 0.1 ms each, which dominate:
@@ -15,9 +16,9 @@ namespace frcnn {
 namespace {
 
 constexpr int kKeyThreads = 256, kPruneThreads = 256;
-constexpr int kPruneBoxes = 64;    // candidates of a block; the threads split the kept boxes in four
-constexpr int kPruneSplits = 8;    // blocks that share the kept boxes of the same candidates
-constexpr int kMostBlocks = 2048;  // of launches whose number of segments only the device knows
+constexpr int kPruneBoxes = 64;   // candidates of a block; the threads split the kept boxes in four
+constexpr int kPruneSplits = 4;   // blocks that share the kept boxes of the same candidates
+constexpr int kMostBlocks = 528;  // that share the segments, where only the device knows how many there are
 
 template <typename T>
 constexpr int kChunk = sizeof(T) == 8 ? kFrcnnNmsBlock / 2 : kFrcnnNmsBlock;
@@ -60,24 +61,31 @@ struct Sorted {
   int64_t segments, n;
   T threshold;
   int64_t max_keep;
-  // Workspace: a segment's kept boxes from its own start on, how many there are, and a bit per row of the
-  // chunks of this round that a kept box suppresses.
+  // Workspace: a segment's kept boxes from its own start on, and how many there are; the segments of more
+  // than one chunk, in no particular order, and how many; a bit per row that a kept box of an earlier chunk
+  // suppresses.
   Box<T>* kept;
-  int64_t* kept_count;
+  int64_t *kept_count, *longer;
+  unsigned long long* longer_count;
   unsigned* dropped;
   uint8_t* keep;
   int64_t *indices, *counts;
 
-  __device__ __forceinline__ int64_t segment_total() const { return starts != nullptr ? *segment_count : segments; }
-  __device__ __forceinline__ int64_t start_of(int64_t s) const { return starts != nullptr ? starts[s] : s * n; }
+  __device__ __forceinline__ int64_t segment_total() const {
+    return starts != nullptr ? *segment_count : segments;
+  }
+  __device__ __forceinline__ int64_t start_of(int64_t s) const {
+    return starts != nullptr ? starts[s] : s * n;
+  }
 };
 
-// grid: (groups of candidates of a chunk, splits of the kept boxes, segments; the last wraps around)
+// grid: (groups of candidates of a chunk, splits of the kept boxes, longer segments; the last wraps around)
 template <typename T>
 __global__ void __launch_bounds__(kPruneThreads) prune_kernel(Sorted<T> p, int64_t round) {
   const int t = static_cast<int>(threadIdx.x);
-  const int64_t total = p.segment_total();
-  for (int64_t s = blockIdx.z; s < total; s += gridDim.z) {
+  const int64_t slots = static_cast<int64_t>(*p.longer_count);
+  for (int64_t slot = blockIdx.z; slot < slots; slot += gridDim.z) {
+    const int64_t s = p.longer[slot];
     const int64_t start = p.start_of(s), end = p.start_of(s + 1);
     const int64_t chunk = start + round * kChunk<T>;
     const int64_t row = chunk + int64_t{blockIdx.x} * kPruneBoxes + t % kPruneBoxes;
@@ -99,7 +107,7 @@ __global__ void __launch_bounds__(kPruneThreads) prune_kernel(Sorted<T> p, int64
   }
 }
 
-// grid: segments, wrapping around
+// grid: segments in round 0, then longer segments; wrapping around
 template <typename T>
 __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t round) {
   FRCNN_DYNAMIC_SHARED(memory);
@@ -107,8 +115,9 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
   Box<T>* const boxes = reinterpret_cast<Box<T>*>(memory);
   int* const places = reinterpret_cast<int*>(boxes + kChunk<T>);  // in the chunk
   const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
-  const int64_t total = p.segment_total();
-  for (int64_t segment = blockIdx.x; segment < total; segment += gridDim.x) {
+  const int64_t slots = round == 0 ? p.segment_total() : static_cast<int64_t>(*p.longer_count);
+  for (int64_t slot = blockIdx.x; slot < slots; slot += gridDim.x) {
+    const int64_t segment = round == 0 ? slot : p.longer[slot];
     const int64_t start = p.start_of(segment), end = p.start_of(segment + 1);
     const int64_t chunk = start + round * kChunk<T>;
     if (round > 0 && chunk >= end) continue;
@@ -142,7 +151,8 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
     }
 
     const int64_t most = p.max_keep - before < count ? p.max_keep - before : count;
-    const int kept = suppress_in_block<T>(boxes, places, count, nullptr, p.threshold, static_cast<int>(most), s);
+    const int kept =
+        suppress_in_block<T>(boxes, places, count, nullptr, p.threshold, static_cast<int>(most), s);
     for (int i = t; i < kept; i += kNmsThreads) {
       p.kept[start + before + i] = boxes[i];
       if (p.keep != nullptr) p.keep[chunk + places[i]] = 1;
@@ -153,20 +163,23 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
     if (t == 0) {
       p.kept_count[segment] = before + kept;
       if (p.counts != nullptr) p.counts[segment] = before + kept;
+      if (round == 0 && end - start > kChunk<T>) p.longer[atomicAdd(p.longer_count, 1ull)] = segment;
     }
   }
 }
 
-// The parts of the workspace for `total` rows, each a multiple of 16 bytes.
+// The places of the workspace's parts for `total` rows; the last two are zeroed before use.
 struct Parts {
-  int64_t kept, kept_count, dropped, end;
+  int64_t kept, kept_count, longer, longer_count, dropped, end;
 };
 Parts parts_of(int64_t type, int64_t total) {
-  const int64_t box = type == kFrcnnDouble ? sizeof(Box<double>) : sizeof(Box<float>);
+  constexpr int64_t kWord = sizeof(int64_t);
   Parts parts;
   parts.kept = 0;
-  parts.kept_count = total * box;
-  parts.dropped = parts.kept_count + div_up<int64_t>((total + 1) * sizeof(int64_t), 16) * 16;
+  parts.kept_count = total * (type == kFrcnnDouble ? sizeof(Box<double>) : sizeof(Box<float>));
+  parts.longer = parts.kept_count + total * kWord;
+  parts.longer_count = parts.longer + (total / kChunk<double> + 1) * kWord;
+  parts.dropped = parts.longer_count + kWord;
   parts.end = parts.dropped + (total / 32 + total + 2) * static_cast<int64_t>(sizeof(unsigned));
   return parts;
 }
@@ -176,7 +189,8 @@ Parts parts_of(int64_t type, int64_t total) {
 
 extern "C" {
 
-cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys, cudaStream_t stream) {
+cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys,
+                                cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
   const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads)));
@@ -191,8 +205,8 @@ cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* star
                                     cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
-  return launch(segments_kernel, dim3(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads))), dim3(kKeyThreads),
-                0, stream, ids, n, starts, count);
+  return launch(segments_kernel, dim3(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads))),
+                dim3(kKeyThreads), 0, stream, ids, n, starts, count);
 }
 
 int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total) {
@@ -218,6 +232,8 @@ cudaError_t frcnn_cuda_nms_sorted(int64_t type, const FrcnnSortedNms* problem, v
                       problem->max_keep,
                       reinterpret_cast<Box<T>*>(memory + parts.kept),
                       reinterpret_cast<int64_t*>(memory + parts.kept_count),
+                      reinterpret_cast<int64_t*>(memory + parts.longer),
+                      reinterpret_cast<unsigned long long*>(memory + parts.longer_count),
                       reinterpret_cast<unsigned*>(memory + parts.dropped),
                       problem->keep,
                       problem->indices,
@@ -225,23 +241,27 @@ cudaError_t frcnn_cuda_nms_sorted(int64_t type, const FrcnnSortedNms* problem, v
     const int64_t most_segments = problem->starts != nullptr ? problem->total : problem->segments;
     const int64_t longest = problem->starts != nullptr ? problem->total : problem->n;
     const unsigned blocks = static_cast<unsigned>(most_segments < kMostBlocks ? most_segments : kMostBlocks);
-    const unsigned layers = static_cast<unsigned>(most_segments < 64 ? most_segments : 64);
+    const int64_t most_longer = problem->total / kChunk<T>;
+    const unsigned longer = static_cast<unsigned>(most_longer < kMostBlocks ? most_longer : kMostBlocks);
     const size_t bytes = kChunk<T> * (sizeof(Box<T>) + sizeof(int));
-    cudaError_t error = cudaMemsetAsync(p.dropped, 0, static_cast<size_t>(parts.end - parts.dropped), stream);
+    cudaError_t error =
+        cudaMemsetAsync(p.longer_count, 0, static_cast<size_t>(parts.end - parts.longer_count), stream);
     if (error == cudaSuccess && problem->keep != nullptr)
       error = cudaMemsetAsync(problem->keep, 0, static_cast<size_t>(problem->total), stream);
     if (error == cudaSuccess && problem->indices != nullptr)
       error = cudaMemsetAsync(problem->indices, 0xff,
-                              static_cast<size_t>(problem->segments * problem->max_keep) * sizeof(int64_t), stream);
+                              static_cast<size_t>(problem->segments * problem->max_keep) * sizeof(int64_t),
+                              stream);
     if (error == cudaSuccess)
       error = cudaFuncSetAttribute(chunk_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(bytes));
     for (int64_t round = 0; error == cudaSuccess && round * kChunk<T> < longest; ++round) {
       if (round > 0)
-        error = launch(prune_kernel<T>, dim3(kChunk<T> / kPruneBoxes, kPruneSplits, layers), dim3(kPruneThreads), 0,
-                       stream, p, round);
+        error = launch(prune_kernel<T>, dim3(kChunk<T> / kPruneBoxes, kPruneSplits, longer),
+                       dim3(kPruneThreads), 0, stream, p, round);
       if (error == cudaSuccess)
-        error = launch(chunk_kernel<T>, dim3(blocks), dim3(kNmsThreads), bytes, stream, p, round);
+        error = launch(chunk_kernel<T>, dim3(round == 0 ? blocks : longer), dim3(kNmsThreads), bytes, stream,
+                       p, round);
     }
     return error;
   });

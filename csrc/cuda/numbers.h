@@ -72,10 +72,15 @@ cudaError_t for_box_type(int64_t type, F&& f) {
   return cudaErrorInvalidValue;
 }
 template <typename F>
-cudaError_t for_feature_type(int64_t type, F&& f) {
+cudaError_t for_half_or_float(int64_t type, F&& f) {
   if (type == kFrcnnHalf) return f(static_cast<__half*>(nullptr));
   if (type == kFrcnnBfloat16) return f(static_cast<__nv_bfloat16*>(nullptr));
-  return for_box_type(type, f);
+  if (type == kFrcnnFloat) return f(static_cast<float*>(nullptr));
+  return cudaErrorInvalidValue;
+}
+template <typename F>
+cudaError_t for_feature_type(int64_t type, F&& f) {
+  return type == kFrcnnDouble ? f(static_cast<double*>(nullptr)) : for_half_or_float(type, f);
 }
 
 }  // namespace frcnn

@@ -1,15 +1,17 @@
 // RoIAlign over a whole pyramid in one launch; the level is computed in the kernel.
 //
-// Bilinear weights factorise (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells they
-// touch, each with a row weight times a column weight. A block serves one RoI: some threads first make each
-// bin row's and column's list of (cell, weight) in shared memory, once; then
-//   channels-last: a warp takes a bin, a lane 16 bytes of channels (256 half channels per warp): every load is
+// Bilinear weights factorise (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells
+// they touch, each with a row weight times a column weight. A block serves one RoI: some threads first make
+// each bin row's and column's list of (cell, weight) in shared memory, once; then
+//   channels-last: a warp takes a bin, a lane 16 bytes of channels (256 half channels per warp): every load
+//   is
 //     a full line, and a typical bin of 2 to 4 cells needs 9 to 25 loads where four per sample need 16 to 64;
 //   NCHW: a thread takes a (channel, bin), bins fastest, so a warp's loads fall on few lines of one map.
 //
-// Bound by bytes from L2: 1000 RoIs x 49 bins x about 16 cells x 512 bytes (half) = 400 MB, 60 us at 7 TB/s of
-// L2. The floor from device memory is what is touched once: at most the maps, 46 MB for one image of R-50-FPN
-// in half, plus 25 MB of output: 21 us at 3.35 TB/s. Arithmetic: 8 multiply-adds per 16 bytes, a tenth of it.
+// Bound by bytes from L2: 1000 RoIs x 49 bins x about 16 cells x 512 bytes (half) = 400 MB, 60 us at 7 TB/s
+// of L2. The floor from device memory is what is touched once: at most the maps, 46 MB for one image of
+// R-50-FPN in half, plus 25 MB of output: 21 us at 3.35 TB/s. Arithmetic: 8 multiply-adds per 16 bytes, a
+// tenth of it.
 //
 // Versions: v1, this one. Not yet measured on a GPU. To try: RoIs in an order that shares lines, two bins per
 // warp in flight, 8 channels per thread in NCHW.
@@ -102,8 +104,9 @@ __device__ __forceinline__ void make_geometry(const Pyramid<C>& pyramid, const C
   if (!g.pools) return;
   for (int i = static_cast<int>(threadIdx.x); i < table.rows + pyramid.pooled_width; i += kThreads) {
     const bool row = i < table.rows;
-    table.counts[i] = list_taps(row ? g.place.y : g.place.x, row ? i : i - table.rows, row ? g.height : g.width,
-                                row ? g.factor : C(1), table.taps + i * table.capacity, table.capacity);
+    table.counts[i] =
+        list_taps(row ? g.place.y : g.place.x, row ? i : i - table.rows, row ? g.height : g.width,
+                  row ? g.factor : C(1), table.taps + i * table.capacity, table.capacity);
   }
   __syncthreads();
 }
@@ -138,7 +141,8 @@ __device__ __forceinline__ void for_each_cell(const Geometry<C>& g, const TapTab
       for (int corner = 0; corner < 4; ++corner) {
         const C weight = (corner < 2 ? y.low_weight : y.high_weight) *
                          (corner % 2 == 0 ? x.low_weight : x.high_weight) * g.factor;
-        const int64_t cell = int64_t{corner < 2 ? y.low : y.high} * g.width + (corner % 2 == 0 ? x.low : x.high);
+        const int64_t cell =
+            int64_t{corner < 2 ? y.low : y.high} * g.width + (corner % 2 == 0 ? x.low : x.high);
         if (weight != C(0)) add(cell, weight);
       }
     }
@@ -241,7 +245,8 @@ extern "C" cudaError_t frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* p
       packs = packs && aligned_to_16(features[l]);
     }
     const int64_t k = pooling->rois, ph = pooling->pooled_height, axes = ph + pooling->pooled_width;
-    const int64_t room = (kTableBytes / axes - static_cast<int64_t>(sizeof(int))) / static_cast<int64_t>(sizeof(Tap<C>));
+    const int64_t room =
+        (kTableBytes / axes - static_cast<int64_t>(sizeof(int))) / static_cast<int64_t>(sizeof(Tap<C>));
     const int capacity = static_cast<int>(clamp_to(room, 0, kMostTaps));
     const size_t bytes = static_cast<size_t>(axes) * (capacity * sizeof(Tap<C>) + sizeof(int));
     if (bytes > (48 << 10)) return cudaErrorInvalidValue;
@@ -253,15 +258,15 @@ extern "C" cudaError_t frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* p
       if (packs)
         return launch(channels_last_kernel<T, kPack<T>>, grid, dim3(kThreads), bytes, stream, pyramid, maps,
                       boxes, rows, capacity, to);
-      return launch(channels_last_kernel<T, 1>, grid, dim3(kThreads), bytes, stream, pyramid, maps, boxes, rows,
-                    capacity, to);
+      return launch(channels_last_kernel<T, 1>, grid, dim3(kThreads), bytes, stream, pyramid, maps, boxes,
+                    rows, capacity, to);
     }
     const int64_t most = div_up<int64_t>(pooling->channels, 65535);
     const int channels = static_cast<int>(
         clamp_to(k * pooling->channels / kBlocksWanted, most > 8 ? most : 8, 64 > most ? 64 : most));
     const dim3 grid(static_cast<unsigned>(k),
                     static_cast<unsigned>(div_up<int64_t>(pooling->channels, channels)));
-    return launch(nchw_kernel<T>, grid, dim3(kThreads), bytes, stream, pyramid, maps, boxes, channels, capacity,
-                  to);
+    return launch(nchw_kernel<T>, grid, dim3(kThreads), bytes, stream, pyramid, maps, boxes, channels,
+                  capacity, to);
   });
 }

@@ -10,7 +10,7 @@ namespace frcnn {
 template <typename C>
 struct Pyramid {
   int height[kFrcnnMostLevels], width[kFrcnnMostLevels];  // in cells
-  C scale[kFrcnnMostLevels];                               // cells per pixel
+  C scale[kFrcnnMostLevels];                              // cells per pixel
   int levels, pooled_height, pooled_width, sampling_ratio;
   int64_t batch, channels, rois;
   bool aligned;
@@ -21,8 +21,8 @@ struct Pyramid {
 template <typename C>
 bool copy_pyramid(const FrcnnRoiAlign& from, Pyramid<C>* to) {
   *to = {};
-  if (from.levels > kFrcnnMostLevels || from.rois > INT32_MAX || from.pooled_height > INT16_MAX ||
-      from.pooled_width > INT16_MAX || from.sampling_ratio > INT16_MAX)
+  if (from.levels > kFrcnnMostLevels || from.rois > INT32_MAX || from.sampling_ratio > INT16_MAX ||
+      from.pooled_height + from.pooled_width > kFrcnnMostBins)
     return false;
   for (int64_t l = 0; l < from.levels; ++l) {
     if (from.sizes[2 * l] > INT32_MAX || from.sizes[2 * l + 1] > INT32_MAX) return false;
@@ -49,8 +49,8 @@ struct RoiPlace {
   RoiAxis<C> y, x;
 };
 
-// False if the RoI pools to zero: NaN or far away, of an image that does not exist (the CPU refuses those, but
-// an error would need a synchronisation here), or on a map without cells.
+// False if the RoI pools to zero: NaN or far away, of an image that does not exist (the CPU refuses those,
+// but an error would need a synchronisation here), or on a map without cells.
 template <typename C>
 __device__ __forceinline__ bool place_roi(const Pyramid<C>& pyramid, const C* roi, RoiPlace<C>* place) {
   const C image = roi[0], x1 = roi[1], y1 = roi[2], x2 = roi[3], y2 = roi[4];

@@ -3,9 +3,9 @@
 // Launch 1 (sort_kernel): RoIs by map (level, image), keeping their order, with the cells each may touch.
 // Launch 2 (tile_kernel): the maps are cut into tiles of 8 x 8 cells x 32 lanes of channels. A block owns a
 // tile: it lists its map's RoIs that reach it, in order, makes their row and column weights for the tile in
-// shared memory, and each warp sums one row of 8 cells in registers, float32 for half, reading a bin's gradient
-// once for all 8. Every output is written once, zeros included: no memset, no read-modify-write.
-// The order of a sum is that of RoIs, then bins, whatever runs when, so results are deterministic.
+// shared memory, and each warp sums one row of 8 cells in registers, float32 for half, reading a bin's
+// gradient once for all 8. Every output is written once, zeros included: no memset, no read-modify-write. The
+// order of a sum is that of RoIs, then bins, whatever runs when, so results are deterministic.
 //
 // Bound by bytes: written once, 46 MB (all maps of one image of R-50-FPN in half), plus 25 MB of gradients of
 // 1000 RoIs, which stay in L2 while the tiles re-read them (about 7 columns x 1.3 x 30 rows x 512 bytes per
@@ -20,10 +20,10 @@
 namespace frcnn {
 namespace {
 
-constexpr int kTile = 8;               // cells along each side; a warp per row
+constexpr int kTile = 8;  // cells along each side; a warp per row
 constexpr int kThreads = kTile * 32;
 constexpr int kSortThreads = 1024;
-constexpr int kMostBatch = 16;         // RoIs whose weights are in shared memory together
+constexpr int kMostBatch = 16;  // RoIs whose weights are in shared memory together
 constexpr int kTableBytes = 40 << 10;
 
 // Which cells an RoI may touch, inclusive.
@@ -62,7 +62,8 @@ template <typename C>
 __device__ __forceinline__ int64_t map_of(const Pyramid<C>& pyramid, const C* roi, Bounds* bounds) {
   RoiPlace<C> place;
   if (!place_roi(pyramid, roi, &place)) return -1;
-  if (!touched(place.y, pyramid.pooled_height, pyramid.height[place.level], &bounds->y_low, &bounds->y_high) ||
+  if (!touched(place.y, pyramid.pooled_height, pyramid.height[place.level], &bounds->y_low,
+               &bounds->y_high) ||
       !touched(place.x, pyramid.pooled_width, pyramid.width[place.level], &bounds->x_low, &bounds->x_high))
     return -1;
   return place.level * pyramid.batch + place.image;
@@ -165,7 +166,7 @@ struct Weights {
   RoiPlace<C> place[kMostBatch];
   C factor[kMostBatch];
   Range rows[kMostBatch][kTile], columns[kMostBatch];  // bins that touch the tile row, the tile's columns
-  int hits[kThreads];                                   // places in the sorted list that reach the tile
+  int hits[kThreads];                                  // places in the sorted list that reach the tile
   int of_warp[kTile];
 };
 
@@ -174,7 +175,7 @@ template <typename T, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     tile_kernel(const __grid_constant__ Pyramid<compute_t<T>> pyramid,
                 const __grid_constant__ GradMaps<T> maps, const compute_t<T>* __restrict__ rois,
-                const T* __restrict__ grad, Sorted sorted, int batch_size, bool channels_last) {
+                const T* __restrict__ grad, Sorted sorted, int batch_size) {
   using C = compute_t<T>;
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(s, Weights<C>);
@@ -261,37 +262,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   const int y = y0 + row;
   if (!active || y >= height) return;
   const int columns = width - x0 < kTile ? width - x0 : kTile;
-  if (channels_last) {
-    T* const to = maps.map[level] + ((image * height + y) * width + x0) * pyramid.channels + channel;
+  T* const to = maps.map[level] + ((image * height + y) * width + x0) * pyramid.channels + channel;
 #pragma unroll
-    for (int x = 0; x < kTile; ++x) {
-      if (x >= columns) break;
-      Pack<T, N> result;
+  for (int x = 0; x < kTile; ++x) {
+    if (x >= columns) break;
+    Pack<T, N> result;
 #pragma unroll
-      for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[x][n]);
-      store_pack<T, N>(to + x * pyramid.channels, result);
-    }
-    return;
-  }
-  // A lane's 8 neighbouring cells of one channel are 16 bytes in half, and a sector in float32.
-  T* const to = maps.map[level] + ((image * pyramid.channels + channel) * height + y) * int64_t{width} + x0;
-  const bool packs = columns == kTile && width % kPack<T> == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    T* const line = to + int64_t{n} * height * width;
-    if (packs) {
-#pragma unroll
-      for (int x = 0; x < kTile; x += kPack<T>) {
-        Pack<T, kPack<T>> result;
-#pragma unroll
-        for (int i = 0; i < kPack<T>; ++i) result.v[i] = narrow<T>(sum[x + i][n]);
-        store_pack<T, kPack<T>>(line + x, result);
-      }
-    } else {
-#pragma unroll
-      for (int x = 0; x < kTile; ++x)
-        if (x < columns) line[x] = narrow<T>(sum[x][n]);
-    }
+    for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[x][n]);
+    store_pack<T, N>(to + x * pyramid.channels, result);
   }
 }
 
@@ -328,7 +306,8 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
       packs = packs && aligned_to_16(grad_features[l]);
     }
     if (tiles * pooling->channels == 0) return cudaSuccess;
-    const int64_t bytes_per_roi = (pyramid.pooled_height + pyramid.pooled_width) * kTile * static_cast<int64_t>(sizeof(C));
+    const int64_t bytes_per_roi =
+        (pyramid.pooled_height + pyramid.pooled_width) * kTile * static_cast<int64_t>(sizeof(C));
     const int64_t fitting = kTableBytes / bytes_per_roi;
     const int batch_size = static_cast<int>(fitting < kMostBatch ? fitting : kMostBatch);
     if (tiles > INT32_MAX || batch_size == 0) return cudaErrorInvalidValue;
@@ -342,8 +321,8 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
     const auto run = [&](auto kernel, int channels_per_lane) {
       const dim3 grid(static_cast<unsigned>(tiles),
                       static_cast<unsigned>(div_up<int64_t>(pooling->channels, 32 * channels_per_lane)));
-      return launch(kernel, grid, dim3(kThreads), static_cast<size_t>(batch_size * bytes_per_roi), stream, pyramid,
-                    maps, boxes, static_cast<const T*>(grad), sorted, batch_size, pooling->channels_last);
+      return launch(kernel, grid, dim3(kThreads), static_cast<size_t>(batch_size * bytes_per_roi), stream,
+                    pyramid, maps, boxes, static_cast<const T*>(grad), sorted, batch_size);
     };
     return packs ? run(tile_kernel<T, kPack<T>>, kPack<T>) : run(tile_kernel<T, 1>, 1);
   });

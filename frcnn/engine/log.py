@@ -16,6 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+SHOWN = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
+"""Metrics on the terminal; the log has all."""
+
 
 class TrainingLog:
     """Writes nothing but in the first process.
@@ -101,7 +104,7 @@ class TrainingLog:
         epoch = iteration // self.steps_per_epoch
         self._append({"mode": "val", "epoch": epoch, "iter": self.steps_per_epoch, "lr": lr, **metrics})
         self._scalars("val", iteration, metrics)
-        self.say(f"epoch {epoch} val " + " ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        self.say(f"epoch {epoch} val " + " ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN))
 
     def close(self) -> None:
         if self.active:

@@ -1,8 +1,9 @@
 """The CUDA kernels of csrc/cuda, run on the CPU: builds them as host C++ and calls their launchers.
 
-Two builds of the same sources (see emulator/emulator.cpp). ``load("checked")`` checks every access for bounds,
-initialisation and races itself. ``load("sanitized")`` is for a Python started with the address sanitizer's
-library preloaded (see sanitized_environment); there the sanitizers stop the process at the first fault.
+Two builds of the same sources (see emulator/emulator.cpp). ``load("checked")`` checks every access for
+bounds, initialisation and races itself. ``load("sanitized")`` is for a Python started with the address
+sanitizer's library preloaded (see sanitized_environment); there the sanitizers stop the process at the first
+fault.
 
 Needs only numpy, g++ with C++20 and Linux.
 """

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from tests.cpp import emulated
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")

@@ -52,7 +52,8 @@ std::string take_reports() {
 
 void* allocate(size_t bytes, size_t alignment, const char*) {
   void* address = nullptr;
-  if (posix_memalign(&address, alignment < sizeof(void*) ? sizeof(void*) : alignment, bytes) != 0) std::abort();
+  if (posix_memalign(&address, alignment < sizeof(void*) ? sizeof(void*) : alignment, bytes) != 0)
+    std::abort();
   std::memset(address, 0xcd, bytes);
   return address;
 }
@@ -87,7 +88,7 @@ struct Segment {
   uint32_t block_epoch, warp_epoch;
 };
 constexpr uint32_t kFree = 0, kUnwritten = 1, kHostWritten = 2, kFirstSegment = 3;
-constexpr uint32_t kAtomic = 1u << 31;                             // in Cell::writer
+constexpr uint32_t kAtomic = 1u << 31;                                    // in Cell::writer
 enum Scope : uint32_t { kThread = 0, kWarp = 1, kBlock = 2, kGrid = 3 };  // who all read, in Cell::reader
 
 struct Cell {
@@ -196,9 +197,9 @@ void read(const void* address, size_t bytes, const void* pc) {
     uint32_t merged = kThread;
     if (last >= first_segment && !ordered(last, scope, now)) {
       const Segment& then = at(last);
-      merged = then.block != now.block || scope == kGrid                     ? kGrid
+      merged = then.block != now.block || scope == kGrid                ? kGrid
                : then.thread / 32 != now.thread / 32 || scope == kBlock ? kBlock
-                                                                             : kWarp;
+                                                                        : kWarp;
     }
     cell.reader = self | merged << 30;
   }
@@ -213,7 +214,8 @@ void write(const void* address, size_t bytes, const void* pc, bool atomic) {
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = cells[offset + i];
     const uint32_t writer = cell.writer & ~kAtomic;
-    if (writer == kFree) return complain(atomic ? "out-of-bounds atomic" : "out-of-bounds write", address, bytes, pc, 0);
+    if (writer == kFree)
+      return complain(atomic ? "out-of-bounds atomic" : "out-of-bounds write", address, bytes, pc, 0);
     if (atomic && writer == kUnwritten) complain("uninitialised atomic", address, bytes, pc, 0);
     const bool both_atomic = atomic && (cell.writer & kAtomic) != 0;
     if (writer >= first_segment && !both_atomic && !ordered(writer, kThread, now))
@@ -293,7 +295,8 @@ void pass_block_barrier() {
 }
 void pass_warp_barrier(int warp) {
   ++warp_epochs[static_cast<size_t>(warp)];
-  for (size_t i = static_cast<size_t>(warp) * 32; i < current_segment.size() && i < size_t(warp) * 32 + 32; ++i)
+  for (size_t i = static_cast<size_t>(warp) * 32; i < current_segment.size() && i < size_t(warp) * 32 + 32;
+       ++i)
     current_segment[i] = 0;
 }
 void fence() { fenced[static_cast<size_t>(running)] = 1; }
@@ -318,12 +321,12 @@ extern "C" {
 using emulator::checker::read;
 using emulator::checker::write;
 
-#define FRCNN_ACCESS(n)                                                                              \
-  void __tsan_read##n(void* p) { read(p, n, __builtin_return_address(0)); }                          \
-  void __tsan_write##n(void* p) { write(p, n, __builtin_return_address(0), false); }                 \
-  void __tsan_unaligned_read##n(void* p) { read(p, n, __builtin_return_address(0)); }                \
-  void __tsan_unaligned_write##n(void* p) { write(p, n, __builtin_return_address(0), false); }       \
-  void __tsan_volatile_read##n(void* p) { read(p, n, __builtin_return_address(0)); }                 \
+#define FRCNN_ACCESS(n)                                                                        \
+  void __tsan_read##n(void* p) { read(p, n, __builtin_return_address(0)); }                    \
+  void __tsan_write##n(void* p) { write(p, n, __builtin_return_address(0), false); }           \
+  void __tsan_unaligned_read##n(void* p) { read(p, n, __builtin_return_address(0)); }          \
+  void __tsan_unaligned_write##n(void* p) { write(p, n, __builtin_return_address(0), false); } \
+  void __tsan_volatile_read##n(void* p) { read(p, n, __builtin_return_address(0)); }           \
   void __tsan_volatile_write##n(void* p) { write(p, n, __builtin_return_address(0), false); }
 FRCNN_ACCESS(1)
 FRCNN_ACCESS(2)
@@ -335,18 +338,18 @@ void __tsan_read_range(void* p, size_t n) { read(p, n, __builtin_return_address(
 void __tsan_write_range(void* p, size_t n) { write(p, n, __builtin_return_address(0), false); }
 
 // The kernels' atomics report themselves (emulator::atomic_access); here they only have to be done.
-#define FRCNN_ATOMIC(bits, type)                                                           \
-  type __tsan_atomic##bits##_load(const volatile type* p, int) { return *p; }              \
-  void __tsan_atomic##bits##_store(volatile type* p, type v, int) { *p = v; }              \
-  type __tsan_atomic##bits##_fetch_add(volatile type* p, type v, int) {                    \
-    const type old = *p;                                                                   \
-    *p = static_cast<type>(old + v);                                                       \
-    return old;                                                                            \
-  }                                                                                        \
-  type __tsan_atomic##bits##_fetch_or(volatile type* p, type v, int) {                     \
-    const type old = *p;                                                                   \
-    *p = static_cast<type>(old | v);                                                       \
-    return old;                                                                            \
+#define FRCNN_ATOMIC(bits, type)                                              \
+  type __tsan_atomic##bits##_load(const volatile type* p, int) { return *p; } \
+  void __tsan_atomic##bits##_store(volatile type* p, type v, int) { *p = v; } \
+  type __tsan_atomic##bits##_fetch_add(volatile type* p, type v, int) {       \
+    const type old = *p;                                                      \
+    *p = static_cast<type>(old + v);                                          \
+    return old;                                                               \
+  }                                                                           \
+  type __tsan_atomic##bits##_fetch_or(volatile type* p, type v, int) {        \
+    const type old = *p;                                                      \
+    *p = static_cast<type>(old | v);                                          \
+    return old;                                                               \
   }
 FRCNN_ATOMIC(32, uint32_t)
 FRCNN_ATOMIC(64, uint64_t)

@@ -7,7 +7,9 @@ struct __nv_bfloat16 {
   uint16_t bits;
 };
 
-inline float __bfloat162float(__nv_bfloat16 h) { return __uint_as_float(static_cast<uint32_t>(h.bits) << 16); }
+inline float __bfloat162float(__nv_bfloat16 h) {
+  return __uint_as_float(static_cast<uint32_t>(h.bits) << 16);
+}
 
 inline __nv_bfloat16 __float2bfloat16_rn(float f) {
   const uint32_t bits = __float_as_uint(f);

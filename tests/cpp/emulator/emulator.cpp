@@ -210,8 +210,8 @@ void report_stuck() {
     const Fiber& f = *machine.fibers[i];
     if (f.state == State::kAtBarrier || f.state == State::kInCollective) {
       const char* kind = f.state == State::kAtBarrier ? "__syncthreads" : "a warp collective";
-      return fail(std::string("deadlock: thread ") + std::to_string(i) + " waits for ever in " + kind + " at " +
-                  place(f.where));
+      return fail(std::string("deadlock: thread ") + std::to_string(i) + " waits for ever in " + kind +
+                  " at " + place(f.where));
     }
   }
 }
@@ -404,7 +404,9 @@ cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t
 
 extern "C" {
 
-void emulator_seed(uint64_t seed) { emulator::machine.random = seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull; }
+void emulator_seed(uint64_t seed) {
+  emulator::machine.random = seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
+}
 
 // Device memory: exactly `bytes`, holding nothing that may be read.
 void* emulator_allocate(size_t bytes) { return emulator::checker::allocate(bytes, 256, "device memory"); }

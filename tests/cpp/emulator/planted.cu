@@ -4,14 +4,25 @@
 namespace frcnn {
 namespace {
 
-enum Bug { kNone, kMissingBarrier, kMissingWarpBarrier, kRace, kOutOfBounds, kUninitialised, kDivergentBarrier,
-           kMissingFence, kSharedOutOfBounds, kMisaligned };
+enum Bug {
+  kNone,
+  kMissingBarrier,
+  kMissingWarpBarrier,
+  kRace,
+  kOutOfBounds,
+  kUninitialised,
+  kDivergentBarrier,
+  kMissingFence,
+  kSharedOutOfBounds,
+  kMisaligned
+};
 
 // The values of a block in reverse order, through shared memory.
 __global__ void reverse_kernel(const float* in, float* out, int bug) {
   FRCNN_SHARED(values, float[64]);
   const int t = static_cast<int>(threadIdx.x);
-  if (bug != kUninitialised || t != 5) values[bug == kSharedOutOfBounds ? t + 1 : t] = in[blockIdx.x * 64 + t];
+  if (bug != kUninitialised || t != 5)
+    values[bug == kSharedOutOfBounds ? t + 1 : t] = in[blockIdx.x * 64 + t];
   if (bug != kMissingBarrier && (bug != kDivergentBarrier || t < 40)) __syncthreads();
   out[blockIdx.x * 64 + t + (bug == kOutOfBounds ? 1 : 0)] = values[63 - t];
 }
@@ -58,17 +69,19 @@ __global__ void copy_kernel(const float* in, float* out, int bug) {
 extern "C" {
 
 cudaError_t planted_reverse(const float* in, float* out, int64_t blocks, int64_t bug, cudaStream_t stream) {
-  return frcnn::launch(frcnn::reverse_kernel, dim3(static_cast<unsigned>(blocks)), dim3(64), 0, stream, in, out, static_cast<int>(bug));
+  return frcnn::launch(frcnn::reverse_kernel, dim3(static_cast<unsigned>(blocks)), dim3(64), 0, stream, in,
+                       out, static_cast<int>(bug));
 }
 cudaError_t planted_swap(const float* in, float* out, int64_t blocks, int64_t bug, cudaStream_t stream) {
-  return frcnn::launch(frcnn::swap_kernel, dim3(static_cast<unsigned>(blocks)), dim3(64), 0, stream, in, out, static_cast<int>(bug));
+  return frcnn::launch(frcnn::swap_kernel, dim3(static_cast<unsigned>(blocks)), dim3(64), 0, stream, in, out,
+                       static_cast<int>(bug));
 }
-cudaError_t planted_sum(const float* in, float* partial, unsigned* counter, float* out, int64_t blocks, int64_t bug,
-                        cudaStream_t stream) {
+cudaError_t planted_sum(const float* in, float* partial, unsigned* counter, float* out, int64_t blocks,
+                        int64_t bug, cudaStream_t stream) {
   cudaMemsetAsync(counter, 0, sizeof(unsigned), stream);
   cudaMemsetAsync(out, 0, sizeof(float), stream);
-  return frcnn::launch(frcnn::sum_kernel, dim3(static_cast<unsigned>(blocks)), dim3(64), 0, stream, in, partial, counter, out,
-                       static_cast<int>(bug));
+  return frcnn::launch(frcnn::sum_kernel, dim3(static_cast<unsigned>(blocks)), dim3(64), 0, stream, in,
+                       partial, counter, out, static_cast<int>(bug));
 }
 cudaError_t planted_copy(const float* in, float* out, int64_t bug, cudaStream_t stream) {
   return frcnn::launch(frcnn::copy_kernel, dim3(1), dim3(64), 0, stream, in, out, static_cast<int>(bug));

@@ -1,0 +1,64 @@
+# make demo    trains, evaluates and draws a small Faster R-CNN (CPU, minutes)
+# make test    runs all tests
+# make lint    checks style; make format applies it
+# make test-gpu, make cuda-check    for machines with a GPU, with nvcc
+#
+# PYTHON chooses the interpreter, PIP_ARGS goes to pip (for example an --index-url with the torch build you want),
+# TEST_ARGS to pytest.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements/constraints.txt
+BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
+    $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+
+.PHONY: demo test test-gpu lint format cuda-check install clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests $(TEST_ARGS)
+
+test-gpu: $(INSTALLED)
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
+	'make test-gpu needs a CUDA device, and torch ' + torch.__version__ + ' sees none')"
+	@$(BIN)/python -c "import sys, frcnn_ops; ops = frcnn_ops.build_info()['ops']; \
+	any('cuda' in devices for devices in ops.values()) or sys.exit( \
+	'frcnn_ops was built without CUDA: make clean, then FORCE_CUDA=1 make test-gpu')"
+	$(BIN)/python -m pytest tests $(TEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+cuda-check: $(INSTALLED)
+	@command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc || \
+	{ echo 'make cuda-check needs nvcc, on PATH or in /usr/local/cuda/bin'; exit 1; }
+	.ci/cuda_check
+
+install: $(INSTALLED)
+
+# torch first: the package compiles against it, so its build is not isolated.
+$(INSTALLED): $(BUILT_FROM)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.10 or newer, or set PYTHON"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel ninja pybind11
+	$(PIP) torch numpy
+	$(PIP) --no-build-isolation -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo

@@ -1,0 +1,73 @@
+"""What changed between two results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import number, table
+
+SMALLEST_CHANGE = 0.03
+"""Changes of the median below this are called the same, however steady the machine was."""
+
+
+def compare(before: Path, after: Path) -> str:
+    """A table of every measurement that both results hold, slowest change first, as Markdown.
+
+    A change counts when the medians differ by more than SMALLEST_CHANGE and the middle halves of the
+    iterations do not overlap.
+    """
+    old, new = (json.loads(path.read_text()) for path in (before, after))
+    warnings = [
+        f"Warning: {what} differ: {old[part][what]} and {new[part][what]}"
+        for part, what in (
+            ("machine", "name"),
+            ("machine", "torch"),
+            ("settings", "size"),
+            ("settings", "precision"),
+            ("settings", "mode"),
+        )
+        if old[part][what] != new[part][what]
+    ]
+    old_timings, new_timings = dict(timings(old)), dict(timings(new))
+    shared = [key for key in old_timings if key in new_timings]
+    if not shared:
+        return "\n".join([*warnings, f"{before} and {after} share no measurement"])
+    changes = {key: new_timings[key]["median_ms"] / old_timings[key]["median_ms"] for key in shared}
+    lines = [
+        [
+            *key,
+            number(old_timings[key]["median_ms"]),
+            number(new_timings[key]["median_ms"]),
+            f"{changes[key] - 1:+.1%}",
+            verdict(old_timings[key], new_timings[key]),
+        ]
+        for key in sorted(shared, key=lambda key: -changes[key])
+    ]
+    header = ["recipe", "measurement", f"{before.name} ms", f"{after.name} ms", "change", "verdict"]
+    return "\n".join([*warnings, table(header, lines)])
+
+
+def timings(result: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Mapping[str, Any]]]:
+    """(recipe, measurement) and timing of everything measured of ours."""
+    for row in result["recipes"]:
+        for timing in row.get("inference", []):
+            yield (row["name"], f"detect, batch {timing['batch']}"), timing["ours"]
+        for part in ("from_pictures", "training"):
+            if part in row:
+                yield (
+                    (row["name"], f"{part.replace('_', ' ')}, batch {row[part]['batch']}"),
+                    row[part]["ours"],
+                )
+
+
+def verdict(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """ "slower", "faster" or "same"."""
+    if abs(new["median_ms"] / old["median_ms"] - 1) <= SMALLEST_CHANGE:
+        return "same"
+    (old_low, old_high), (new_low, new_high) = old["quartiles_ms"], new["quartiles_ms"]
+    if new_low > old_high:
+        return "slower"
+    return "faster" if new_high < old_low else "same"

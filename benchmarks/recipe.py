@@ -1,0 +1,181 @@
+"""Everything that is measured for one recipe: detection, stages, drift and training, beside the peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.inputs import annotations
+from benchmarks.measure import interleave, summary
+from benchmarks.work import operations
+from benchmarks.worker import Worker
+from frcnn.config import Recipe
+
+OURS, PEER = "benchmarks.ours", "benchmarks.peer"
+TRAINING_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How detection and training are measured."""
+
+    device: str
+    precision: str
+    mode: str
+    threads: int
+    size: tuple[int, int]
+    """Height and width of the pictures."""
+    pictures: Mapping[int, Path]
+    """Batch size -> .npy file of uint8 BGR pictures; the training batch's is always there."""
+    batches: tuple[int, ...]
+    seconds: float
+    """Time given to each interleaved measurement."""
+    least: int = 5
+    """Rounds of a measurement at least."""
+    train: bool = True
+    coco: Path | None = None
+
+
+def measure_recipe(
+    recipe: Recipe,
+    conditions: Conditions,
+    peers: Sequence[str],
+    start: Callable[[str], Worker],
+    weights: str | None,
+    folder: Path,
+    step: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure one recipe; the result is what benchmarks/report.py renders.
+
+    peers: the precisions to run torchvision's detector in; none where there is no torchvision. start: starts
+    the process of a module (`OURS` or `PEER`). weights: a checkpoint; None generates weights. folder: for
+    files that the processes exchange. step: told what begins.
+    """
+    result: dict[str, Any] = {"name": recipe.name, "gflop": operations(recipe, *conditions.size) / 1e9}
+    if recipe.model.backbone.style == "caffe":
+        peers = ()  # torchvision has no backbone with the stride in the first 1x1
+    with ExitStack() as processes:
+        step("weights")
+        plain = processes.enter_context(start(OURS))
+        result |= _load(plain, recipe, weights, conditions)
+        first = str(conditions.pictures[conditions.batches[0]])
+        plain.call("pictures", file=first)
+        if weights is None:
+            plain.call("calibrate")
+        own_weights, reference = str(folder / "weights.pt"), str(folder / "detections.pt")
+        plain.call("save_weights", file=own_weights)
+        plain.call("save_detections", file=reference)
+
+        fast = processes.enter_context(start(OURS))
+        _load(fast, recipe, own_weights, conditions)
+        fast.call("optimise")
+        subjects = {"ours": fast, **_start_peers(recipe, conditions, peers, own_weights, start, processes)}
+
+        result["inference"] = []
+        for batch in conditions.batches:
+            step(f"batch {batch}")
+            result["inference"].append(_inference(subjects, batch, conditions, "detect"))
+        step("from pictures")
+        result["from_pictures"] = _inference(subjects, conditions.batches[0], conditions, "predict")
+        result["counts"] = {name: subject.call("counts") for name, subject in subjects.items()}
+        result["drift"] = fast.call("drift", file=reference)
+        if conditions.mode == "eager":
+            step("stages")
+            result |= fast.call("stages", repeats=conditions.least)
+        if conditions.coco is not None and weights is not None:
+            step("box AP")
+            result["box_ap"] = fast.call("box_ap", folder=str(conditions.coco))
+
+        if conditions.train:
+            step("training")
+            fast.close()
+            result["training"] = _training({**subjects, "ours": plain}, result["classes"], conditions)
+    return result
+
+
+def _load(worker: Worker, recipe: Recipe, weights: str | None, conditions: Conditions) -> dict[str, Any]:
+    return worker.call(
+        "load",
+        recipe=recipe.name,
+        weights=weights,
+        size=conditions.size,
+        device=conditions.device,
+        precision=conditions.precision,
+        mode=conditions.mode,
+        threads=conditions.threads,
+    )
+
+
+def _start_peers(
+    recipe: Recipe,
+    conditions: Conditions,
+    precisions: Sequence[str],
+    weights: str,
+    start: Callable[[str], Worker],
+    processes: ExitStack,
+) -> dict[str, Worker]:
+    """A torchvision detector of the same backbone and weights per precision, by the name of its column."""
+    backbone, found = recipe.model.backbone, {}
+    for precision in precisions:
+        worker = processes.enter_context(start(PEER))
+        described = worker.call(
+            "load",
+            weights=weights,
+            depth=backbone.depth,
+            groups=backbone.groups,
+            base_width=backbone.base_width,
+            num_classes=recipe.model.num_classes,
+            size=conditions.size,
+            device=conditions.device,
+            precision=precision,
+            threads=conditions.threads,
+        )
+        found[f"{described['name']} {precision}"] = worker
+    return found
+
+
+def _inference(
+    subjects: Mapping[str, Worker], batch: int, conditions: Conditions, call: str
+) -> dict[str, Any]:
+    for subject in subjects.values():
+        subject.call("pictures", file=str(conditions.pictures[batch]))
+        subject.call(call)
+        subject.call("reset_peak")
+    taken = interleave(
+        {name: partial(subject.call, call) for name, subject in subjects.items()},
+        conditions.seconds,
+        conditions.least,
+        warm_up=1,
+    )
+    return {
+        "batch": batch,
+        **{
+            name: summary(seconds, batch) | {"peak_bytes": subjects[name].call("peak_bytes")}
+            for name, seconds in taken.items()
+        },
+    }
+
+
+def _training(subjects: Mapping[str, Worker], classes: int, conditions: Conditions) -> dict[str, Any]:
+    boxes, labels = annotations(TRAINING_BATCH, *conditions.size, classes)
+    for subject in subjects.values():
+        subject.call("pictures", file=str(conditions.pictures[TRAINING_BATCH]))
+        subject.call("start_training", boxes=boxes, labels=labels)
+        subject.call("reset_peak")
+    taken = interleave(
+        {name: partial(subject.call, "train_step") for name, subject in subjects.items()},
+        conditions.seconds,
+        least=max(2, conditions.least // 2),
+        warm_up=1,
+    )
+    return {
+        "batch": TRAINING_BATCH,
+        **{
+            name: summary(seconds, TRAINING_BATCH) | {"peak_bytes": subjects[name].call("peak_bytes")}
+            for name, seconds in taken.items()
+        },
+    }

@@ -1,0 +1,243 @@
+"""Speed and memory of the zoo's recipes beside the published table and torchvision's detector.
+
+    python benchmarks/run.py --quick                                    minutes, small pictures
+    python benchmarks/run.py --recipes faster_rcnn_r50_fpn_1x_coco      one recipe at full size
+    python benchmarks/run.py --device cuda --precision bf16 --mode graph
+    python benchmarks/run.py --compare before.json after.json
+
+Results go to benchmarks/results/<date>-<machine>/ as JSON, Markdown and a plot.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import frcnn
+from benchmarks import inputs, machine, report
+from benchmarks.compare import compare
+from benchmarks.recipe import PEER, TRAINING_BATCH, Conditions, measure_recipe
+from benchmarks.startup import start_up
+from benchmarks.worker import Worker, WorkerError
+from frcnn.config import Recipe
+from frcnn.zoo.weights import checkpoint_addresses
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PRECISIONS = {"float32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
+"""The command line's names -> the library's."""
+
+
+class UsageError(Exception):
+    """Something that the person at the command line can put right."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Benchmark Faster R-CNN against the published table."""
+
+    device: Literal["cpu", "cuda"] | None = None
+    """Default: cuda if there is one."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    mode: Literal["eager", "compiled", "graph"] = "eager"
+    batch: tuple[int, ...] = (1, 8)
+    """Batch sizes of detection."""
+    size: tuple[int, int] | None = None
+    """Height and width of the pictures; default 800 1333, with --quick 256 416."""
+    recipes: tuple[str, ...] = ()
+    """Default: all 15."""
+    quick: bool = False
+    """Small pictures, batch 1, few iterations: does everything once, its times mean little."""
+    images: Path | None = None
+    """Folder of photographs to tile; without, pictures are generated."""
+    weights: str | None = None
+    """A checkpoint, a folder with the published ones, or "coco" to download them; without, generated."""
+    coco: Path | None = None
+    """Folder with annotations/instances_val2017.json and val2017/, to measure box AP (needs --weights)."""
+    peer_python: Path | None = None
+    """Interpreter that has torch and torchvision; default: this one, if it has torchvision."""
+    train: bool = True
+    """Measure the training step too."""
+    threads: int | None = None
+    """CPU threads, of ours and of the peer; default: all cores that this process may use."""
+    seconds: float = 20.0
+    """Time for each interleaved measurement; at least 5 rounds are made."""
+    output: Path | None = None
+    """Folder for the result; default benchmarks/results/<date>-<machine>/."""
+    compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="A.json B.json")] = None
+    """Print what changed between two results and do nothing else."""
+
+
+def main(settings: Settings) -> Path | None:
+    """Measure and write; returns the JSON file."""
+    if settings.compare is not None:
+        print(compare(*settings.compare))
+        return None
+    device = chosen_device(settings)
+    recipes = chosen_recipes(settings)
+    threads = settings.threads or machine.usable_cores()
+    batches = (1,) if settings.quick else settings.batch
+    size = settings.size or ((256, 416) if settings.quick else (800, 1333))
+    peers, peer_python, peer_says = chosen_peer(settings)
+    described = machine.describe(device, threads)
+    print(f"{described['name']}: {described['cpu']}; peer: {peer_says}")
+
+    with tempfile.TemporaryDirectory(prefix="frcnn-benchmark-") as name:
+        folder = Path(name)
+        pictures, pictures_are = write_pictures(folder, {*batches, TRAINING_BATCH}, size, settings.images)
+        conditions = Conditions(
+            device=device.type,
+            precision=PRECISIONS[settings.precision],
+            mode=settings.mode,
+            threads=threads,
+            size=size,
+            pictures=pictures,
+            batches=batches,
+            seconds=1.0 if settings.quick else settings.seconds,
+            least=3 if settings.quick else 5,
+            train=settings.train,
+            coco=settings.coco,
+        )
+
+        def start(module: str) -> Worker:
+            return Worker(module, peer_python if module == PEER else sys.executable, threads)
+
+        rows = []
+        with tqdm(recipes, unit="recipe") as bar:
+            for recipe in bar:
+
+                def step(what: str, bar=bar, recipe=recipe) -> None:
+                    bar.set_description(f"{recipe.name}: {what}")
+
+                try:
+                    weights = checkpoint(recipe, settings.weights)
+                    row = measure_recipe(recipe, conditions, peers, start, weights, folder, step)
+                except WorkerError as error:
+                    row = {"name": recipe.name, "error": str(error)}
+                    tqdm.write(f"{recipe.name} failed: {error}", file=sys.stderr)
+                rows.append(row)
+        print("start-up ...")
+        result = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": described,
+            "settings": {"precision": settings.precision, "mode": settings.mode, "size": size}
+            | {"batches": batches, "quick": settings.quick, "seconds": conditions.seconds},
+            "pictures": pictures_are,
+            "weights": settings.weights or "generated, calibrated to realistic numbers of detections",
+            "peer": peer_says,
+            "recipes": rows,
+            "start_up": start_up(threads),
+        }
+    return write(result, settings.output)
+
+
+def chosen_device(settings: Settings) -> torch.device:
+    available = torch.cuda.is_available()
+    device = settings.device or ("cuda" if available else "cpu")
+    if device == "cuda" and not available:
+        raise UsageError("--device cuda: torch sees no GPU here; use --device cpu")
+    if device == "cpu" and settings.mode == "graph":
+        raise UsageError("--mode graph captures CUDA graphs; on a CPU use --mode eager or compiled")
+    if device == "cpu" and settings.precision == "tf32":
+        raise UsageError("--precision tf32 is a mode of CUDA; on a CPU use float32 or bf16")
+    return torch.device(device)
+
+
+def chosen_recipes(settings: Settings) -> list[Recipe]:
+    try:
+        return [frcnn.recipe(name) for name in settings.recipes or frcnn.list_recipes()]
+    except KeyError as error:
+        raise UsageError(f"--recipes: {error.args[0]}") from None
+
+
+def chosen_peer(settings: Settings) -> tuple[list[str], Path | str, str]:
+    """The precisions that the peer runs in, its interpreter, and who it is (or why there is none)."""
+    if settings.peer_python is None and importlib.util.find_spec("torchvision") is None:
+        missing = "none: torchvision is not installed here; --peer-python names an interpreter that has it"
+        return [], sys.executable, missing
+    python = settings.peer_python or sys.executable
+    try:
+        probe = subprocess.run(
+            [
+                str(python),
+                "-c",
+                "import torch, torchvision; print(torchvision.__version__, torch.__version__)",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise UsageError(f"--peer-python {python}: {error.strerror}") from None
+    if probe.returncode != 0:
+        raise UsageError(f"--peer-python {python} cannot import torchvision:\n{probe.stderr.strip()}")
+    version, torch_version = probe.stdout.split()
+    precisions = list(dict.fromkeys(["float32", PRECISIONS[settings.precision]]))
+    return (
+        precisions,
+        python,
+        f"torchvision {version} (torch {torch_version}), its detector with our weights",
+    )
+
+
+def write_pictures(
+    folder: Path, batches: set[int], size: tuple[int, int], photographs: Path | None
+) -> tuple[dict[int, Path], str]:
+    """An .npy file of pictures for each batch size, and what they are."""
+    try:
+        made, described = inputs.pictures(max(batches), *size, photographs)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    files = {batch: folder / f"batch{batch}.npy" for batch in batches}
+    for batch, file in files.items():
+        np.save(file, made[:batch])
+    return files, described
+
+
+def checkpoint(recipe: Recipe, weights: str | None) -> str | None:
+    """The checkpoint of a recipe; a folder holds the published ones under their own names."""
+    if weights is None or weights == "coco":
+        return weights
+    path = Path(weights)
+    if not path.is_dir():
+        return str(path.resolve())
+    file = path / Path(recipe.published.checkpoint).name
+    if not file.is_file():
+        address = checkpoint_addresses(recipe.published.checkpoint)[0]
+        raise UsageError(f"--weights {path}: {file.name} is not there; it is published at {address}")
+    return str(file.resolve())
+
+
+def write(result: dict, output: Path | None) -> Path:
+    """JSON, Markdown and plot of a result; returns the JSON file."""
+    settings = result["settings"]
+    folder = output or RESULTS / f"{result['date']}-{result['machine']['name']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "-".join([settings["precision"], settings["mode"], *(["quick"] if settings["quick"] else [])])
+    file = folder / f"{stem}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    text = report.markdown(result)
+    file.with_suffix(".md").write_text(text)
+    report.plot(result, file.with_suffix(".png"))
+    print(f"\n{text}\nwritten to {folder}/{stem}.json, .md and .png")
+    return file
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Settings, description=__doc__))
+    except UsageError as error:
+        sys.exit(str(error))

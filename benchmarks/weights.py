@@ -1,0 +1,85 @@
+"""Weights that make an untrained detector work as hard as a trained one.
+
+Speed depends on the data: how many proposals survive NMS and how many boxes pass the score threshold. Freshly
+initialised heads give next to none, or all. These weights keep a deep network's activations at the scale of
+its input, and the class layer is calibrated on the benchmark's own picture.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frcnn.detector import FasterRCNN
+from frcnn.structures import Batch
+
+# standard deviation of a layer's output for unit input; He et al.'s sqrt(2) for layers that are not named
+GAINS = {"rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 1.0, "fc_reg": 0.5}
+CLASS_SPREAD = 2.0
+"""Standard deviation of the class logits over boxes and classes."""
+CANDIDATES = 300
+"""(box, class) pairs of a picture above the score threshold, before NMS."""
+
+
+@torch.no_grad()
+def generate(model: FasterRCNN, seed: int = 0) -> None:
+    """Overwrite every weight. A tensor depends on its name, its shape and the seed only."""
+    for module_name, module in model.named_modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            path = f"{module_name}.{name}"
+            random = torch.Generator().manual_seed((zlib.crc32(path.encode()) + seed) % 2**32)
+            if tensor.is_floating_point():
+                tensor.copy_(_draw(module, module_name, name, tensor.shape, random))
+    # a picture that only has its mean subtracted comes in at the scale of its pixels
+    if max(model.data.std) == 1:
+        model.backbone.conv1.weight /= 57
+
+
+def _draw(module: nn.Module, path: str, name: str, shape: torch.Size, random: torch.Generator) -> Tensor:
+    noise = torch.randn(shape, generator=random)
+    if isinstance(module, nn.BatchNorm2d):
+        if name in ("weight", "running_var"):
+            value = 1 + 0.1 * noise.clamp(-2, 2)
+            # a residual branch adds little to its shortcut, or the sum would grow with the depth
+            return 0.2 * value if name == "weight" and path.endswith("bn3") else value
+        return 0.05 * noise
+    if name == "bias":
+        return 0.05 * noise
+    inputs = math.prod(shape[1:])
+    return GAINS.get(path.rsplit(".", 1)[-1], math.sqrt(2)) / math.sqrt(inputs) * noise
+
+
+@torch.no_grad()
+def calibrate(model: FasterRCNN, batch: Batch) -> None:
+    """Scale the class layer and shift its background so that CANDIDATES pairs per picture pass the threshold.
+
+    As in a trained detector most boxes are background then, and NMS leaves some tens of detections.
+    """
+    head = model.roi_head
+    features = model.neck(model.backbone(batch.images))
+    logits, deltas = model.rpn_head(features)
+    sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
+    proposals, scores = model.rpn_head.propose(logits, deltas, sizes)
+    present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
+    classes, _ = head(features, present)
+
+    layer = head.bbox_head.fc_cls
+    mean = classes.mean(0)
+    spread = CLASS_SPREAD / (classes - mean).std().clamp(min=1e-6)
+    # a class's mean over the boxes would make the same few classes win everywhere
+    layer.weight *= spread
+    layer.bias.copy_((layer.bias - mean) * spread)
+    classes = (classes - mean) * spread
+
+    wanted = min(CANDIDATES * len(present), classes[:, :-1].numel() // 20)
+    low, high = -20.0, 40.0
+    for _ in range(40):
+        background = (low + high) / 2
+        shifted = classes + F.pad(classes.new_tensor([background]), (classes.shape[1] - 1, 0))
+        above = int((shifted.softmax(1)[:, :-1] > head.config.score_threshold).sum())
+        low, high = (background, high) if above > wanted else (low, background)
+    layer.bias[-1] += high

@@ -1,0 +1,86 @@
+"""A function of fixed shapes as CUDA graphs: one launch per call instead of hundreds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Captured(NamedTuple):
+    """What a capture returns: the outputs, at addresses that every replay writes to, and the replay."""
+
+    outputs: tuple[Tensor, ...]
+    replay: Callable[[], None]
+
+
+def capture_cuda(function: Function, inputs: Sequence[Tensor]) -> Captured:
+    """Record `function(*inputs)` as a CUDA graph that reads these inputs anew at each replay.
+
+    The function is run a few times before, on a stream of its own: libraries choose algorithms and allocate
+    workspaces on first use, which a capture does not allow.
+    """
+    device = inputs[0].device
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = function(*inputs)
+    return Captured(outputs, graph.replay)
+
+
+@dataclass
+class _Entry:
+    inputs: tuple[Tensor, ...]
+    captured: Captured
+
+
+class GraphCache:
+    """Calls `function` by replaying a graph of it, captured once per combination of input shapes.
+
+    function: tensors -> tuple of tensors, without host synchronisation or data-dependent shapes.
+    capacity: graphs kept; each holds the memory of one call, so the least recently used is dropped for a new
+    one.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        capacity: int = 8,
+        capture: Callable[[Function, Sequence[Tensor]], Captured] = capture_cuda,
+    ):
+        if capacity < 1:
+            raise ValueError(f"a graph cache needs room for at least one graph, got capacity={capacity}")
+        self.function = function
+        self.capacity = capacity
+        self._capture = capture
+        self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        key = tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in inputs)
+        entry = self._entries.get(key)
+        if entry is None:
+            if len(self._entries) == self.capacity:
+                self._entries.popitem(last=False)  # before the capture, so that its memory can be reused
+            own = tuple(tensor.clone() for tensor in inputs)
+            entry = self._entries[key] = _Entry(own, self._capture(self.function, own))
+        else:
+            for own, tensor in zip(entry.inputs, inputs, strict=True):
+                own.copy_(tensor, non_blocking=True)
+        self._entries.move_to_end(key)
+        entry.captured.replay()
+        return tuple(output.clone() for output in entry.captured.outputs)

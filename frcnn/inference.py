@@ -1,0 +1,270 @@
+"""Fast inference: a frozen detector in a chosen precision, run eagerly, compiled, or as CUDA graphs.
+
+fast = model.optimize(precision="bfloat16")
+for found in fast.stream(sorted(folder.glob("*.jpg")), batch_size=4): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import frcnn_ops
+from frcnn.cuda_graph import GraphCache
+from frcnn.detector import FasterRCNN, Image
+from frcnn.precision import DTYPES, Precision, available_cpus, check_precision, fp32_arithmetic, limit_threads
+from frcnn.prefetch import batches_by_key, in_order, prepared_ahead
+from frcnn.preprocess import as_bgr, fit_size, resize
+from frcnn.static_detector import StaticDetector
+from frcnn.structures import Batch, Detections
+
+Mode = Literal["eager", "compiled", "graph"]
+Padded = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Boxes [B, D, 4], scores [B, D], labels [B, D] and counts [B] of a batch, on its device."""
+
+
+class Prepared(NamedTuple):
+    """A picture on its way to the network."""
+
+    pixels: np.ndarray | Tensor
+    """HWC uint8 BGR, resized unless the device does that."""
+    size: tuple[int, int]
+    """(height, width) after resizing."""
+    padded_size: tuple[int, int]
+    scale: tuple[float, float]
+    """(x, y) factors of the resize."""
+
+
+class FastDetector:
+    """A frozen copy of a model that only detects; `FasterRCNN.optimize` makes one.
+
+    It answers `predict` and `detect` as the model does. The model may be changed, trained or deleted
+    afterwards: nothing is shared.
+
+    precision: "float32"; "tf32" (CUDA: float32 whose products round their factors to 10 bits); "bfloat16" or
+        "float16" (features and weights; boxes, scores and accumulators stay float32).
+    mode: "eager"; "compiled" (torch.compile, first call of each input shape slow); "graph" (CUDA: one graph
+        per input shape, the most recent `graph_capacity` shapes kept).
+    device_resize: resize on the model's device instead of with cv2, whose fixed-point interpolation it
+        follows to within one grey level, not exactly.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        precision: Precision = "float32",
+        mode: Mode = "eager",
+        device_resize: bool = False,
+        graph_capacity: int = 8,
+        compile_backend: str = "inductor",
+    ):
+        self.config, self.data, self.class_names = model.config, model.data, model.class_names
+        self.device = model.device
+        self.precision, self.mode, self.device_resize = precision, mode, device_resize
+        check_precision(precision, self.device)
+        soft = model.config.roi_head.soft_nms != "none"
+        if mode not in ("eager", "compiled", "graph"):
+            raise ValueError(f"unknown mode {mode!r}: choose eager, compiled or graph")
+        if mode == "graph" and self.device.type != "cuda":
+            raise ValueError(
+                f'mode="graph" captures CUDA graphs, but the model is on {self.device}: move it to a GPU'
+            )
+        if soft and mode != "eager":
+            raise ValueError(
+                f"soft-NMS visits a number of boxes that depends on the picture, which mode={mode!r} cannot "
+                'express: use mode="eager", or soft_nms="none" in the model\'s roi_head configuration'
+            )
+        with torch.no_grad():
+            self._network = StaticDetector(model, DTYPES[precision], fused=mode == "eager")
+        if mode == "compiled":
+            self._run = torch.compile(self._network, fullgraph=True, dynamic=False, backend=compile_backend)
+        elif mode == "graph":
+            self._run = GraphCache(self._network, graph_capacity)
+        else:
+            self._run = self._network.detect_soft if soft else self._network
+        if self.device.type == "cpu":
+            limit_threads()
+
+    def __repr__(self) -> str:
+        return f"FastDetector({self.precision}, {self.mode}, {self.device})"
+
+    def __call__(self, batch: Batch) -> list[Detections]:
+        """Detections of each image, boxes in pixels of the network's input."""
+        return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
+
+    def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
+        """Detections of each image, their boxes divided by the image's (x, y) scale."""
+        return self._unpad(self._launch(batch.images, batch.sizes, scales))
+
+    def predict(
+        self,
+        images: Image | Iterable[Image],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+    ) -> Detections | list[Detections]:
+        """Detect objects in one picture or several.
+
+        images: a path, an HWC uint8 BGR array, a uint8 BGR tensor (HWC or CHW), or any number of these.
+        size: (long side, short side) that pictures are resized to fit, by default the recipe's.
+        Returns one Detections for one picture and a list for several, boxes in pixels of the originals.
+        """
+        if isinstance(images, (str, Path, np.ndarray, Tensor)):
+            prepared = self._prepare(size or self.data.size, images)
+            return self._unpad(self._launch_prepared([prepared]))[0]
+        return list(self.stream(images, size, batch_size))
+
+    def stream(
+        self,
+        images: Iterable[Image],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        threads: int | None = None,
+    ) -> Iterator[Detections]:
+        """`predict` for any number of pictures, yielding in their order while later ones are still read.
+
+        Threads decode and resize ahead, and the device is given the next batch before the last one's result
+        is awaited. Pictures that pad to the same shape share a batch, so a picture's neighbours do not change
+        its result. Memory is bounded, whatever the number of pictures.
+        threads: for decoding; by default one on a CPU device, whose cores the network needs, else up to 8.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if threads is None:
+            threads = 1 if self.device.type == "cpu" else min(8, available_cpus())
+        prepare = partial(self._prepare, size or self.data.size)
+        ready = prepared_ahead(images, prepare, threads, ahead=2 * max(threads, batch_size))
+        batches = batches_by_key(ready, lambda item: item.padded_size, batch_size, patience=8 * batch_size)
+        return in_order(self._detect_ahead(batches))
+
+    def _detect_ahead(
+        self, batches: Iterable[list[tuple[int, Prepared]]]
+    ) -> Iterator[list[tuple[int, Detections]]]:
+        previous = None
+        for batch in batches:
+            positions = [position for position, _ in batch]
+            launched = positions, self._launch_prepared([item for _, item in batch])
+            if previous is not None:
+                yield list(zip(previous[0], self._unpad(previous[1]), strict=True))
+            previous = launched
+        if previous is not None:
+            yield list(zip(previous[0], self._unpad(previous[1]), strict=True))
+
+    def _prepare(self, size: tuple[int, int], image: Image) -> Prepared:
+        """Read and resize; with device_resize, only read."""
+        if self.device_resize:
+            picture = image if isinstance(image, Tensor) else torch.from_numpy(as_bgr(image))
+            if picture.shape[-1] != 3:
+                picture = picture.permute(1, 2, 0)
+            height, width = picture.shape[:2]
+            new_size = fit_size(height, width, size)
+            scale = (new_size[1] / width, new_size[0] / height)
+        else:
+            picture, scale = resize(as_bgr(image), size)
+            new_size = picture.shape[:2]
+        divisor = self.data.pad_divisor
+        padded_size = tuple(-(-side // divisor) * divisor for side in new_size)
+        return Prepared(picture, new_size, padded_size, scale)
+
+    def _launch_prepared(self, batch: Sequence[Prepared]) -> Padded:
+        shape = (len(batch), *batch[0].padded_size, 3)
+        if self.device_resize:
+            pixels = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        else:
+            pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        for target, item in zip(pixels, batch, strict=True):
+            rows, columns = item.size
+            if self.device_resize:
+                picture = item.pixels.to(self.device, non_blocking=True)
+                target[:rows, :columns] = resize_bilinear(picture, item.size)
+            else:
+                target[:rows, :columns] = torch.from_numpy(item.pixels)
+        return self._launch(pixels, [item.size for item in batch], [item.scale for item in batch])
+
+    @torch.no_grad()
+    def _launch(
+        self,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        scales: Sequence[tuple[float, float]],
+    ) -> Padded:
+        """Give a batch to the device; on a GPU this does not wait for the result."""
+        geometry = torch.tensor([*sizes, *scales], dtype=torch.float32)
+        if self.device.type == "cuda":
+            images, geometry = images.to(self.device, non_blocking=True), geometry.pin_memory()
+        sizes, scales = geometry.to(self.device, non_blocking=True).split(len(images))
+        with fp32_arithmetic("tf32" if self.precision == "tf32" else "ieee", self.device):
+            return self._run(images, sizes, scales)
+
+    def _unpad(self, padded: Padded) -> list[Detections]:
+        *fields, counts = padded
+        return [
+            Detections(*(field[index, :count] for field in fields), self.class_names)
+            for index, count in enumerate(counts.tolist())
+        ]
+
+
+def resize_bilinear(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """HWC uint8 -> uint8 of (height, width) `size`: bilinear, pixel centres at half coordinates, rounded.
+
+    cv2.resize does the same with 11-bit weights, so the two can differ by one grey level.
+    """
+    if tuple(picture.shape[:2]) == tuple(size):
+        return picture
+    planes = picture.permute(2, 0, 1)[None].float()
+    planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+    return planes[0].permute(1, 2, 0).round().to(torch.uint8)
+
+
+class Agreement(NamedTuple):
+    """How far two sets of detections of the same pictures are apart."""
+
+    matched: float
+    """Matched pairs, divided by the larger set's size (1 where both are empty)."""
+    max_score_drift: float
+    mean_score_drift: float
+    max_box_drift: float
+    """In pixels, over the coordinates of the matched boxes."""
+    mean_box_drift: float
+    detections: tuple[int, int]
+
+
+def compare_detections(
+    a: Detections | Sequence[Detections], b: Detections | Sequence[Detections], min_iou: float = 0.5
+) -> Agreement:
+    """Match the detections of the same pictures, as computed in two ways, one to one.
+
+    Best first, each detection of `a` takes the detection of `b` that overlaps it most among those of its
+    class that are still free, if their IoU is at least min_iou.
+    """
+    a, b = ([found] if isinstance(found, Detections) else list(found) for found in (a, b))
+    if len(a) != len(b):
+        raise ValueError(f"cannot compare detections of {len(a)} pictures with those of {len(b)}")
+    scores, boxes = [], []
+    for left, right in zip(a, b, strict=True):
+        left, right = left.to("cpu"), right.to("cpu")
+        overlap = frcnn_ops.box_iou(left.boxes, right.boxes)
+        overlap = overlap.masked_fill(left.labels[:, None] != right.labels, -1.0)
+        for index in range(len(left) if len(right) else 0):
+            iou, match = overlap[index].max(0)
+            if iou >= min_iou:
+                overlap[:, match] = -1.0
+                scores.append((left.scores[index] - right.scores[match]).abs())
+                boxes.append((left.boxes[index] - right.boxes[match]).abs())
+    counts = sum(map(len, a)), sum(map(len, b))
+    score = torch.stack(scores) if scores else torch.zeros(1)
+    box = torch.stack(boxes) if boxes else torch.zeros(1)
+    return Agreement(
+        matched=len(scores) / max(counts) if max(counts) else 1.0,
+        max_score_drift=score.max().item(),
+        mean_score_drift=score.mean().item(),
+        max_box_drift=box.max().item(),
+        mean_box_drift=box.mean().item(),
+        detections=counts,
+    )

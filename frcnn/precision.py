@@ -1,0 +1,92 @@
+"""Number formats and threads: what this machine can do, and how to ask torch for it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+X86_FEATURES = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ValueError, naming what to use instead, where the device has no arithmetic of this precision."""
+    if precision not in DTYPES:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(DTYPES)}")
+    if precision == "float32":
+        return
+    if device.type == "cuda":
+        if precision != "float16" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise ValueError(
+                f"{torch.cuda.get_device_name(device)} has no {precision} arithmetic (it came with compute "
+                'capability 8.0): use precision="float16" or "float32"'
+            )
+    elif device.type == "cpu":
+        if precision == "tf32":
+            raise ValueError(
+                'tf32 is a format of NVIDIA GPUs: on a CPU use precision="float32" or "bfloat16"'
+            )
+        if not cpu_computes(precision):
+            needed = " or ".join(X86_FEATURES[precision])
+            raise ValueError(
+                f"this CPU ({platform.machine()}) has no {precision} arithmetic (on x86: {needed}), so it "
+                'would be slower than float32: use precision="float32"'
+            )
+
+
+def cpu_computes(precision: Literal["bfloat16", "float16"]) -> bool:
+    """Whether this CPU multiplies numbers of the format itself, and oneDNN makes use of it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    supported = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}[precision]
+    if not (hasattr(torch.ops.mkldnn, supported) and getattr(torch.ops.mkldnn, supported)()):
+        return False
+    features = torch.cpu.get_capabilities()
+    if features.get("architecture") == "x86_64":
+        return any(features.get(name, False) for name in X86_FEATURES[precision])
+    return bool(features.get({"bfloat16": "bf16", "float16": "fp16_arith"}[precision], False))
+
+
+@contextmanager
+def fp32_arithmetic(precision: Literal["ieee", "tf32"], device: torch.device) -> Iterator[None]:
+    """How CUDA multiplies float32 matrices and convolutions meanwhile; torch's settings come back after."""
+    if device.type != "cuda":
+        yield
+        return
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = precision
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def available_cpus() -> int:
+    """Processors that this process may use: its affinity, and its control group's quota if there is one."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+def limit_threads() -> None:
+    """Lower torch's threads to the available processors: with more, they wait for each other in turns."""
+    if torch.get_num_threads() > available_cpus():
+        torch.set_num_threads(available_cpus())

@@ -1,0 +1,90 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+import frcnn_ops
+
+pytestmark = pytest.mark.skipif(not frcnn_ops.winograd_available(), reason="needs AVX-512")
+
+
+def sample(batch=1, channels=16, filters=32, height=9, width=14, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, channels, height, width, generator=generator)
+    weight = torch.randn(filters, channels, 3, 3, generator=generator) / (3 * channels**0.5)
+    bias = torch.randn(filters, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last), weight, bias
+
+
+def exact(x, weight, bias, relu):
+    out = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+    return out.relu() if relu else out
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 16, 32, 1, 1), (1, 16, 32, 4, 4), (2, 48, 64, 9, 14), (1, 256, 256, 13, 21), (3, 16, 96, 33, 2)],
+)
+def test_values(shape, relu, with_bias):
+    x, weight, bias = sample(*shape)
+    bias = bias if with_bias else None
+    found = frcnn_ops.winograd_conv(x, frcnn_ops.winograd_weight(weight), bias, relu)
+    expected = exact(x, weight, bias, relu)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - expected).abs().max() < 8e-6 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_number_of_threads_gives_the_same_bits(threads):
+    x, weight, bias = sample(1, 32, 32, 50, 60)
+    packed = frcnn_ops.winograd_weight(weight)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = frcnn_ops.winograd_conv(x, packed, bias)
+        torch.set_num_threads(threads)
+        assert torch.equal(frcnn_ops.winograd_conv(x, packed, bias), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_layouts_and_empty_inputs():
+    x, weight, bias = sample(2)
+    packed = frcnn_ops.winograd_weight(weight)
+    expected = frcnn_ops.winograd_conv(x, packed, bias)
+    assert torch.equal(frcnn_ops.winograd_conv(x.contiguous(), packed, bias), expected)
+    wide = torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(frcnn_ops.winograd_conv(wide[:, 16:], packed, bias), expected)
+    assert frcnn_ops.winograd_conv(x[:0], packed).shape == (0, 32, 9, 14)
+    assert frcnn_ops.winograd_conv(x[..., :0], packed).shape == (2, 32, 9, 0)
+
+
+def test_a_nan_is_not_hidden_by_the_relu():
+    x, weight, _ = sample()
+    x[0, 0, 4, 4] = torch.nan
+    assert frcnn_ops.winograd_conv(x, frcnn_ops.winograd_weight(weight), relu=True)[0, :, 4, 4].isnan().all()
+
+
+def test_op():
+    x, weight, bias = sample()
+    packed = frcnn_ops.winograd_weight(weight)
+    torch.library.opcheck(torch.ops.frcnn_ops.winograd_conv.default, (x, packed, bias, True))
+    torch.library.opcheck(torch.ops.frcnn_ops.winograd_conv.default, (x, packed, None, False))
+
+
+def test_mistakes_are_named():
+    x, weight, bias = sample()
+    packed = frcnn_ops.winograd_weight(weight)
+    assert frcnn_ops.winograd_fits(16, 32) and not frcnn_ops.winograd_fits(15, 32)
+    for wrong in (weight[:, :, :2], weight[:31], weight[:, :15], weight[0]):
+        with pytest.raises(ValueError, match=r"expected a weight \[K, C, 3, 3\]"):
+            frcnn_ops.winograd_weight(wrong)
+    with pytest.raises(RuntimeError, match="16 channels but weight is for 32"):
+        frcnn_ops.winograd_conv(x, frcnn_ops.winograd_weight(torch.zeros(32, 32, 3, 3)))
+    with pytest.raises(RuntimeError, match="expected float32"):
+        frcnn_ops.winograd_conv(x.double(), packed)
+    with pytest.raises(RuntimeError, match="bias has shape"):
+        frcnn_ops.winograd_conv(x, packed, bias[:3])
+    with pytest.raises(RuntimeError, match="weight has shape"):
+        frcnn_ops.winograd_conv(x, weight)

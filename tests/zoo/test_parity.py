@@ -1,0 +1,155 @@
+"""The same numbers as MMDetection: features, proposals, detections, losses and gradients of every case.
+
+Where the full cases are beside the repository they are used, otherwise the package's smaller ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from frcnn.zoo import verify as verification
+from frcnn.zoo.verify import (
+    CASES,
+    Result,
+    case_names,
+    case_recipe,
+    draw_weights,
+    unmatched,
+    verify,
+    verify_case,
+)
+
+FULL = Path(__file__).resolve().parents[2].parent / "shared" / "reference"
+FOLDER = FULL if FULL.is_dir() else CASES
+EXPECTED = ["r101", "r50", "r50_bounded_iou", "r50_caffe", "r50_ciou", "r50_giou", "r50_iou", "x101_32x4d"]
+
+
+def test_all_kinds_of_model_have_a_case():
+    assert case_names(CASES) == EXPECTED
+    assert set(EXPECTED) <= set(case_names(FOLDER))
+
+
+@pytest.mark.parametrize("name", case_names(FOLDER))
+def test_case(name, device):
+    result = verify_case(FOLDER / f"{name}.npz", device)
+    assert result.passed, result
+
+
+def test_the_packages_cases_pass_and_are_certified(capsys):
+    assert verify(["r50_giou"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "MMDetection 3.3.0" in lines[0] and torch.__version__ in lines[0]
+    assert [line.split()[0] for line in lines[3:]] == ["r50_giou", "all"]
+    assert lines[3].endswith("pass")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_packages_cases_are_cut_from_the_full_ones(name, shared):
+    with np.load(shared / "reference" / f"{name}.npz") as full, np.load(CASES / f"{name}.npz") as cut:
+        step = int(cut["decimation"]) if "decimation" in cut else 1
+        for key in cut.files:
+            if key.startswith(("fpn", "rpn_")):
+                assert np.array_equal(cut[key], full[key][..., ::step, ::step])
+            elif key != "decimation":
+                assert np.array_equal(cut[key], full[key])
+        assert np.array_equal(full["image0"], verification.load_case(CASES / f"{name}.npz")["image0"])
+
+
+def test_weights_are_drawn_as_the_reference_draws_them(shared):
+    import importlib.util
+    import json
+
+    spec = importlib.util.spec_from_file_location("reference_weights", shared / "reference" / "weights.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    manifest = json.loads((shared / "reference" / "manifests" / "r50.json").read_text())
+    theirs = reference.fill(manifest, seed=7, input_std=57.0)
+    ours = draw_weights({name: tuple(shape) for name, shape in manifest.items()}, 7, 57.0)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+class TwoParameters(torch.nn.Module):
+    """Losses that are plain functions of two parameters, so that right numbers are known."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        self.b = torch.nn.Parameter(torch.tensor([[2.0]]))
+
+    def forward(self, batch):
+        return {"loss_cls": (self.a**2).sum() / 2, "loss_bbox": self.b.sum() * 5}
+
+
+RIGHT = {
+    "train_loss_cls": 12.5,
+    "train_loss_bbox": 10.0,
+    "grad_names": np.array(["a", "b"]),
+    "grad_norms": np.array([5.0, 5.0]),
+    "grad_first8": np.array([[3.0, 4.0, 0, 0, 0, 0, 0, 0], [5.0, 0, 0, 0, 0, 0, 0, 0]]),
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train_loss_bbox": 10.0002},
+        {"train_loss_cls": float("nan")},
+        {"grad_norms": np.array([5.0, 5.006])},
+        {"grad_first8": RIGHT["grad_first8"][:, ::-1]},
+        {"grad_names": np.array(["a", "c"])},
+    ],
+)
+def test_a_wrong_number_fails(wrong):
+    good = verification._compare_training(TwoParameters(), RIGHT, None, Result("case"))
+    assert good.passed and good.losses < 1e-7 and good.gradients < 1e-7
+    assert not verification._compare_training(
+        TwoParameters(), {**RIGHT, **wrong}, None, Result("case")
+    ).passed
+
+
+def test_the_certificate_names_the_cases_that_fail(monkeypatch, capsys):
+    monkeypatch.setattr(verification, "verify_case", lambda path, device: Result(path.stem, losses=1e-4))
+    assert not verify(["r50", "r101"])
+    assert capsys.readouterr().out.splitlines()[-1] == "FAILED: r50, r101"
+
+
+def test_unknown_cases_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no case r152; it has r101, r50"):
+        verify(["r152"])
+    with pytest.raises(FileNotFoundError, match="no case at all"):
+        verify(reference=tmp_path)
+    with pytest.raises(KeyError, match="r152"):
+        case_recipe("r152")
+
+
+def test_the_recipe_of_a_case_follows_from_its_name():
+    assert case_recipe("r50_seed1").name == "faster_rcnn_r50_fpn_1x_coco"
+    assert case_recipe("r50_caffe_two_images").name == "faster_rcnn_r50_caffe_fpn_1x_coco"
+    assert case_recipe("x101_64x4d").name == "faster_rcnn_x101_64x4d_fpn_1x_coco"
+    assert case_recipe("r50_caffe_mstrain_3x").name == "faster_rcnn_r50_caffe_fpn_mstrain_3x_coco"
+    assert case_recipe("r50_ciou").model.roi_head.box_loss == "ciou"
+
+
+def test_nan_does_not_pass():
+    assert Result("good").passed
+    for field in ("features", "losses", "gradients"):
+        assert not Result("bad", **{field: float("nan")}).passed
+    assert Result("one", proposals=1000, proposals_missed=1).passed
+    assert not Result("two", proposals=1000, proposals_missed=2).passed
+    assert not Result("one", detections=100, detections_missed=1).passed
+
+
+def test_boxes_are_matched_one_to_one():
+    boxes = np.array([[0, 0, 100, 100], [0, 0, 100, 100.2], [50, 50, 60, 60]], np.float32)
+    scores = np.array([0.9, 0.9, 0.5], np.float32)
+    labels = np.array([1, 1, 2])
+    assert unmatched((boxes, scores, labels), (boxes[::-1], scores[::-1], labels[::-1])) == 0
+    assert unmatched((boxes, scores, labels), (boxes[:1], scores[:1], labels[:1])) == 2
+    assert unmatched((boxes[:1], scores[:1], labels[:1]), (boxes, scores, labels)) == 2
+    assert unmatched((boxes, scores, labels), (boxes, scores, labels + 1)) == 3
+    assert unmatched((boxes, scores, labels), (boxes, scores + 2e-4, labels)) == 3
+    assert unmatched((boxes, scores, labels), (boxes + np.float32(0.1), scores, labels)) == 1
