@@ -107,18 +107,20 @@ def peak_bytes(device: torch.device, before: int | None) -> int | None:
     return None if peak is None or before is None else peak - before
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
+def matrix_rate(
+    device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 10
+) -> float:
     """Operations per second (a multiply-add is two) of the best of several square matrix products."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = size or (8192 if device.type == "cuda" else 2048)
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     torch.mm(left, right)
     return 2 * size**3 / min(timed(lambda: torch.mm(left, right), device) for _ in range(repeats))
 
 
-def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:
-    """Bytes read plus bytes written per second of the best of several copies of 256 MB (CUDA: 1 GB)."""
-    elements = (256 if device.type == "cuda" else 64) << 20
+def copy_bandwidth(device: torch.device, megabytes: int | None = None, repeats: int = 10) -> float:
+    """Bytes read plus bytes written per second of the best of several copies (256 MB; CUDA 1 GB)."""
+    elements = (megabytes or (1024 if device.type == "cuda" else 256)) << 18
     source = torch.zeros(elements, device=device)
     target = torch.empty_like(source)
     target.copy_(source)

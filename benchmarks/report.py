@@ -10,6 +10,8 @@ import frcnn
 from frcnn.config import Published
 
 NOT_MEASURED = "not yet measured"
+PUBLISHED_RANGE = (8, 24)
+"""The published speeds lie between 9.4 and 21.4 fps."""
 Row = Mapping[str, Any]
 
 
@@ -223,8 +225,8 @@ def _notes(rows: Sequence[Row], result: Row) -> str:
     start = result.get("start_up")
     if start:
         lines.append(
-            f"- start-up: import torch {start['torch']:.2f} s; then import frcnn {start['frcnn']:.3f} s; then "
-            f"the detector's modules {start['detector']:.2f} s; first prediction of a loaded model "
+            f"- start-up: import torch {start['torch']:.2f} s, then import frcnn {start['frcnn']:.3f} s, "
+            f"then the detector's modules {start['detector']:.2f} s; first prediction of a loaded model "
             f"{start['first_prediction']:.2f} s."
         )
     return "## Notes\n\n" + "\n".join(lines)
@@ -253,32 +255,32 @@ def plot(result: Row, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     rows = [row for row in result["recipes"] if "error" not in row and published(row["name"])]
-    rows = [row for row in rows if published(row["name"]).fps is not None]
+    fps = {row["name"]: published(row["name"]).fps for row in rows}
+    rows = [row for row in rows if fps[row["name"]] is not None]
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    subjects = ["ours", *peer_names(rows)]
-    markers = ["o", "s", "D"]
-    xs = [published(row["name"]).fps for row in rows]
-    for subject, marker in zip(subjects, markers, strict=False):
+    for subject, marker in zip(["ours", *peer_names(rows)], "osD", strict=False):
         points = [
-            (published(row["name"]).fps, row["inference"][0][subject]["fps"])
+            (fps[row["name"]], row["inference"][0][subject]["fps"])
             for row in rows
             if subject in row["inference"][0]
         ]
-        axes.plot(*zip(*points, strict=True), marker, label=subject, markersize=8) if points else None
-    if rows:
-        span = [min(xs) * 0.85, max(xs) * 1.15]
-        axes.plot(span, span, "--", color="grey", label="published (V100)")
-        axes.set(xscale="log", yscale="log", xlim=span)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, label=subject, markersize=8)
+    axes.plot(PUBLISHED_RANGE, PUBLISHED_RANGE, "--", color="grey", label="published (one V100)")
     for row in rows:
         backbone = frcnn.recipe(row["name"]).model.backbone
-        kind = f"R-{backbone.depth}" if backbone.groups == 1 else f"X-{backbone.depth}-{backbone.groups}x4d"
-        position = (published(row["name"]).fps, row["inference"][0]["ours"]["fps"])
-        axes.annotate(kind, position, xytext=(0, 9), textcoords="offset points", ha="center")
+        name = f"R-{backbone.depth}" if backbone.groups == 1 else f"X-{backbone.depth}-{backbone.groups}x4d"
+        position = (fps[row["name"]], row["inference"][0]["ours"]["fps"])
+        axes.annotate(name, position, xytext=(0, 9), textcoords="offset points", ha="center")
     settings, machine = result["settings"], result["machine"]
     height, width = settings["size"]
-    axes.set_xlabel("published fps (one V100, 800x1333)")
+    axes.set(xlim=PUBLISHED_RANGE, yscale="log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("published fps (one V100, 1333x800, batch 1)")
     axes.set_ylabel(f"fps here ({width}x{height}, batch {settings['batches'][0]})")
     axes.set_title(f"Faster R-CNN, {settings['precision']} {settings['mode']}\n{machine['name']}")
     axes.grid(True, which="both", alpha=0.3)

@@ -56,7 +56,7 @@ class Settings:
     batch: tuple[int, ...] = (1, 8)
     """Batch sizes of detection."""
     size: tuple[int, int] | None = None
-    """Height and width of the pictures; default 800 1333, with --quick 256 416."""
+    """Height and width of the pictures; default 800 1333, with --quick 128 224."""
     recipes: tuple[str, ...] = ()
     """Default: all 15."""
     quick: bool = False
@@ -90,7 +90,7 @@ def main(settings: Settings) -> Path | None:
     recipes = chosen_recipes(settings)
     threads = settings.threads or machine.usable_cores()
     batches = (1,) if settings.quick else settings.batch
-    size = settings.size or ((256, 416) if settings.quick else (800, 1333))
+    size = settings.size or ((128, 224) if settings.quick else (800, 1333))
     peers, peer_python, peer_says = chosen_peer(settings)
     described = machine.describe(device, threads)
     print(f"{described['name']}: {described['cpu']}; peer: {peer_says}")
@@ -107,7 +107,7 @@ def main(settings: Settings) -> Path | None:
             pictures=pictures,
             batches=batches,
             seconds=1.0 if settings.quick else settings.seconds,
-            least=3 if settings.quick else 5,
+            least=2 if settings.quick else 5,
             train=settings.train,
             coco=settings.coco,
         )

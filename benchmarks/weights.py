@@ -21,31 +21,36 @@ from frcnn.structures import Batch
 GAINS = {"rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 1.0, "fc_reg": 0.5}
 CLASS_SPREAD = 2.0
 """Standard deviation of the class logits over boxes and classes."""
-CANDIDATES = 300
+CANDIDATES = 100
 """(box, class) pairs of a picture above the score threshold, before NMS."""
+LEVEL_SHARES = (0.40, 0.25, 0.20, 0.15)
+"""Of the best anchors, how many lie on each level with a convolution of its own, finest first."""
 
 
 @torch.no_grad()
 def generate(model: FasterRCNN, seed: int = 0) -> None:
     """Overwrite every weight. A tensor depends on its name, its shape and the seed only."""
+    last_norm = "bn2" if model.config.backbone.depth < 50 else "bn3"
     for module_name, module in model.named_modules():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             path = f"{module_name}.{name}"
             random = torch.Generator().manual_seed((zlib.crc32(path.encode()) + seed) % 2**32)
             if tensor.is_floating_point():
-                tensor.copy_(_draw(module, module_name, name, tensor.shape, random))
+                tensor.copy_(_draw(module, module_name, name, tensor.shape, random, last_norm))
     # a picture that only has its mean subtracted comes in at the scale of its pixels
     if max(model.data.std) == 1:
         model.backbone.conv1.weight /= 57
 
 
-def _draw(module: nn.Module, path: str, name: str, shape: torch.Size, random: torch.Generator) -> Tensor:
+def _draw(
+    module: nn.Module, path: str, name: str, shape: torch.Size, random: torch.Generator, last_norm: str
+) -> Tensor:
     noise = torch.randn(shape, generator=random)
     if isinstance(module, nn.BatchNorm2d):
         if name in ("weight", "running_var"):
             value = 1 + 0.1 * noise.clamp(-2, 2)
             # a residual branch adds little to its shortcut, or the sum would grow with the depth
-            return 0.2 * value if name == "weight" and path.endswith("bn3") else value
+            return 0.2 * value if name == "weight" and path.endswith(last_norm) else value
         return 0.05 * noise
     if name == "bias":
         return 0.05 * noise
@@ -55,12 +60,14 @@ def _draw(module: nn.Module, path: str, name: str, shape: torch.Size, random: to
 
 @torch.no_grad()
 def calibrate(model: FasterRCNN, batch: Batch) -> None:
-    """Scale the class layer and shift its background so that CANDIDATES pairs per picture pass the threshold.
+    """Make proposals of all sizes, and CANDIDATES pairs per picture that pass the score threshold.
 
     As in a trained detector most boxes are background then, and NMS leaves some tens of detections.
     """
     head = model.roi_head
-    features = model.neck(model.backbone(batch.images))
+    stages = model.backbone(batch.images)
+    _spread_over_levels(model, model.rpn_head(model.neck(stages))[0][:-1])
+    features = model.neck(stages)
     logits, deltas = model.rpn_head(features)
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
     proposals, scores = model.rpn_head.propose(logits, deltas, sizes)
@@ -83,3 +90,19 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
         above = int((shifted.softmax(1)[:, :-1] > head.config.score_threshold).sum())
         low, high = (background, high) if above > wanted else (low, background)
     layer.bias[-1] += high
+
+
+def _spread_over_levels(model: FasterRCNN, logits: list[Tensor]) -> None:
+    """Scale each level's features so that the best scores are shared out by LEVEL_SHARES.
+
+    Left alone, the finest level, which has most anchors, would have nearly all of them.
+    """
+    best = model.config.rpn.post_nms_test * len(logits[0])
+    reached = [
+        level.flatten().topk(min(max(1, int(share * best)), level.numel() // 4)).values[-1].clamp(min=1e-3)
+        for level, share in zip(logits, LEVEL_SHARES, strict=True)
+    ]
+    for conv, level in zip(model.neck.fpn_convs, reached, strict=True):
+        scale = (reached[0] / level).clamp(0.25, 4.0)
+        conv.conv.weight *= scale
+        conv.conv.bias *= scale
