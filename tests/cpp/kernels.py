@@ -9,10 +9,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
+import emulated
 import numpy as np
-
-from tests.cpp import emulated
-from tests.cpp.emulated import Buffer, Device
+from emulated import Buffer, Device
 
 KINDS = {"float32": 0, "float64": 1, "half": 2, "bfloat16": 3}
 NMS_BLOCK = 4096

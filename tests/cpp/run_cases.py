@@ -1,7 +1,7 @@
 """Runs every kernel on cases.py; the sanitizers stop the process at a fault."""
 
-from tests.cpp import kernels
-from tests.cpp.cases import CASES
+import kernels
+from cases import CASES
 
 if __name__ == "__main__":
     for op, cases in CASES.items():

@@ -4,10 +4,9 @@ import re
 import subprocess
 import sys
 
+import emulated
 import numpy as np
 import pytest
-
-from tests.cpp import emulated
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")
 
@@ -90,10 +89,10 @@ def test_missing_barrier_moves_the_result():
 )
 def test_planted_bugs_stop_the_sanitized_build(kernel, bug, report):
     emulated.build("sanitized")
-    code = f"from tests.cpp.test_emulator import run; run({kernel!r}, {bug!r}, 0)"
+    code = f"from test_emulator import run; run({kernel!r}, {bug!r}, 0)"
     environment = {**emulated.sanitized_environment(), "FRCNN_EMULATED": "sanitized"}
     child = subprocess.run(
-        [sys.executable, "-c", code], cwd=emulated.ROOT, env=environment, text=True, capture_output=True
+        [sys.executable, "-c", code], cwd=emulated.HERE, env=environment, text=True, capture_output=True
     )
     if bug == "none":
         assert child.returncode == 0, child.stderr

@@ -9,13 +9,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import emulated
+import kernels
 import numpy as np
 import pytest
 import torch
+from cases import CASES
 
 import frcnn_ops  # noqa: F401  (registers torch.ops.frcnn_ops)
-from tests.cpp import emulated, kernels
-from tests.cpp.cases import CASES
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")
 
@@ -125,7 +126,7 @@ def test_kernels_under_the_sanitizers():
     emulated.build("sanitized")
     environment = {**emulated.sanitized_environment(), "FRCNN_EMULATED": "sanitized"}
     child = subprocess.run(
-        [sys.executable, "-m", "tests.cpp.run_cases"],
-        cwd=emulated.ROOT, env=environment, text=True, capture_output=True,
+        [sys.executable, "run_cases.py"],
+        cwd=emulated.HERE, env=environment, text=True, capture_output=True,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-6000:]

@@ -26,7 +26,7 @@ namespace emulator {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr size_t kStackBytes = size_t{256} << 10;
+constexpr size_t kStackBytes = size_t{64} << 10;  // the address sanitizer clears all of it at every switch
 constexpr size_t kDefaultShared = size_t{48} << 10;
 constexpr size_t kMostShared = size_t{99} << 10;  // the least of the architectures built for (sm_120)
 
