@@ -9,6 +9,7 @@ reference counts change, an array is not.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -103,7 +104,7 @@ class CocoDataset:
         """The pictures that have a box and no side under `min_side` pixels; the others are reported."""
         empty = self.box_counts() == 0
         small = np.minimum(self.widths, self.heights) < min_side
-        report = Report(self.report.counts.copy(), self.report.examples.copy())
+        report = copy.deepcopy(self.report)
         for index in np.flatnonzero(empty | small).tolist():
             reason = "images without boxes" if empty[index] else f"images with a side under {min_side} px"
             report.add(reason, self.image_path(index).name)

@@ -114,12 +114,13 @@ def _detect(
     workers: int,
     progress: bool,
 ) -> list[dict]:
-    device = next(model.parameters()).device
+    device = model.device if hasattr(model, "device") else next(model.parameters()).device
     loader = evaluation_loader(
         dataset, model.data, indices, batch_size, workers, pin_memory=device.type == "cuda"
     )
-    training = model.training
-    model.eval()
+    training = getattr(model, "training", False)  # a FastDetector has no modes
+    if training:
+        model.eval()
     results: list[dict] = []
     started = time.perf_counter()
     try:
@@ -133,7 +134,8 @@ def _detect(
                 bar.update(len(batch_indices))
                 bar.set_postfix_str(f"{bar.n / (time.perf_counter() - started):.1f} img/s", refresh=False)
     finally:
-        model.train(training)
+        if training:
+            model.train()
     return results
 
 

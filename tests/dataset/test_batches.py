@@ -1,0 +1,68 @@
+"""Which pictures make up which step, in one process and in several."""
+
+import numpy as np
+import pytest
+
+from frcnn.data import TrainingBatches
+
+WIDE = np.random.default_rng(0).random(53) < 0.7
+
+
+def indices(batches):
+    return [[key.index for key in batch] for batch in batches]
+
+
+def test_every_image_comes_once_an_epoch():
+    batches = TrainingBatches(WIDE, 4, epochs=3)
+    for epoch in range(3):
+        flat = [index for batch in batches.epoch_batches(epoch) for index in batch]
+        assert sorted(flat) == list(range(53))
+    assert len(list(batches)) == len(batches) == 3 * batches.steps_per_epoch == 3 * 14
+
+
+def test_batches_are_wide_or_tall_but_for_the_last():
+    for epoch in range(5):
+        *full, _, _ = TrainingBatches(WIDE, 4, epochs=5).epoch_batches(epoch)
+        for batch in full:
+            assert len(batch) == 4
+            assert len({bool(WIDE[index]) for index in batch}) == 1
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    batches = TrainingBatches(WIDE, 4, epochs=2, seed=1)
+    assert batches.epoch_batches(0) != batches.epoch_batches(1)
+    assert batches.epoch_batches(0) == TrainingBatches(WIDE, 4, epochs=9, seed=1).epoch_batches(0)
+    assert batches.epoch_batches(0) != TrainingBatches(WIDE, 4, epochs=2, seed=2).epoch_batches(0)
+
+
+@pytest.mark.parametrize("start", [0, 1, 13, 14, 15, 40, 42])
+def test_a_later_start_is_the_rest_of_the_same_sequence(start):
+    whole = list(TrainingBatches(WIDE, 4, epochs=3))
+    rest = TrainingBatches(WIDE, 4, epochs=3, start=start)
+    assert list(rest) == whole[start:]
+    assert len(rest) == len(whole) - start
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_processes_share_an_epoch_and_take_the_same_number_of_steps(processes):
+    parts = [
+        TrainingBatches(WIDE, 4, epochs=2, process=process, processes=processes)
+        for process in range(processes)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    for epoch in range(2):
+        lengths = [len(part.epoch_batches(epoch)) for part in parts]
+        assert lengths == [parts[0].steps_per_epoch] * processes
+        seen = [i for part in parts for batch in part.epoch_batches(epoch) for i in batch]
+        assert set(seen) == set(range(53))
+        assert len(seen) - 53 < processes
+
+
+def test_fewer_images_than_processes():
+    parts = [TrainingBatches(WIDE[:2], 4, epochs=1, process=p, processes=5) for p in range(5)]
+    assert [len(part.epoch_batches(0)) for part in parts] == [1] * 5
+
+
+def test_nothing_to_batch_is_an_error():
+    with pytest.raises(ValueError, match="batches of 4 from 0 images"):
+        TrainingBatches(WIDE[:0], 4, epochs=1)

@@ -1,0 +1,51 @@
+"""A tiny data set in COCO format: bright rectangles on a dark ground, wide and tall pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CATEGORIES = [{"id": 40, "name": "square"}, {"id": 7, "name": "bar"}]
+"""Not in the order of their ids, and with gaps, as real files have them."""
+
+
+def write_tiny(folder: Path, images: int = 6, seed: int = 0) -> tuple[Path, Path]:
+    """Write the pictures and their annotations; returns the annotation file and the image folder."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    content = {"images": [], "annotations": [], "categories": CATEGORIES}
+    for number in range(images):
+        width, height = (64, 48) if number % 3 else (48, 64)
+        picture = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        for _ in range(2):
+            category = CATEGORIES[rng.integers(2)]
+            box_width, box_height = (16, 16) if category["name"] == "square" else (30, 10)
+            x, y = int(rng.integers(width - box_width)), int(rng.integers(height - box_height))
+            picture[y : y + box_height, x : x + box_width] = rng.integers(150, 255, 3)
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]),
+                    "image_id": 100 - number,
+                    "category_id": category["id"],
+                    "bbox": [x, y, box_width, box_height],
+                    "area": box_width * box_height,
+                    "iscrowd": 0,
+                }
+            )
+        name = f"{number}.png"
+        cv2.imwrite(str(folder / "images" / name), picture)
+        content["images"].append({"id": 100 - number, "file_name": name, "width": width, "height": height})
+    return write_content(folder, content), folder / "images"
+
+
+def write_content(folder: Path, content: object, name: str = "annotations.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read_content(path: Path) -> dict:
+    return json.loads(path.read_text())
