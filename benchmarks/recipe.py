@@ -71,9 +71,12 @@ def measure_recipe(
         plain.call("save_detections", file=reference)
 
         fast = processes.enter_context(start(OURS))
-        _load(fast, recipe, own_weights, conditions)
+        _load(fast, recipe, weights or own_weights, conditions)
         fast.call("optimise")
-        subjects = {"ours": fast, **_start_peers(recipe, conditions, peers, own_weights, start, processes)}
+        subjects = {"ours": fast}
+        for precision in peers:
+            peer = processes.enter_context(start(PEER))
+            subjects[_load_peer(peer, recipe, own_weights, result["classes"], precision, conditions)] = peer
 
         result["inference"] = []
         for batch in conditions.batches:
@@ -110,32 +113,24 @@ def _load(worker: Worker, recipe: Recipe, weights: str | None, conditions: Condi
     )
 
 
-def _start_peers(
-    recipe: Recipe,
-    conditions: Conditions,
-    precisions: Sequence[str],
-    weights: str,
-    start: Callable[[str], Worker],
-    processes: ExitStack,
-) -> dict[str, Worker]:
-    """A torchvision detector of the same backbone and weights per precision, by the name of its column."""
-    backbone, found = recipe.model.backbone, {}
-    for precision in precisions:
-        worker = processes.enter_context(start(PEER))
-        described = worker.call(
-            "load",
-            weights=weights,
-            depth=backbone.depth,
-            groups=backbone.groups,
-            base_width=backbone.base_width,
-            num_classes=recipe.model.num_classes,
-            size=conditions.size,
-            device=conditions.device,
-            precision=precision,
-            threads=conditions.threads,
-        )
-        found[f"{described['name']} {precision}"] = worker
-    return found
+def _load_peer(
+    worker: Worker, recipe: Recipe, weights: str, classes: int, precision: str, conditions: Conditions
+) -> str:
+    """Give torchvision's detector the recipe's backbone and our weights; returns the name of its column."""
+    backbone = recipe.model.backbone
+    described = worker.call(
+        "load",
+        weights=weights,
+        depth=backbone.depth,
+        groups=backbone.groups,
+        base_width=backbone.base_width,
+        num_classes=classes,
+        size=conditions.size,
+        device=conditions.device,
+        precision=precision,
+        threads=conditions.threads,
+    )
+    return f"{described['name']} {precision}"
 
 
 def _inference(
@@ -143,21 +138,7 @@ def _inference(
 ) -> dict[str, Any]:
     for subject in subjects.values():
         subject.call("pictures", file=str(conditions.pictures[batch]))
-        subject.call(call)
-        subject.call("reset_peak")
-    taken = interleave(
-        {name: partial(subject.call, call) for name, subject in subjects.items()},
-        conditions.seconds,
-        conditions.least,
-        warm_up=1,
-    )
-    return {
-        "batch": batch,
-        **{
-            name: summary(seconds, batch) | {"peak_bytes": subjects[name].call("peak_bytes")}
-            for name, seconds in taken.items()
-        },
-    }
+    return _timings(subjects, batch, conditions, call, conditions.least)
 
 
 def _training(subjects: Mapping[str, Worker], classes: int, conditions: Conditions) -> dict[str, Any]:
@@ -165,17 +146,22 @@ def _training(subjects: Mapping[str, Worker], classes: int, conditions: Conditio
     for subject in subjects.values():
         subject.call("pictures", file=str(conditions.pictures[TRAINING_BATCH]))
         subject.call("start_training", boxes=boxes, labels=labels)
+    return _timings(subjects, TRAINING_BATCH, conditions, "train_step", max(2, conditions.least // 2))
+
+
+def _timings(
+    subjects: Mapping[str, Worker], batch: int, conditions: Conditions, call: str, least: int
+) -> dict[str, Any]:
+    """Each subject's summary and peak memory; the first call, which warms up, counts in neither."""
+    for subject in subjects.values():
+        subject.call(call)
         subject.call("reset_peak")
-    taken = interleave(
-        {name: partial(subject.call, "train_step") for name, subject in subjects.items()},
-        conditions.seconds,
-        least=max(2, conditions.least // 2),
-        warm_up=1,
-    )
+    runs = {name: partial(subject.call, call) for name, subject in subjects.items()}
+    taken = interleave(runs, conditions.seconds, least, warm_up=1)
     return {
-        "batch": TRAINING_BATCH,
+        "batch": batch,
         **{
-            name: summary(seconds, TRAINING_BATCH) | {"peak_bytes": subjects[name].call("peak_bytes")}
+            name: summary(seconds, batch) | {"peak_bytes": subjects[name].call("peak_bytes")}
             for name, seconds in taken.items()
         },
     }

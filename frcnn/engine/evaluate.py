@@ -59,10 +59,11 @@ def evaluate(
 ) -> Evaluation:
     """Detect on every picture of a COCO data set and score the detections.
 
-    The model's classes must be the data set's, by name (by number where the model has no names). `output`
-    takes the detections as a COCO results file, with the data set's own image and category ids. The
-    annotation file is scored as pycocotools reads it: crowd regions absorb detections, and objects too small
-    to train on still count. Under torchrun every process detects a share and all get the same result.
+    `model` is a FasterRCNN, or what its `optimize` returns. The model's classes must be the data set's, by
+    name (by number where the model has no names). `output` takes the detections as a COCO results file, with
+    the data set's own image and category ids. The annotation file is scored as pycocotools reads it: crowd
+    regions absorb detections, and objects too small to train on still count. Under torchrun every process
+    detects a share and all get the same result.
 
     Raises DatasetError on an unusable data set or other classes than the model's.
     """

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -249,3 +250,36 @@ def test_a_recipe_of_the_zoo_runs_in_its_own_process(tmp_path):
         worker.call("optimise")
         assert 0 < worker.call("detect") < 60
         assert worker.call("counts")["detections"] >= 5
+
+
+def test_box_ap_is_that_of_the_fast_model(tmp_path):
+    """On pictures whose only annotation is the fast model's own best detection."""
+    recipe = small_r18_fpn()
+    file = tmp_path / "pictures.npy"
+    np.save(file, pictures(1, 120, 160)[0])
+    subject = Ours()
+    subject.load(recipe, None, (240, 320), "cpu", "float32", "eager", torch.get_num_threads())
+    subject.pictures(str(file))
+    subject.calibrate()
+    subject.optimise()
+
+    folder = tmp_path / "coco"
+    (folder / "val2017").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    cv2.imwrite(str(folder / "val2017" / "1.png"), np.load(file)[0])
+    best = subject.fast.predict(np.load(file)[0], size=recipe.data.size)
+    x1, y1, x2, y2 = best.boxes[0].tolist()
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 120, "width": 160}],
+        "categories": [{"id": 2 * label, "name": f"class {label}"} for label in range(80)],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 2 * int(best.labels[0]),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+            }
+        ],
+    }
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    assert subject.box_ap(str(folder)) == pytest.approx(100)
