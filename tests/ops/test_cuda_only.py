@@ -1,0 +1,286 @@
+"""What only a GPU can show: graphs, no synchronisation, repeatable bits, streams, half, torch.compile.
+
+Agreement with the CPU in float32 and float64 is shown by the other files here, which run on every device, and
+without a GPU by tests/cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import frcnn_ops
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+OPS = torch.ops.frcnn_ops
+STRIDES = [4.0, 8.0, 16.0, 32.0]
+SIZES = [(50, 68), (25, 34), (13, 17), (7, 9)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# The device's exp and log differ from the host's in the last bits, and sums are taken in another order.
+TOLERANCES = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-4},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+Call = tuple[Callable[..., object], dict[str, object]]
+
+
+def boxes(n: int, extent: float = 200.0) -> Tensor:
+    corner = torch.rand(n, 2) * extent * 0.7
+    return torch.cat([corner, corner + torch.rand(n, 2) * extent * 0.3 + 1], dim=1)
+
+
+def calls(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Call]:
+    """Each operator of fixed output shape with inputs on the CPU, features of ``dtype``, channels-last."""
+    torch.manual_seed(seed)
+    features = [torch.randn(2, 64, h, w).to(dtype, memory_format=torch.channels_last) for h, w in SIZES]
+    rois = torch.cat([torch.randint(0, 2, (100, 1)).float(), boxes(100)], dim=1)
+    pooled = torch.randn(100, 64, 7, 7).to(dtype, memory_format=torch.channels_last)
+    pooling = ([1 / s for s in STRIDES], 0, True, 56.0)
+    counts, ones = torch.tensor([9, 4]), (1.0, 1.0, 1.0, 1.0)
+    loss = (None, None, ones, "giou", 1e-6, 0.0, "mean")
+    indices = [torch.randint(0, 3 * h * w, (2, 60)) for h, w in SIZES]
+    deltas = [torch.randn(2, 12, h, w).to(dtype) for h, w in SIZES]
+    grid = (STRIDES, [8.0], [0.5, 1.0, 2.0], 0.0)
+    image_sizes = torch.tensor([[200.0, 272.0], [180.0, 260.0]])
+    sizes = [n for size in SIZES for n in size]
+    return {
+        "box_iou": (OPS.box_iou, {"a": boxes(50), "b": boxes(300)}),
+        "encode_boxes": (OPS.encode_boxes, {"boxes": boxes(50), "targets": boxes(50), "stds": ones}),
+        "decode_boxes": (
+            OPS.decode_boxes,
+            {"boxes": boxes(50), "deltas": torch.randn(50, 12), "stds": ones, "max_shape": (150, 160)},
+        ),
+        "decode_proposals": (
+            lambda deltas, indices, image_sizes: OPS.decode_proposals(
+                deltas, indices, image_sizes, *grid, ones, 0.0
+            ),
+            {"deltas": deltas, "indices": indices, "image_sizes": image_sizes},
+        ),
+        "roi_align": (
+            lambda features, rois: OPS.roi_align(features, rois, (7, 7), *pooling),
+            {"features": features, "rois": rois},
+        ),
+        "roi_align_backward": (
+            lambda grad, rois: OPS.roi_align_backward(grad, rois, sizes, 2, *pooling),
+            {"grad": pooled, "rois": rois},
+        ),
+        "nms_padded": (
+            lambda boxes, scores: OPS.nms_padded(boxes, scores, 0.5, 200),
+            {"boxes": boxes(2000).view(4, 500, 4), "scores": torch.rand(4, 500)},
+        ),
+        "nms_padded_large": (
+            lambda boxes, scores: OPS.nms_padded(boxes, scores, 0.5, 200),
+            {"boxes": boxes(10000, 2000.0).view(2, 5000, 4), "scores": torch.rand(2, 5000)},
+        ),
+        "iou_loss": (lambda pred, target: OPS.iou_loss(pred, target, *loss), _pairs(300)),
+        "iou_loss_large": (lambda pred, target: OPS.iou_loss(pred, target, *loss), _pairs(30000)),
+        "iou_loss_backward": (
+            lambda grad, pred, target: OPS.iou_loss_backward(grad, pred, target, *loss),
+            {"grad": torch.tensor(2.0), **_pairs(300)},
+        ),
+        "assign_max_iou": (
+            lambda boxes, gts, counts, ignore: OPS.assign_max_iou(
+                boxes, gts, counts, ignore, counts, 0.5, 0.4, 0.3, True, 0.5
+            ),
+            {
+                "boxes": boxes(3000), "gts": boxes(20).view(2, 10, 4), "counts": counts,
+                "ignore": boxes(20).view(2, 10, 4),
+            },
+        ),
+    }  # fmt: skip
+
+
+def _pairs(n: int) -> dict[str, Tensor]:
+    target = boxes(n)
+    return {"pred": target + torch.randn(n, 4), "target": target}
+
+
+NAMES = list(calls())
+
+
+def on_gpu(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.cuda()
+    return [v.cuda() for v in value] if isinstance(value, list) else value
+
+
+def run(call: Call) -> list[Tensor]:
+    function, arguments = call
+    result = function(**arguments)
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def to_gpu(call: Call) -> Call:
+    return call[0], {name: on_gpu(value) for name, value in call[1].items()}
+
+
+def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_the_cpu(name, dtype):
+    call = calls(dtype)[name]
+    for want, got in zip(run(call), run(to_gpu(call)), strict=True):
+        assert got.is_cuda and got.dtype == want.dtype and got.stride() == want.stride()
+        if want.is_floating_point():
+            torch.testing.assert_close(got.cpu(), want, **TOLERANCES[want.dtype])
+        else:
+            assert torch.equal(got.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_roi_align_of_nchw_features(dtype):
+    function, arguments = calls(dtype)["roi_align"]
+    arguments = {**arguments, "features": [f.contiguous() for f in arguments["features"]]}
+    (want,), (got,) = run((function, arguments)), run(to_gpu((function, arguments)))
+    assert got.is_contiguous()
+    torch.testing.assert_close(got.cpu(), want, **TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_does_not_synchronise(name):
+    call = to_gpu(calls(torch.float16)[name])
+    run(call)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_can_be_captured_into_a_graph(name):
+    """The replay reads the inputs anew, and gives what a call outside a graph gives."""
+    function, inputs = to_gpu(calls(torch.float16, seed=0)[name])
+    others = to_gpu(calls(torch.float16, seed=1)[name])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run((function, inputs))
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run((function, inputs))
+    for key, value in inputs.items():
+        pairs = (
+            zip(value, others[1][key], strict=True) if isinstance(value, list) else [(value, others[1][key])]
+        )
+        for old, new in pairs:
+            old.copy_(new)
+    graph.replay()
+    assert same_bits(captured, run(others))
+
+
+def test_anchors_can_be_captured_into_a_graph():
+    def anchors():
+        return torch.cat(frcnn_ops.grid_anchors(SIZES, STRIDES, device="cuda"))
+
+    want = anchors()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = anchors()
+    graph.replay()
+    assert torch.equal(got, want)
+    assert torch.equal(want.cpu(), torch.cat(frcnn_ops.grid_anchors(SIZES, STRIDES, device="cpu")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repeats_to_the_bit(name):
+    call = to_gpu(calls(torch.float16)[name])
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = run(call)
+        assert all(same_bits(run(call), first) for _ in range(10))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_uses_the_current_stream(name):
+    """Behind a long kernel on the same stream, an operator sees that kernel's result."""
+    function, arguments = to_gpu(calls(torch.float16)[name])
+    want = run((function, arguments))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        late = {
+            name: [torch.zeros_like(x) for x in v] if isinstance(v, list) else torch.zeros_like(v)
+            for name, v in arguments.items()
+        }
+        torch.cuda._sleep(20_000_000)
+        for key, value in arguments.items():
+            pairs = zip(late[key], value, strict=True) if isinstance(value, list) else [(late[key], value)]
+            for to, source in pairs:
+                to.copy_(source)
+        got = run((function, late))
+    torch.cuda.current_stream().wait_stream(side)
+    assert same_bits(got, want)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("n", [1, 1000, 4096, 4097, 30000])
+def test_nms_of_any_size(n, grouped):
+    torch.manual_seed(n)
+    b, scores = boxes(n, 1500.0), (torch.rand(n) * 50).round() / 50
+    groups = torch.randint(0, 5, (n,)) if grouped else torch.zeros(n, dtype=torch.int64)
+    want = frcnn_ops.batched_nms(b, scores, groups, 0.5)
+    got = frcnn_ops.batched_nms(b.cuda(), scores.cuda(), groups.cuda(), 0.5)
+    assert torch.equal(got.cpu(), want)
+
+
+def test_nms_of_100000_boxes_takes_little_memory():
+    b, scores = boxes(100_000, 5000.0).cuda(), torch.rand(100_000, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    frcnn_ops.nms(b, scores, 0.5)
+    assert torch.cuda.max_memory_allocated() - before < 32 << 20
+
+
+def test_assignment_takes_little_memory():
+    anchors, gts = boxes(268_569, 1300.0).cuda(), boxes(100, 1300.0).cuda()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    frcnn_ops.assign_max_iou(anchors, gts, 0.7, 0.3, 0.3)
+    assert torch.cuda.max_memory_allocated() - before < 5 << 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_without_graph_breaks(name):
+    function, arguments = to_gpu(calls()[name])
+    compiled = torch.compile(lambda **kw: function(**kw), fullgraph=True)
+    want = run((function, arguments))
+    for x, y in zip(run((compiled, arguments)), want, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradient_of_roi_align_repeats_and_agrees(dtype, channels_last):
+    """Through autograd, in both memory formats."""
+    _, arguments = calls(dtype)["roi_align"]
+
+    def gradients(device: str) -> list[Tensor]:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        features = [
+            f.to(device).contiguous(memory_format=layout).requires_grad_() for f in arguments["features"]
+        ]
+        out = frcnn_ops.pyramid_roi_align(features, arguments["rois"].to(device), 7, [4, 8, 16, 32])
+        (out.float() ** 2).sum().backward()
+        return [f.grad for f in features]
+
+    on_cuda = gradients("cuda")
+    assert same_bits(on_cuda, gradients("cuda"))
+    scale = max(g.abs().max().item() for g in on_cuda)
+    tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for got, want in zip(on_cuda, gradients("cpu"), strict=True):
+        assert (got.cpu().float() - want.float()).abs().max() <= tolerance * scale
