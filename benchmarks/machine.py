@@ -13,11 +13,6 @@ import torch
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe(device: torch.device, threads: int) -> dict[str, object]:
     """Everything that a reader needs to judge the numbers."""
     found: dict[str, object] = {

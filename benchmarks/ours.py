@@ -25,7 +25,8 @@ from benchmarks.stages import StageClock
 from benchmarks.work import floor, parameter_count, stage_work
 from benchmarks.worker import serve
 from frcnn.config import Recipe
-from frcnn.inference import DTYPES, compare_detections
+from frcnn.inference import compare_detections
+from frcnn.precision import DTYPES, fp32_arithmetic
 from frcnn.preprocess import normalise, pad, resize
 from frcnn.structures import Batch, Detections
 
@@ -66,8 +67,9 @@ class Ours:
 
     @torch.inference_mode()
     def save_detections(self, file: str) -> None:
-        """Save the plain model's detections, as tensors, for `drift`."""
-        found = self.model.detect(self.batch, self.scales)
+        """Save the plain float32 model's detections, as tensors, for `drift`."""
+        with fp32_arithmetic("ieee", self.device):
+            found = self.model.detect(self.batch, self.scales)
         torch.save([(image.boxes, image.scores, image.labels) for image in found], file)
 
     def optimise(self) -> None:
@@ -144,14 +146,8 @@ class Ours:
 
     def rates(self) -> dict[str, float]:
         """What the machine reaches: operations per second in the run's precision, bytes copied per second."""
-        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
-        try:
-            return {
-                "matrix": matrix_rate(self.device, self.dtype),
-                "copy": copy_bandwidth(self.device),
-            }
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = False
+        with fp32_arithmetic(self._float32_as(), self.device):
+            return {"matrix": matrix_rate(self.device, self.dtype), "copy": copy_bandwidth(self.device)}
 
     @torch.inference_mode()
     def drift(self, file: str) -> dict[str, object]:
@@ -188,11 +184,15 @@ class Ours:
 
     def _train_step(self) -> None:
         reduced = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype if reduced else torch.bfloat16, enabled=reduced):
-            loss = sum(self.model(self.annotated).values())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        autocast = torch.autocast(
+            self.device.type, self.dtype if reduced else torch.bfloat16, enabled=reduced
+        )
+        with fp32_arithmetic(self._float32_as(), self.device):
+            with autocast:
+                loss = sum(self.model(self.annotated).values())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
 
     def _detect(self) -> list[Detections]:
         return self.fast.detect(self.batch, self.scales)
@@ -203,6 +203,9 @@ class Ours:
         images = pad([normalise(picture, data) for picture, _ in resized], data.pad_divisor)
         batch = Batch(images, tuple(picture.shape[:2] for picture, _ in resized))
         return batch.to(self.device), [scale for _, scale in resized]
+
+    def _float32_as(self) -> str:
+        return "tf32" if self.precision == "tf32" else "ieee"
 
     def _fit(self) -> tuple[int, int]:
         return max(self.size), min(self.size)

@@ -34,6 +34,7 @@ from benchmarks.recipe import PEER, TRAINING_BATCH, Conditions, measure_recipe
 from benchmarks.startup import start_up
 from benchmarks.worker import Worker, WorkerError
 from frcnn.config import Recipe
+from frcnn.precision import available_cpus, check_precision
 from frcnn.zoo.weights import checkpoint_addresses
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -88,7 +89,7 @@ def main(settings: Settings) -> Path | None:
         return None
     device = chosen_device(settings)
     recipes = chosen_recipes(settings)
-    threads = settings.threads or machine.usable_cores()
+    threads = settings.threads or available_cpus()
     batches = (1,) if settings.quick else settings.batch
     size = settings.size or ((128, 224) if settings.quick else (800, 1333))
     peers, peer_python, peer_says = chosen_peer(settings)
@@ -151,8 +152,10 @@ def chosen_device(settings: Settings) -> torch.device:
         raise UsageError("--device cuda: torch sees no GPU here; use --device cpu")
     if device == "cpu" and settings.mode == "graph":
         raise UsageError("--mode graph captures CUDA graphs; on a CPU use --mode eager or compiled")
-    if device == "cpu" and settings.precision == "tf32":
-        raise UsageError("--precision tf32 is a mode of CUDA; on a CPU use float32 or bf16")
+    try:
+        check_precision(PRECISIONS[settings.precision], torch.device(device))
+    except ValueError as error:
+        raise UsageError(f"--precision {settings.precision}: {error}") from None
     return torch.device(device)
 
 
