@@ -122,11 +122,16 @@ def evaluate(
 def convert(
     source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
     destination: Positional[Annotated[Path, arg(metavar="DESTINATION")]],
+    recipe: str | None = None,
 ) -> None:
-    """Rewrite a checkpoint of MMDetection, torchvision or detectron2 as a plain file of weights."""
+    """Rewrite a checkpoint of MMDetection, torchvision or detectron2 as a plain file of weights.
+
+    Args:
+        recipe: The recipe that the weights are of, to be kept with them; default: what the file says.
+    """
     from frcnn.zoo.convert import convert
 
-    convert(source, destination)
+    convert(source, destination, recipe)
 
 
 def verify(
@@ -163,7 +168,7 @@ def train_command(default: Recipe) -> Callable[..., None]:
         seed: int = 0,
         device: Device = None,
         precision: Literal["float32", "bfloat16"] = "float32",
-        weights: Annotated[str | None, arg(metavar="PATH|coco")] = None,
+        weights: Annotated[str | None, arg(metavar="PATH|coco|random")] = None,
         reinit_heads: bool = False,
         resume: bool = False,
         eval_every: int = 1,
@@ -185,7 +190,7 @@ def train_command(default: Recipe) -> Callable[..., None]:
             workers: Processes that read and augment images.
             seed: For everything random.
             precision: bfloat16 computes convolutions and matrix products in bfloat16.
-            weights: Start from this checkpoint, or from the published one (coco).
+            weights: Start from this checkpoint, from the published one (coco), or from nothing (random).
             reinit_heads: Leave out the checkpoint's class and box layer, to train other classes.
             resume: Continue from work_dir's last.pth, exactly.
             eval_every: Epochs between evaluations.

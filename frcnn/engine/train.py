@@ -87,7 +87,8 @@ def train(
     linearly).
 
     Training starts from the ImageNet backbone that the recipe names (downloaded once), from random weights
-    where it names none, or from `weights`: a checkpoint's path, or "coco" for the recipe's published one.
+    where it names none, or from `weights`: a checkpoint's path, "coco" for the recipe's published one, or
+    "random" (which warns where a frozen backbone would never learn).
     `reinit_heads` leaves out that checkpoint's class and box layer, to train other classes.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
@@ -164,8 +165,8 @@ class _Run:
 
         _seed(settings.seed)
         weights = begin.weights
-        if weights is None and recipe.model.backbone.pretrained is not None:
-            weights = "imagenet"
+        if weights is None:
+            weights = "random" if recipe.model.backbone.pretrained is None else "imagenet"
         self.model = build(
             self.recipe,
             weights=None if begin.resume else weights,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from frcnn.config import BackboneConfig
+
 if TYPE_CHECKING:
     from frcnn.detector import FasterRCNN
 
@@ -69,13 +71,13 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
         DownloadError: the file could not be had.
         CheckpointError: the file is no such backbone; the message lists the differences.
     """
-    from frcnn.zoo.checkpoint import CheckpointError, compare, drop_module_prefix, read_checkpoint
+    from frcnn.zoo.checkpoint import CheckpointError, compare, drop_wrapper_prefixes, read_checkpoint
 
     source = model.config.backbone.pretrained if source is None else source
     if source is None:
         raise ValueError("no initialisation is named: set BackboneConfig.pretrained or pass source")
     path = find_backbone_file(source, progress)
-    tensors = drop_module_prefix(read_checkpoint(path).tensors)
+    tensors = drop_wrapper_prefixes(read_checkpoint(path).tensors)
     if any(name.startswith("backbone.") for name in tensors):
         tensors = {
             name.removeprefix("backbone."): value
@@ -89,6 +91,24 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
         raise CheckpointError(f"{path}: not a backbone of this model\n{difference}")
     model.backbone.load_state_dict({**wanted, **tensors})
     return path
+
+
+def untrained_consequences(backbone: BackboneConfig) -> tuple[str, ...]:
+    """What training without an initialisation means for a backbone, if not all of it learns."""
+    found = []
+    if backbone.frozen_stages >= 0:
+        found.append(
+            f"the backbone starts from random numbers and its stem and first {backbone.frozen_stages} stages "
+            "never learn: set BackboneConfig.frozen_stages=-1"
+        )
+    if backbone.norm_eval:
+        found.append(
+            "batch norms keep the statistics they start with (mean 0, variance 1) instead of the data's: set "
+            "BackboneConfig.norm_eval=False"
+        )
+    if backbone.style == "caffe":
+        found.append("a caffe-style backbone never learns its norms' scale and shift: use style='pytorch'")
+    return tuple(found)
 
 
 def find_backbone_file(source: str | Path, progress: bool = True) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from frcnn.config import Recipe
 from frcnn.detector import FasterRCNN
-from frcnn.zoo.backbone_weights import load_backbone
+from frcnn.zoo.backbone_weights import load_backbone, untrained_consequences
 from frcnn.zoo.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from frcnn.zoo.coco import COCO_CLASSES
 from frcnn.zoo.recipes import recipe
@@ -30,7 +31,8 @@ def build(
 
     Args:
         name_or_recipe: a recipe, or the name of one of the zoo (see `frcnn.list_recipes`).
-        weights: None (random), "coco" (the recipe's published checkpoint, downloaded once), "imagenet" (the
+        weights: None (random), "random" (the same, to train from, with a warning of what that means where it
+            matters), "coco" (the recipe's published checkpoint, downloaded once), "imagenet" (the
             backbone's initialisation that training starts from, downloaded once; the rest is random), or the
             path of a checkpoint, or a state dict.
         num_classes: default: the number of ``class_names``, else the checkpoint's, else the recipe's.
@@ -50,7 +52,7 @@ def build(
     checkpoint = None
     if weights == "coco":
         checkpoint = _published(entry)
-    elif weights is not None and weights != "imagenet":
+    elif weights is not None and weights not in ("imagenet", "random"):
         checkpoint = read_checkpoint(weights)
     count = num_classes if class_names is None else len(class_names)
     if count is None and checkpoint is not None and not reinit_heads:
@@ -63,6 +65,9 @@ def build(
         load_checkpoint(model, checkpoint, reinit_heads)
     elif weights == "imagenet":
         load_backbone(model)
+    elif weights == "random":
+        for consequence in untrained_consequences(entry.model.backbone):
+            warnings.warn(consequence, stacklevel=2)
     return model.to(device or "cpu").eval()
 
 

@@ -137,9 +137,9 @@ def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(file.tensors(state), str(path), names, recipe, text, notes)
 
 
-def drop_module_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the "module." that DataParallel puts before every name."""
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+def drop_wrapper_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the "module." of (Distributed)DataParallel and the "_orig_mod." of torch.compile."""
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}
 
 
 def compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
@@ -214,7 +214,7 @@ def our_names(
     Raises:
         CheckpointError: weights of another architecture or style.
     """
-    tensors = drop_module_prefix(checkpoint.tensors)
+    tensors = drop_wrapper_prefixes(checkpoint.tensors)
     dialect = recognise(tensors)
     if dialect == "mmdetection 1.x":
         raise CheckpointError(

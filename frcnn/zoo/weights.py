@@ -30,7 +30,7 @@ TIMEOUT_SECONDS = 30.0
 _CHUNK = 1 << 20
 
 
-class DownloadError(RuntimeError):
+class DownloadError(OSError):
     """A published file could not be had; the message says which file to put where."""
 
 

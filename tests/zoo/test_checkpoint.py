@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 from collections import OrderedDict
 from dataclasses import asdict, replace
 
@@ -113,7 +114,9 @@ def test_mmdetection_3(source, target, tmp_path, mmengine, monkeypatch):
     assert "mmengine" not in sys.modules
 
 
-@pytest.mark.parametrize("form", ["bare", "module", "mapping", "whole", "safetensors", "model", "half"])
+@pytest.mark.parametrize(
+    "form", ["bare", "module", "compiled", "mapping", "whole", "safetensors", "model", "half"]
+)
 def test_other_forms(form, source, target, tmp_path):
     state = source.state_dict()
     path = tmp_path / "file.pth"
@@ -127,6 +130,8 @@ def test_other_forms(form, source, target, tmp_path):
         )
     elif form == "module":
         torch.save({f"module.{name}": value for name, value in state.items()}, path)
+    elif form == "compiled":
+        torch.save({f"module._orig_mod.{name}": value for name, value in state.items()}, path)
     elif form == "model":
         torch.save({"model": state, "epoch": 3}, path)
     else:
@@ -287,6 +292,17 @@ def test_a_backbone_from_a_detector_or_a_classifier(source, target, tmp_path):
     torch.save({"state_dict": {**state, "module.fc.bias": torch.zeros(10)}}, tmp_path / "classifier.pth")
     load_backbone(target, tmp_path / "classifier.pth")
     assert torch.equal(target.backbone.conv1.weight, source.backbone.conv1.weight + 1)
+
+
+def test_training_from_nothing_says_what_it_means(small_recipe):
+    with pytest.warns(UserWarning, match=r"frozen_stages=-1|norm_eval=False") as caught:
+        frcnn.build(small_recipe, weights="random")
+    assert len(caught) == 2
+    free = replace(small_recipe.model.backbone, frozen_stages=-1, norm_eval=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frcnn.build(replace(small_recipe, model=replace(small_recipe.model, backbone=free)), weights="random")
+        frcnn.build(small_recipe)
 
 
 def test_another_backbone_is_refused(target, tmp_path):
