@@ -19,8 +19,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
             boxes, as :func:`frcnn_ops.box_iou` rounds it: an IoU equal to the threshold is kept.
 
     Returns:
-        int64 [kept], indices into ``boxes``, best first. Boxes without area, or with a NaN coordinate, overlap
-        nothing: they are kept and suppress nothing.
+        int64 [kept], indices into ``boxes``, best first. Boxes without area, or with a NaN coordinate,
+        overlap nothing: they are kept and suppress nothing.
 
     Raises:
         RuntimeError: for other shapes, half precision, dtypes or devices that differ, or a threshold outside
@@ -32,7 +32,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """:func:`nms` within groups (classes, levels, images): boxes of different groups never suppress each other.
+    """:func:`nms` within groups (classes, levels, images), which never suppress each other's boxes.
 
     Args:
         boxes, scores, iou_threshold: as in :func:`nms`.
@@ -58,7 +58,8 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: in
         max_keep: the most boxes to keep per set; the search stops there.
 
     Returns:
-        indices int64 [S, max_keep] into the N boxes of each set, best first, padded with -1; counts int64 [S].
+        indices int64 [S, max_keep] into the N boxes of each set, best first, padded with -1, and counts
+        int64 [S].
 
     Raises:
         RuntimeError: for other shapes, half precision, dtypes or devices that differ, a threshold outside
