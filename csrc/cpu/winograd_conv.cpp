@@ -13,8 +13,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
-#include <memory>
 #include <optional>
 
 #include "../checks.h"
@@ -36,6 +36,10 @@ constexpr int64_t kBlock = 48;  // tiles that share a pass over the weights, at 
 #ifdef FRCNN_WINOGRAD
 
 #define FRCNN_AVX512 __attribute__((target("avx512f")))
+
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in gcc's own intrinsics
+#endif
 
 struct Geometry {
   int64_t height, width, channels, filters;
@@ -108,13 +112,15 @@ FRCNN_AVX512 void transform_input(const float* x, const Geometry& g, Tile tile, 
   }
 }
 
-// a: kRows rows of `depth`; b: [depth, kPanel] -> out: [kRows, kPanel]
-FRCNN_AVX512 void multiply(const float* a, const float* b, int64_t depth, float* out) {
+// a: kRows rows of `depth`; b: [depth, kPanel] -> out: [kRows, kPanel]. Meanwhile fetches `depth` cache lines
+// from `next` on into L2: the weights of a pass do not fit there.
+FRCNN_AVX512 void multiply(const float* a, const float* b, int64_t depth, const float* next, float* out) {
   __m512 sums[kRows][2];
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) sums[row][0] = sums[row][1] = _mm512_setzero_ps();
   for (int64_t k = 0; k < depth; ++k) {
     const __m512 low = _mm512_loadu_ps(b + k * kPanel), high = _mm512_loadu_ps(b + k * kPanel + kLanes);
+    _mm_prefetch(reinterpret_cast<const char*>(next + k * kLanes), _MM_HINT_T1);
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
       const __m512 value = _mm512_set1_ps(a[row * depth + k]);
@@ -174,7 +180,10 @@ void convolve_block(const float* x, const float* weight, const float* bias, bool
     for (int64_t point = 0; point < kPoints; ++point) {
       const float* panel = weight + (k / kPanel * kPoints + point) * g.channels * kPanel;
       for (int64_t t = 0; t < padded; t += kRows) {
-        multiply(v + point * v_stride + t * g.channels, panel, g.channels, m + point * m_stride + t * kPanel);
+        // half of the next point's panel with each product
+        const float* next = panel + (kPanel + t / kRows % 2 * kLanes) * g.channels;
+        multiply(v + point * v_stride + t * g.channels, panel, g.channels, next,
+                 m + point * m_stride + t * kPanel);
       }
     }
     for (int64_t t = 0; t < tiles; ++t) {
@@ -225,10 +234,12 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
   const float *source = image.const_data_ptr<float>(), *u = panels.const_data_ptr<float>();
   const float* b = bias ? shift.const_data_ptr<float>() : nullptr;
   float* target = out.mutable_data_ptr<float>();
-  at::parallel_for(0, (tiles + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
+  const int64_t blocks = (tiles + block - 1) / block;
+  std::atomic<int64_t> next_block{0};  // a free thread takes the next one
+  at::parallel_for(0, std::min(blocks, threads), 1, [&](int64_t, int64_t) {
     const auto scratch = at::empty({kPoints * (input_stride(block, channels) + output_stride(block))},
                                    at::TensorOptions().dtype(at::kFloat));
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = next_block++; i < blocks; i = next_block++) {
       convolve_block(source, u, b, relu, g, i * block, std::min(block, tiles - i * block), block,
                      scratch.mutable_data_ptr<float>(), target);
     }
