@@ -19,11 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPY = ROOT / "build" / "cuda_link"
 CHECK = """
-import torch, frcnn_ops
+import re, torch, frcnn_ops
 info = frcnn_ops.build_info()
-missing = [name for name, devices in info["ops"].items() if "cuda" not in devices]
-print(f"torch {torch.__version__}, CUDA {info['cuda']}, {info['cuda_archs']}: {len(info['ops'])} operators")
-assert info["ops"] and not missing, f"no CUDA kernel is registered for {missing}"
+bound = set(re.findall(r'm\\.impl\\("(\\w+)"', open("csrc/cuda/binding.cpp").read()))
+registered = {name for name, devices in info["ops"].items() if "cuda" in devices}
+print(f"torch {torch.__version__}, CUDA {info['cuda']} for {info['cuda_archs']}: {len(registered)} CUDA operators")
+assert bound and bound == registered, f"registered {registered}, but binding.cpp has {bound}"
 """
 
 
