@@ -78,8 +78,8 @@ FRCNN_HD T iou(const Box<T>& a, const Box<T>& b) {
 // Intersection over foreground: the part of `a` that lies in `b`. Never NaN.
 template <typename T>
 FRCNN_HD T iof(const Box<T>& a, T area_a, const Box<T>& b) {
-  const T inter = intersection(a, b);
-  return area_a > T(0) && inter <= area_a ? inter / area_a : T(0);
+  const T part = intersection(a, b) / area_a;
+  return area_a > T(0) && part <= T(1) ? part : T(0);
 }
 
 // ---- anchors ----------------------------------------------------------------------------------------------

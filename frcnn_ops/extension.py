@@ -7,7 +7,7 @@ from typing import TypedDict
 import torch  # loads the libraries that the extension links to
 
 try:
-    from . import _C
+    import frcnn_ops._C as _C  # unlike "from . import", says which kind of failure it was
 except ModuleNotFoundError as error:
     raise ImportError(
         "frcnn_ops is not compiled: run `pip install --no-build-isolation .` (or `-e .` to edit it) in the "

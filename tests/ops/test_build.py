@@ -1,0 +1,144 @@
+"""What setup.py decides, what the build says about itself, and what an unbuilt checkout says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import frcnn_ops
+from frcnn_ops.extension import describe_build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def setup():
+    spec = importlib.util.spec_from_file_location("frcnn_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("force", "torch_cuda", "nvcc", "expected"),
+    [
+        (None, None, None, False),
+        (None, None, "13.0", False),
+        (None, "13.0", None, False),
+        (None, "13.0", "13.0", True),
+        (None, "12.8", "12.4", True),
+        ("", "12.8", "12.4", True),
+        ("1", "12.8", "12.4", True),
+        ("0", "12.8", "12.4", False),
+        ("0", "12.8", "11.0", False),
+    ],
+)
+def test_cuda_decision(setup, force, torch_cuda, nvcc, expected):
+    assert setup.use_cuda(force, torch_cuda, nvcc) is expected
+
+
+@pytest.mark.parametrize(
+    ("force", "torch_cuda", "nvcc", "message"),
+    [
+        ("1", None, "13.0", "built without CUDA; install a CUDA build of torch or unset FORCE_CUDA"),
+        ("1", "13.0", None, "there is no nvcc; install the CUDA 13 toolkit and set CUDA_HOME"),
+        (
+            None,
+            "13.0",
+            "12.4",
+            "nvcc is CUDA 12.4, torch was built with CUDA 13.0; set CUDA_HOME to a CUDA 13",
+        ),
+        ("1", "12.8", "13.0", "set FORCE_CUDA=0 to build for the CPU only"),
+        ("yes", None, None, "FORCE_CUDA is 0 or 1, not 'yes'"),
+    ],
+)
+def test_cuda_refusal(setup, force, torch_cuda, nvcc, message):
+    with pytest.raises(setup.BuildError, match=re.escape(message)):
+        setup.use_cuda(force, torch_cuda, nvcc)
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
+def test_torch_accepted(setup, version):
+    setup.check_torch(version)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "PyTorch is not importable here; install torch >= 2.10"), ("2.9.1", "torch 2.9.1 is too old")],
+)
+def test_torch_refused(setup, version, message):
+    with pytest.raises(setup.BuildError, match=message):
+        setup.check_torch(version)
+
+
+@pytest.mark.parametrize(("name", "version"), [("gcc", "11.1"), ("clang", "18.1.3"), ("msvc", "")])
+def test_compiler_accepted(setup, name, version):
+    setup.check_compiler(name, version)
+
+
+@pytest.mark.parametrize(("name", "version"), [("gcc", "9.4.0"), ("clang", "10.0")])
+def test_compiler_refused(setup, name, version):
+    with pytest.raises(setup.BuildError, match=f"{name} {version} is too old .* name it in CXX"):
+        setup.check_compiler(name, version)
+
+
+def test_compiler_is_found(setup, monkeypatch):
+    name, version = setup.found_compiler()
+    assert name in setup.MINIMUM_COMPILER and setup.version_of(version)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(setup.BuildError, match="`no-such-compiler` does not run; install g\\+\\+ or set CXX"):
+        setup.found_compiler()
+
+
+def test_default_architectures(setup):
+    assert setup.default_archs({"7.5", "8.0", "8.6", "9.0"}) == "8.0;8.6;9.0+PTX"
+    assert setup.default_archs({"9.0", "10.0", "12.0", "12.1"}) == "9.0;10.0;12.0+PTX"
+    with pytest.raises(setup.BuildError, match="set TORCH_CUDA_ARCH_LIST"):
+        setup.default_archs({"5.0"})
+
+
+def test_build_information():
+    info = frcnn_ops.build_info()
+    assert info["torch"] == torch.__version__
+    assert re.match(r"(gcc|clang|msvc) \d+", info["compiler"])
+    assert bool(info["cuda"]) == bool(info["cuda_archs"])
+    schemas = re.findall(r'"(\w+)\(', (ROOT / "csrc" / "library.cpp").read_text())
+    assert set(info["ops"]) <= set(schemas) and len(info["ops"]) >= 13
+    devices = ["cpu", "cuda"] if info["cuda"] else ["cpu"]
+    for name, on in info["ops"].items():
+        assert "cpu" in on and set(on) <= set(devices), f"{name} has kernels for {on}"
+    text = describe_build()
+    assert info["torch"] in text and "roi_align_backward" in text
+
+
+def import_copy(folder: Path) -> str:
+    """What importing a copy of frcnn_ops says; every file of the package is in place but its extension."""
+    # An editable install would find the extension in the checkout.
+    code = """if True:
+        import sys
+        sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+        sys.path.insert(0, sys.argv[1])
+        import frcnn_ops
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode != 0
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_unbuilt_and_stale_extensions_say_how_to_build(tmp_path):
+    package = tmp_path / "frcnn_ops"
+    package.mkdir()
+    for path in (ROOT / "frcnn_ops").glob("*.py"):
+        shutil.copy(path, package)
+    assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in import_copy(tmp_path)
+    (package / "_C.abi3.so").write_bytes(b"not a library")
+    assert "compiled for another: run `pip install --no-build-isolation --no-deps" in import_copy(tmp_path)
