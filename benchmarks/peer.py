@@ -66,7 +66,7 @@ class Peer:
         state = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
         self.model.load_state_dict(renamed(state))
         self.model.to(self.device).eval()
-        return {"name": f"torchvision {torchvision.__version__}", "torch": torch.__version__}
+        return {"name": f"torchvision {torchvision.__version__.split('+')[0]}", "torch": torch.__version__}
 
     def pictures(self, file: str) -> None:
         """Take uint8 BGR pictures [B, H, W, 3] from an .npy file."""

@@ -54,14 +54,14 @@ class Settings:
     """Default: cuda if there is one."""
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
     mode: Literal["eager", "compiled", "graph"] = "eager"
-    batch: tuple[int, ...] = (1, 8)
-    """Batch sizes of detection."""
+    batch: tuple[int, ...] = ()
+    """Batch sizes of detection; default 1 and 8 on a GPU, 1 on a CPU (8 needs some 10 GB per detector)."""
     size: tuple[int, int] | None = None
     """Height and width of the pictures; default 800 1333, with --quick 128 224."""
     recipes: tuple[str, ...] = ()
     """Default: all 15."""
     quick: bool = False
-    """Small pictures, batch 1, few iterations: does everything once, its times mean little."""
+    """Small pictures, few iterations: does everything once, its times mean little."""
     images: Path | None = None
     """Folder of photographs to tile; without, pictures are generated."""
     weights: str | None = None
@@ -90,7 +90,8 @@ def main(settings: Settings) -> Path | None:
     device = chosen_device(settings)
     recipes = chosen_recipes(settings)
     threads = settings.threads or available_cpus()
-    batches = (1,) if settings.quick else settings.batch
+    default_batches = (1, 8) if device.type == "cuda" and not settings.quick else (1,)
+    batches = settings.batch or default_batches
     size = settings.size or ((128, 224) if settings.quick else (800, 1333))
     peers, peer_python, peer_says = chosen_peer(settings)
     described = machine.describe(device, threads)
