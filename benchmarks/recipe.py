@@ -88,7 +88,7 @@ def measure_recipe(
         result["drift"] = fast.call("drift", file=reference)
         if conditions.mode == "eager":
             step("stages")
-            result |= fast.call("stages", repeats=conditions.least)
+            result |= fast.call("stages", repeats=20 if conditions.device == "cuda" else conditions.least)
         if conditions.coco is not None and weights is not None:
             step("box AP")
             result["box_ap"] = fast.call("box_ap", folder=str(conditions.coco))
