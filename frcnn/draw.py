@@ -30,7 +30,7 @@ def draw_boxes(
             continue
         x1, y1, x2, y2 = (int(v) for v in np.clip(np.round(box), -32768, 32767))
         colour = class_colour(label)
-        cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)
+        cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, thickness)
         if caption:
             _caption(drawn, caption, x1, y1, y2, colour, font_scale, thickness)
     return drawn

@@ -53,12 +53,12 @@ def started_processes(device: str | None) -> Iterator[tuple[Processes, torch.dev
     `device` None takes CUDA where there is one. Under torchrun each process takes the GPU of its local rank.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
     if "RANK" not in os.environ or distributed.is_initialized():
         yield Processes.current(), chosen
         return
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(chosen)
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes.current(), chosen
