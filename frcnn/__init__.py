@@ -28,7 +28,17 @@ _HOMES = {
     "recipe": "frcnn.zoo.recipes",
     "train": "frcnn.engine.train",
 }
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Batch",
+    "Detections",
+    "FasterRCNN",
+    "build",
+    "evaluate",
+    "list_recipes",
+    "load_checkpoint",
+    "recipe",
+    "train",
+]
 
 
 def __getattr__(name: str):

@@ -42,7 +42,7 @@ def delta_loss(
 
 
 def box_loss(deltas: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor, config: RoIHeadConfig) -> Tensor:
-    """The summed box loss that the recipe asks for: L1 on deltas, or an IoU loss on the boxes they decode to."""
+    """The summed box loss of the recipe: L1 on deltas, or an IoU loss on the boxes that they decode to."""
     if config.box_loss == "l1":
         return delta_loss(deltas, boxes, targets, config.stds, weight)
     loss = {

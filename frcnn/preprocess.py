@@ -52,7 +52,7 @@ def as_bgr(image: str | Path | np.ndarray | Tensor) -> np.ndarray:
 
 
 def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) scaled to fit `size`, whose larger number bounds the long side, the smaller the short."""
+    """(height, width) scaled to fit `size`: its larger number bounds the long side, its smaller the short."""
     scale = min(max(size) / max(height, width), min(size) / min(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
@@ -82,7 +82,7 @@ def normalise(image: np.ndarray | Tensor, data: DataConfig) -> Tensor:
 
 
 def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
-    """Stack [3, H, W] tensors into [B, 3, H', W'], zero-padded to the largest and to a multiple of divisor."""
+    """Stack [3, H, W] tensors, zero-padded to the largest of them and to a multiple of divisor."""
     height = -(-max(image.shape[1] for image in images) // divisor) * divisor
     width = -(-max(image.shape[2] for image in images) // divisor) * divisor
     padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]

@@ -71,7 +71,7 @@ def test_a_training_step_lowers_the_loss():
 
 
 def test_padding_does_not_change_what_an_image_learns():
-    """With every candidate sampled, a batch's RPN losses are those of its images, weighted by their counts."""
+    """With every candidate sampled, a batch's RPN loss is that of its images, weighted by their counts."""
     config = replace(SMALL, rpn=replace(SMALL.rpn, samples=10**7, pos_fraction=1.0))
     model = make(config)
     batch = make_batch((3, 2), ((64, 96), (96, 64)))

@@ -66,10 +66,10 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 def test_unreadable_images_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
         read_image(tmp_path / "absent.jpg")
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match="page.jpg"):
+    with pytest.raises(ValueError, match=r"page\.jpg"):
         read_image(tmp_path / "page.jpg")
 
 
