@@ -149,6 +149,6 @@ class FasterRCNN(nn.Module):
             # labels on a GPU are not looked at: reading them would stall it
             if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < known:
                 raise ValueError(
-                    f"image {index} of the batch has labels from {labels.min()} to {labels.max()}, but the model "
-                    f"knows classes 0 to {known - 1}: build it with the data set's num_classes"
+                    f"image {index} of the batch has labels from {labels.min()} to {labels.max()}, but the "
+                    f"model knows classes 0 to {known - 1}: build it with the data set's num_classes"
                 )
