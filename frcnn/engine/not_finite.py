@@ -57,6 +57,6 @@ def not_finite(
     what = ", ".join(culprits) or "a value of another process"
     return NonFiniteLoss(
         f"step {iteration}: {what} not finite, at lr {lr:.3g}, on {files}. The step was not taken; {file} "
-        "has its losses and boxes. Look at the boxes of these pictures; if they are sound, lower schedule.lr, "
-        "lengthen the warm-up or set schedule.clip_grad_norm"
+        "has its losses and boxes. Look at the boxes of these pictures; if they are sound, lower "
+        "schedule.lr, lengthen the warm-up or set schedule.clip_grad_norm"
     )
