@@ -23,7 +23,7 @@ import re, torch, frcnn_ops
 info = frcnn_ops.build_info()
 bound = set(re.findall(r'm\\.impl\\("(\\w+)"', open("csrc/cuda/binding.cpp").read()))
 registered = {name for name, devices in info["ops"].items() if "cuda" in devices}
-print(f"torch {torch.__version__}, CUDA {info['cuda']} for {info['cuda_archs']}: {len(registered)} CUDA operators")
+print(f"torch {torch.__version__}, CUDA {info['cuda']}, {info['cuda_archs']}: {len(registered)} operators")
 assert bound and bound == registered, f"registered {registered}, but binding.cpp has {bound}"
 """
 
@@ -35,7 +35,10 @@ def main() -> int:
     if probe.returncode != 0 or not probe.stdout.strip():
         print(f"not linked against CUDA: {python} has no CUDA build of torch")
         return 0
-    if shutil.which("nvcc") is None and "CUDA_HOME" not in os.environ:
+    environment = {"TORCH_CUDA_ARCH_LIST": "8.0;9.0", **os.environ, "FORCE_CUDA": "1"}
+    if "CUDA_HOME" not in environment and Path("/usr/local/cuda/bin/nvcc").exists():
+        environment["CUDA_HOME"] = "/usr/local/cuda"  # torch would take the folder above PATH's nvcc
+    if "CUDA_HOME" not in environment and shutil.which("nvcc") is None:
         print("not linked against CUDA: there is no nvcc (put it on PATH or set CUDA_HOME)")
         return 0
 
@@ -48,7 +51,6 @@ def main() -> int:
         if not target.exists() or target.read_bytes() != source.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
-    environment = {"TORCH_CUDA_ARCH_LIST": "8.0;9.0", **os.environ, "FORCE_CUDA": "1"}
     build = [python, "setup.py", "-q", "build_ext", "--inplace"]
     result = subprocess.run(build, cwd=COPY, env=environment, text=True, capture_output=True)
     if result.returncode != 0:

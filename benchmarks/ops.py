@@ -84,7 +84,7 @@ class Picture:
         return corners.clamp(min=0).minimum(limit.repeat(2))
 
     def proposals(self, count: int) -> tuple[Tensor, Tensor]:
-        """[count, 4] boxes around 60 objects, moved and resized by about a fifth; their scores, best first."""
+        """[count, 4] boxes around 60 objects, moved and resized by about a fifth, and scores, best first."""
         seeds = self.objects(60)
         own = seeds[torch.randint(0, len(seeds), (count,), generator=self.generator)]
         size = torch.cat([own[:, 2:] - own[:, :2]] * 2, dim=1)

@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstring>
+
 #include "launch.h"
 #include "launchers.h"
 
@@ -45,9 +47,10 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// N neighbouring values that move as one load or store.
+// N neighbouring values that move as one load or store: one, or 16 bytes.
 template <typename T, int N>
 struct __align__(sizeof(T) * N) Pack {
+  static_assert(N == 1 || sizeof(T) * N == 16);
   T v[N];
 };
 template <typename T>
@@ -55,11 +58,24 @@ constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
 template <typename T, int N>
 __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
-  return *reinterpret_cast<const Pack<T, N>*>(p);
+  Pack<T, N> pack;
+  if constexpr (N == 1) {
+    pack.v[0] = *p;
+  } else {
+    const uint4 word = *reinterpret_cast<const uint4*>(p);
+    memcpy(&pack, &word, sizeof(word));
+  }
+  return pack;
 }
 template <typename T, int N>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& v) {
-  *reinterpret_cast<Pack<T, N>*>(p) = v;
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
+  if constexpr (N == 1) {
+    *p = pack.v[0];
+  } else {
+    uint4 word;
+    memcpy(&word, &pack, sizeof(word));
+    __stwb(reinterpret_cast<uint4*>(p), word);  // nvcc splits some plain stores of 16 bytes
+  }
 }
 
 inline bool aligned_to_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

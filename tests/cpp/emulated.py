@@ -42,24 +42,34 @@ class KernelFault(AssertionError):
     """A kernel read or wrote what it must not, or its launch failed."""
 
 
+@functools.cache
 def compiler() -> str | None:
-    """The C++20 compiler that the emulator needs, or None."""
-    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
-    if found is None:
+    """The g++ with C++20 that the emulator needs (clang calls the memory checker differently), or None."""
+    probe = "#include <source_location>\n#include <ucontext.h>\n#ifdef __clang__\n#error\n#endif\n"
+    for name in (os.environ.get("CXX"), "g++", "g++-14", "g++-13", "g++-12", "g++-11"):
+        found = shutil.which(name) if name else None
+        if found is None:
+            continue
+        check = [found, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+        if subprocess.run(check, input=probe, text=True, capture_output=True).returncode == 0:
+            return found
+    return None
+
+
+@functools.cache
+def sanitizer() -> str | None:
+    """The address sanitizer's library, which a Python has to preload, or None where it is not installed."""
+    if compiler() is None:
         return None
-    probe = subprocess.run(
-        [found, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"],
-        input="#include <source_location>\n", text=True, capture_output=True,
-    )  # fmt: skip
-    return found if probe.returncode == 0 else None
+    command = [compiler(), "-print-file-name=libasan.so"]
+    path = subprocess.run(command, text=True, capture_output=True).stdout.strip()
+    return path if Path(path).is_absolute() else None
 
 
 def sanitized_environment() -> dict[str, str]:
     """The environment in which a child Python can load the sanitized build."""
-    cxx = compiler()
-    library = subprocess.run([cxx, "-print-file-name=libasan.so"], text=True, capture_output=True, check=True)
     options = "detect_leaks=0:abort_on_error=0:detect_stack_use_after_return=0"
-    return {**os.environ, "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": options}
+    return {**os.environ, "LD_PRELOAD": sanitizer() or "", "ASAN_OPTIONS": options}
 
 
 def build(variant: str) -> Path:

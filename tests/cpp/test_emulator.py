@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")
+needs_sanitizer = pytest.mark.skipif(emulated.sanitizer() is None, reason="no address sanitizer (libasan)")
 
 BUGS = {
     name: i
@@ -87,6 +88,7 @@ def test_missing_barrier_moves_the_result():
         ("copy", "misaligned", "runtime error: .*misaligned address"),
     ],
 )
+@needs_sanitizer
 def test_planted_bugs_stop_the_sanitized_build(kernel, bug, report):
     emulated.build("sanitized")
     code = f"from test_emulator import run; run({kernel!r}, {bug!r}, 0)"

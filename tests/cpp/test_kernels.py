@@ -19,6 +19,7 @@ from cases import CASES
 import frcnn_ops  # noqa: F401  (registers torch.ops.frcnn_ops)
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")
+needs_sanitizer = pytest.mark.skipif(emulated.sanitizer() is None, reason="no address sanitizer (libasan)")
 
 SEEDS = range(3)
 OPS = torch.ops.frcnn_ops
@@ -121,6 +122,7 @@ def test_largest_block_of_nms():
     assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[1])
 
 
+@needs_sanitizer
 def test_kernels_under_the_sanitizers():
     """All cases once more with the address and undefined-behaviour sanitizers, in a process of their own."""
     emulated.build("sanitized")

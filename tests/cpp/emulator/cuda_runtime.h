@@ -221,6 +221,10 @@ template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
+template <typename T>
+void __stwb(T* p, T v) {
+  *p = v;
+}
 using std::fma;
 template <typename T>
 T min(T a, T b) {
