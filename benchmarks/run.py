@@ -113,25 +113,6 @@ def main(settings: Settings) -> Path | None:
             train=settings.train,
             coco=settings.coco,
         )
-
-        def start(module: str) -> Worker:
-            return Worker(module, peer_python if module == PEER else sys.executable, threads)
-
-        rows = []
-        with tqdm(recipes, unit="recipe") as bar:
-            for recipe in bar:
-
-                def step(what: str, bar=bar, recipe=recipe) -> None:
-                    bar.set_description(f"{recipe.name}: {what}")
-
-                try:
-                    weights = checkpoint(recipe, settings.weights)
-                    row = measure_recipe(recipe, conditions, peers, start, weights, folder, step)
-                except WorkerError as error:
-                    row = {"name": recipe.name, "error": str(error)}
-                    tqdm.write(f"{recipe.name} failed: {error}", file=sys.stderr)
-                rows.append(row)
-        print("start-up ...")
         result = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": described,
@@ -140,10 +121,34 @@ def main(settings: Settings) -> Path | None:
             "pictures": pictures_are,
             "weights": settings.weights or "generated, calibrated to realistic numbers of detections",
             "peer": peer_says,
-            "recipes": rows,
             "start_up": start_up(threads),
+            "recipes": [],
         }
-    return write(result, settings.output)
+
+        def start(module: str) -> Worker:
+            return Worker(module, peer_python if module == PEER else sys.executable, threads)
+
+        file = None
+        with tqdm(recipes, unit="recipe") as bar:
+            try:
+                for recipe in bar:
+
+                    def step(what: str, recipe=recipe) -> None:
+                        bar.set_description(f"{recipe.name}: {what}")
+
+                    try:
+                        weights = checkpoint(recipe, settings.weights)
+                        row = measure_recipe(recipe, conditions, peers, start, weights, folder, step)
+                    except WorkerError as error:
+                        row = {"name": recipe.name, "error": str(error)}
+                        tqdm.write(f"{recipe.name} failed: {error}", file=sys.stderr)
+                    result["recipes"].append(row)
+                    file = write(result, settings.output)  # each time: a long run may be stopped
+            except KeyboardInterrupt:
+                tqdm.write("stopped; the recipes that were done are kept", file=sys.stderr)
+    if file is not None:
+        print(f"\n{file.with_suffix('.md').read_text()}\nwritten to {file} and beside it as .md and .png")
+    return file
 
 
 def chosen_device(settings: Settings) -> torch.device:
@@ -233,10 +238,8 @@ def write(result: dict, output: Path | None) -> Path:
     stem = "-".join([settings["precision"], settings["mode"], *(["quick"] if settings["quick"] else [])])
     file = folder / f"{stem}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
-    text = report.markdown(result)
-    file.with_suffix(".md").write_text(text)
+    file.with_suffix(".md").write_text(report.markdown(result))
     report.plot(result, file.with_suffix(".png"))
-    print(f"\n{text}\nwritten to {folder}/{stem}.json, .md and .png")
     return file
 
 
