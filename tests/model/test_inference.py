@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import frcnn_ops
 from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig, RPNConfig
 from frcnn.detector import FasterRCNN
 from frcnn.folding import FoldedConv, fold_norm
@@ -249,10 +250,13 @@ def test_folding_is_exact():
 @pytest.mark.parametrize("kernel, stride, groups", [(1, 1, 1), (3, 1, 1), (3, 2, 4), (7, 2, 1), (1, 2, 1)])
 def test_fused_convolutions(fused, relu, kernel, stride, groups):
     torch.manual_seed(0)
-    conv = torch.nn.Conv2d(8, 32, kernel, stride, kernel // 2, groups=groups)
+    conv = torch.nn.Conv2d(16, 32, kernel, stride, kernel // 2, groups=groups)
     folded = FoldedConv(conv, None, relu, torch.float32, fused)
+    assert folded.winograd == (
+        fused and (kernel, stride, groups) == (3, 1, 1) and frcnn_ops.winograd_available()
+    )
     for height, width in ((20, 33), (50, 20)):  # the second reuses the first one's weight layout
-        x = torch.randn(2, 8, height, width).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(2, 16, height, width).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             plain = conv(x)
             add = torch.randn_like(plain)
