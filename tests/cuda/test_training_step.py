@@ -1,0 +1,67 @@
+"""A whole training step on a GPU gives the same bits every time, in float32 and under autocast.
+
+Runs in a process of its own: cuBLAS is deterministic only if told so before it starts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_training_step_repeats_to_the_bit(precision):
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, "cuda", precision]
+    child = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert child.returncode == 0, child.stderr[-4000:]
+
+
+def step(device: str, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """Two SGD steps from a seed; every parameter afterwards, and the losses."""
+    import frcnn
+    from frcnn.structures import Batch
+
+    torch.manual_seed(0)
+    model = frcnn.build("faster_rcnn_r50_fpn_1x_coco", num_classes=5).to(device).train()
+    model = model.to(memory_format=torch.channels_last)
+    corner = torch.rand(2, 9, 2) * 150
+    boxes = torch.cat([corner, corner + 10 + torch.rand(2, 9, 2) * 90], dim=2)
+    images = torch.randn(2, 3, 256, 320).contiguous(memory_format=torch.channels_last)
+    batch = Batch(images, ((256, 320), (250, 300)), tuple(boxes), tuple(torch.randint(0, 5, (2, 9)))).to(
+        device
+    )
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
+    autocast = nullcontext() if precision is None else torch.autocast(device, precision)
+    results = {}
+    for _ in range(2):
+        with autocast:
+            losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        results = {name: value.detach().clone() for name, value in losses.items()}
+    return results | {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def main(device: str, precision: str) -> None:
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    first, second = (step(device, PRECISIONS[precision]) for _ in range(2))
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    if different:
+        raise SystemExit(f"{len(different)} of {len(first)} differ, {different[0]} first")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
