@@ -120,18 +120,18 @@ def evaluate(
 
 
 def convert(
-    source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
-    destination: Positional[Annotated[Path, arg(metavar="DESTINATION")]],
-    recipe: str | None = None,
+    source: Positional[Annotated[Path, arg(metavar="SOURCE", help="What frcnn.load_checkpoint reads.")]],
+    target: Positional[Annotated[Path, arg(metavar="TARGET", help="Ending in .safetensors or .pth.")]],
+    recipe: Annotated[str | None, arg(metavar="RECIPE")] = None,
 ) -> None:
     """Rewrite a checkpoint of MMDetection, torchvision or detectron2 as a plain file of weights.
 
     Args:
-        recipe: The recipe that the weights are of, to be kept with them; default: what the file says.
+        recipe: What the weights are of; default: what the file says.
     """
     from frcnn.zoo.convert import convert
 
-    convert(source, destination, recipe)
+    print(convert(source, target, recipe))
 
 
 def verify(
