@@ -131,7 +131,7 @@ def convert(
     """
     from frcnn.zoo.convert import convert
 
-    print(convert(source, target, recipe))
+    convert(source, target, recipe)
 
 
 def verify(
