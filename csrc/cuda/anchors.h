@@ -28,12 +28,12 @@ inline bool copy_grid(const FrcnnAnchors& from, AnchorGrid* to) {
   return true;
 }
 
-// Anchor `i` of a level that is `width` cells wide.
-__device__ __forceinline__ Box<float> anchor(const AnchorGrid& grid, int level, int64_t i, int64_t width) {
-  const int per_cell = grid.num_scales * grid.num_ratios;
-  const int64_t cell = i / per_cell;
+// Anchor `i` of a level that is `width` cells wide. 32-bit, because a 64-bit division costs as much as a
+// store.
+__device__ __forceinline__ Box<float> anchor(const AnchorGrid& grid, int level, unsigned i, unsigned width) {
+  const unsigned per_cell = static_cast<unsigned>(grid.num_scales * grid.num_ratios);
+  const unsigned cell = i / per_cell, y = cell / width, x = cell - y * width;
   const int shape = static_cast<int>(i - cell * per_cell);
-  const int64_t y = cell / width, x = cell - y * width;
   const float stride = grid.strides[level];
   const Box<float> base = base_anchor(stride, grid.scales[shape % grid.num_scales],
                                       grid.ratios[shape / grid.num_scales], grid.center_offset);

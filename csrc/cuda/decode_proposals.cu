@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads)
                x * level.column_stride;
   const Delta<float> delta{widen(d[0]), widen(d[level.channel_stride]), widen(d[2 * level.channel_stride]),
                            widen(d[3 * level.channel_stride])};
-  const Box<float> box = clip(decode(anchor(grid, l, index, level.width), delta, stds),
-                              image_sizes[image * 2], image_sizes[image * 2 + 1]);
+  const Box<float> own = anchor(grid, l, static_cast<unsigned>(index), static_cast<unsigned>(level.width));
+  const Box<float> box = clip(decode(own, delta, stds), image_sizes[image * 2], image_sizes[image * 2 + 1]);
   boxes[out] = make_float4(box.x1, box.y1, box.x2, box.y2);
   valid[out] = box.width() > min_size && box.height() > min_size;
 }
@@ -66,6 +66,8 @@ extern "C" cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnch
   Levels device_levels{};
   int64_t rows = 0, largest = 0;
   for (int64_t l = 0; l < grid->levels; ++l) {
+    if (levels[l].height * levels[l].width * grid->num_scales * grid->num_ratios > INT32_MAX)
+      return cudaErrorInvalidValue;
     device_levels.level[l] = levels[l];
     device_levels.first[l] = rows;
     rows += levels[l].count;

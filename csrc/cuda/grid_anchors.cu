@@ -15,16 +15,15 @@ constexpr int kThreads = 256;
 
 struct Sizes {
   int64_t first[kFrcnnMostLevels];  // index of the level's first anchor
-  int64_t height[kFrcnnMostLevels], width[kFrcnnMostLevels];
+  unsigned count[kFrcnnMostLevels], width[kFrcnnMostLevels];
 };
 
 __global__ void __launch_bounds__(kThreads)
     grid_anchors_kernel(const __grid_constant__ AnchorGrid grid, const __grid_constant__ Sizes sizes,
                         float4* __restrict__ anchors) {
   const int level = static_cast<int>(blockIdx.y);
-  const int64_t per_cell = int64_t{grid.num_scales} * grid.num_ratios;
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= sizes.height[level] * sizes.width[level] * per_cell) return;
+  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= sizes.count[level]) return;
   const Box<float> box = anchor(grid, level, i, sizes.width[level]);
   anchors[sizes.first[level] + i] = make_float4(box.x1, box.y1, box.x2, box.y2);
 }
@@ -41,9 +40,10 @@ extern "C" cudaError_t frcnn_cuda_grid_anchors(const FrcnnAnchors* grid, const i
   int64_t total = 0, largest = 0;
   for (int64_t l = 0; l < grid->levels; ++l) {
     const int64_t count = sizes[2 * l] * sizes[2 * l + 1] * grid->num_scales * grid->num_ratios;
+    if (count > INT32_MAX) return cudaErrorInvalidValue;
     device_sizes.first[l] = total;
-    device_sizes.height[l] = sizes[2 * l];
-    device_sizes.width[l] = sizes[2 * l + 1];
+    device_sizes.count[l] = static_cast<unsigned>(count);
+    device_sizes.width[l] = static_cast<unsigned>(sizes[2 * l + 1]);
     total += count;
     largest = count > largest ? count : largest;
   }

@@ -21,7 +21,9 @@ namespace frcnn {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kMostTaps = 16;  // cells per bin and axis that the lists hold: 14 cells per bin
+// Cells that a list holds, enough for a bin of 16; odd, so that neighbouring bins' lists start in other
+// banks.
+constexpr int kMostTaps = 17;
 constexpr int kTableBytes = 40 << 10;
 constexpr int kOverflow = -1;  // instead of a list's length
 constexpr int64_t kBlocksWanted = 2048;
@@ -127,7 +129,7 @@ __device__ __forceinline__ void for_each_cell(const Geometry<C>& g, const TapTab
     }
     return;
   }
-  // Bins of more than 14 cells, sample by sample.
+  // Bins of more than 16 cells, sample by sample.
   int y_begin, y_end, x_begin, x_end;
   sample_range(g.place.y, row, g.height, &y_begin, &y_end);
   sample_range(g.place.x, column, g.width, &x_begin, &x_end);
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>)
   const int pw = pyramid.pooled_width, bins = pyramid.pooled_height * pw;
   const int64_t first = int64_t{blockIdx.y} * channels_per_block;
   const int64_t left = pyramid.channels - first;
-  const int64_t count = left < channels_per_block ? left : channels_per_block;
+  const int count = left < channels_per_block ? static_cast<int>(left) : channels_per_block;
 
   make_geometry(pyramid, rois + k * 5, g, table);
   const bool pools = g.pools;
@@ -210,9 +212,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>)
   const T* map = nullptr;
   if (pools) map = maps.map[g.place.level] + (g.place.image * pyramid.channels + first) * cells;
   T* const to = out + (k * pyramid.channels + first) * bins;
-  for (int64_t i = threadIdx.x; i < count * bins; i += kThreads) {
-    const int64_t channel = i / bins;
-    const int bin = static_cast<int>(i - channel * bins);
+  for (int i = static_cast<int>(threadIdx.x); i < count * bins; i += kThreads) {
+    const int channel = i / bins, bin = i - channel * bins;
     C sum = C(0);
     if (pools) {
       for_each_cell(g, table, bin / pw, bin % pw, [&](int64_t cell, C weight) {

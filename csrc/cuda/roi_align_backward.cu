@@ -245,9 +245,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
             C values[N];
 #pragma unroll
             for (int n = 0; n < N; ++n) values[n] = static_cast<C>(widen(v.v[n])) * y_weight;
+            C weights[kTile];
+#pragma unroll
+            for (int x = 0; x < kTile; x += kPack<C>) {
+              const Pack<C, kPack<C>> some = load_pack<C, kPack<C>>(x_weights + j * kTile + x);
+#pragma unroll
+              for (int n = 0; n < kPack<C>; ++n) weights[x + n] = some.v[n];
+            }
 #pragma unroll
             for (int x = 0; x < kTile; ++x) {
-              const C weight = x_weights[j * kTile + x];
+              const C weight = weights[x];
               if (weight == C(0)) continue;  // also keeps an infinite gradient away from other cells
 #pragma unroll
               for (int n = 0; n < N; ++n) sum[x][n] = fma(weight, values[n], sum[x][n]);
