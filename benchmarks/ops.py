@@ -211,6 +211,25 @@ def box_cases(picture: Picture, batch: int) -> Iterator[Case]:
         subjects["torchvision"] = lambda: make.grid_anchors(sizes, steps)
     yield Case(f"grid_anchors {n}", n * 16, subjects)
 
+    rois, _ = picture.proposals(512)
+    codes = torch.randn(512, 320, device=picture.device)
+    stds = (0.1, 0.1, 0.2, 0.2)
+    subjects = {
+        "ours": lambda: frcnn_ops.decode_boxes(rois, codes, stds),
+        "reference": lambda: reference.decode_boxes(rois, codes, stds, None),
+    }
+    targets = picture.proposals(512)[0]
+    encoding = {
+        "ours": lambda: frcnn_ops.encode_boxes(rois, targets, stds),
+        "reference": lambda: reference.encode_boxes(rois, targets, stds),
+    }
+    if torchvision:
+        coder = torchvision.models.detection._utils.BoxCoder((10.0, 10.0, 5.0, 5.0))
+        subjects["torchvision"] = lambda: coder.decode_single(codes, rois)
+        encoding["torchvision"] = lambda: coder.encode_single(targets, rois)
+    yield Case("decode_boxes 512 x 80 classes", 512 * (16 + 80 * 32), subjects)
+    yield Case("encode_boxes 512", 512 * 48, encoding)
+
     gts = picture.objects(100).to(picture.device)
     subjects = {
         "ours": lambda: frcnn_ops.box_iou(gts, anchors),
