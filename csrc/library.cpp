@@ -58,9 +58,9 @@ TORCH_LIBRARY(frcnn_ops, m) {
   // padded with -1, counts int64 [S]; no data-dependent shape, no synchronisation
   m.def("nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_keep) -> (Tensor, Tensor)");
 
-  // 3x3, stride 1, padding 1: x [B, C, H, W], weight [K / 32, 36, C, 32] (transformed), bias [K]
-  // -> [B, K, H, W] channels-last; CPU only, inference only
-  m.def("winograd_conv(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
+  // 3x3, stride 1, padding 1: x [B, C, H, W], weight [K / 32, 36, C, 32] (transformed), bias [K],
+  // add [B, K, H, W] -> [B, K, H, W] channels-last; CPU only, inference only
+  m.def("winograd_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? add, bool relu) -> Tensor");
 
   // pred [N, 4] boxes, or deltas against `boxes` [N, 4] when given; target [N, 4] boxes;
   // weight [N] or None; "mean" divides by the number of elements (weights do not count)

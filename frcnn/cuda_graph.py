@@ -20,24 +20,38 @@ class Captured(NamedTuple):
     replay: Callable[[], None]
 
 
-def capture_cuda(function: Function, inputs: Sequence[Tensor]) -> Captured:
-    """Record `function(*inputs)` as a CUDA graph that reads these inputs anew at each replay.
+class CudaCapture:
+    """Records `function(*inputs)` as a CUDA graph that reads these inputs anew at each replay.
 
-    The function is run a few times before, on a stream of its own: libraries choose algorithms and allocate
-    workspaces on first use, which a capture does not allow.
+    Graphs of one CudaCapture share a memory pool: a replay overwrites what an earlier replay of another graph
+    left there, so its outputs must be copied first. The function is run a few times before it is captured, on
+    a stream of its own, because libraries choose algorithms and allocate workspaces on first use.
     """
-    device = inputs[0].device
-    with torch.cuda.device(device):
+
+    def __init__(self) -> None:
+        self._pool = None
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Captured:
+        benchmark = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True  # the choice is made once per shape, in the warm-up
+        try:
+            with torch.cuda.device(inputs[0].device):
+                return self._capture(function, inputs)
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+
+    def _capture(self, function: Function, inputs: Sequence[Tensor]) -> Captured:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             outputs = function(*inputs)
-    return Captured(outputs, graph.replay)
+        return Captured(outputs, graph.replay)
 
 
 @dataclass
@@ -50,21 +64,21 @@ class GraphCache:
     """Calls `function` by replaying a graph of it, captured once per combination of input shapes.
 
     function: tensors -> tuple of tensors, without host synchronisation or data-dependent shapes.
-    capacity: graphs kept; each holds the memory of one call, so the least recently used is dropped for a new
-    one.
+    capacity: graphs kept; beyond it, the least recently used is dropped for a new one.
+    capture: how to record a call.
     """
 
     def __init__(
         self,
         function: Function,
         capacity: int = 8,
-        capture: Callable[[Function, Sequence[Tensor]], Captured] = capture_cuda,
+        capture: Callable[[Function, Sequence[Tensor]], Captured] | None = None,
     ):
         if capacity < 1:
             raise ValueError(f"a graph cache needs room for at least one graph, got capacity={capacity}")
         self.function = function
         self.capacity = capacity
-        self._capture = capture
+        self._capture = capture or CudaCapture()
         self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
@@ -74,10 +88,12 @@ class GraphCache:
         key = tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in inputs)
         entry = self._entries.get(key)
         if entry is None:
-            if len(self._entries) == self.capacity:
-                self._entries.popitem(last=False)  # before the capture, so that its memory can be reused
             own = tuple(tensor.clone() for tensor in inputs)
             entry = self._entries[key] = _Entry(own, self._capture(self.function, own))
+            if len(self._entries) > self.capacity:
+                self._entries.popitem(
+                    last=False
+                )  # after the capture: the last graph would take the pool along
         else:
             for own, tensor in zip(entry.inputs, inputs, strict=True):
                 own.copy_(tensor, non_blocking=True)

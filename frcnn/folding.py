@@ -48,8 +48,10 @@ def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def suits_winograd(conv: nn.Conv2d) -> bool:
+    """Whether `frcnn_ops.winograd_conv` computes this float32 convolution here."""
     return (
-        conv.kernel_size == (3, 3)
+        conv.weight.device.type == "cpu"
+        and conv.kernel_size == (3, 3)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and conv.groups == 1
         and frcnn_ops.winograd_fits(conv.in_channels, conv.out_channels)
@@ -76,16 +78,19 @@ class FoldedConv(nn.Module):
         self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
         self.relu = relu
         self.fused = fused
-        self.winograd = fused and dtype == torch.float32 and suits_winograd(conv)
-        if self.winograd:
-            self.register_buffer("winograd_weight", frcnn_ops.winograd_weight(weight))
-        self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=torch.channels_last))
+        self.winograd = dtype == torch.float32 and suits_winograd(conv)
+        self.register_buffer(
+            "weight",
+            frcnn_ops.winograd_weight(weight)
+            if self.winograd
+            else weight.to(dtype).contiguous(memory_format=torch.channels_last),
+        )
         self.register_buffer("bias", bias.to(dtype))
-        self._packed: Tensor | None = None
+        self._packed = False
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if self.winograd and add is None:
-            return frcnn_ops.winograd_conv(x, self.winograd_weight, self.bias, self.relu)
+        if self.winograd:
+            return frcnn_ops.winograd_conv(x, self.weight, self.bias, add, self.relu)
         if self.fused:
             return self._onednn(x, add)
         out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
@@ -94,15 +99,17 @@ class FoldedConv(nn.Module):
         return F.relu(out, inplace=True) if self.relu else out
 
     def _onednn(self, x: Tensor, add: Tensor | None) -> Tensor:
-        geometry = (self.padding, self.stride, (1, 1), self.groups)
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
+        ops, geometry = torch.ops.mkldnn, (self.padding, self.stride, (1, 1), self.groups)
+        if not self._packed:
+            # the layout suits the first picture's size, and works for all
+            self.weight = ops._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
+            self._packed = True
         if add is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, self._packed, self.bias, *geometry, "relu" if self.relu else "none", [], ""
-            )
-        return torch.ops.mkldnn._convolution_pointwise_(
-            add, x, self._packed, self.bias, *geometry, "add", 1, "relu" if self.relu else None, [], None
+            unary = "relu" if self.relu else "none"
+            return ops._convolution_pointwise(x, self.weight, self.bias, *geometry, unary, [], "")
+        unary = "relu" if self.relu else None
+        return ops._convolution_pointwise_(
+            add, x, self.weight, self.bias, *geometry, "add", 1, unary, [], None
         )
 
 

@@ -26,8 +26,21 @@ from frcnn.static_detector import StaticDetector
 from frcnn.structures import Batch, Detections
 
 Mode = Literal["eager", "compiled", "graph"]
-Padded = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Boxes [B, D, 4], scores [B, D], labels [B, D] and counts [B] of a batch, on its device."""
+
+
+class Launched(NamedTuple):
+    """A batch's padded detections, on its device, while they are perhaps still computed."""
+
+    boxes: Tensor
+    """[B, D, 4]"""
+    scores: Tensor
+    """[B, D]"""
+    labels: Tensor
+    """int64 [B, D]"""
+    counts: Tensor
+    """int64 [B], on the host."""
+    ready: torch.cuda.Event | None
+    """When counts can be read; None if at once."""
 
 
 class Prepared(NamedTuple):
@@ -172,7 +185,7 @@ class FastDetector:
         padded_size = tuple(-(-side // divisor) * divisor for side in new_size)
         return Prepared(picture, new_size, padded_size, scale)
 
-    def _launch_prepared(self, batch: Sequence[Prepared]) -> Padded:
+    def _launch_prepared(self, batch: Sequence[Prepared]) -> Launched:
         shape = (len(batch), *batch[0].padded_size, 3)
         if self.device_resize:
             pixels = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -193,17 +206,27 @@ class FastDetector:
         images: Tensor,
         sizes: Sequence[tuple[int, int]],
         scales: Sequence[tuple[float, float]],
-    ) -> Padded:
+    ) -> Launched:
         """Give a batch to the device; on a GPU this does not wait for the result."""
         geometry = torch.tensor([*sizes, *scales], dtype=torch.float32)
         if self.device.type == "cuda":
             images, geometry = images.to(self.device, non_blocking=True), geometry.pin_memory()
         sizes, scales = geometry.to(self.device, non_blocking=True).split(len(images))
         with fp32_arithmetic("tf32" if self.precision == "tf32" else "ieee", self.device):
-            return self._run(images, sizes, scales)
+            *fields, counts = self._run(images, sizes, scales)
+        if self.device.type != "cuda":
+            return Launched(*fields, counts, ready=None)
+        # copied now, so that reading them later does not wait for the batches launched in between
+        on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        on_host.copy_(counts, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return Launched(*fields, on_host, ready)
 
-    def _unpad(self, padded: Padded) -> list[Detections]:
-        *fields, counts = padded
+    def _unpad(self, launched: Launched) -> list[Detections]:
+        *fields, counts, ready = launched
+        if ready is not None:
+            ready.synchronize()
         return [
             Detections(*(field[index, :count] for field in fields), self.class_names)
             for index, count in enumerate(counts.tolist())

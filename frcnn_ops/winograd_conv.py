@@ -50,13 +50,16 @@ def winograd_weight(weight: Tensor) -> Tensor:
     transform = F.pad(points[:, None] ** torch.arange(3) / distances[:, None], (0, 0, 0, 1))
     transform[-1, 2] = 1.0
     transform = transform.to(weight.device)
-    tiles = transform @ weight.detach().double() @ transform.T  # [K, C, 6, 6]
+    # G g G' as one product: the rows of a tile's 36 elements times the 9 of a filter
+    tiles = weight.detach().double().flatten(2) @ torch.kron(transform, transform).T  # [K, C, 36]
     panels = tiles.view(filters // PANEL, PANEL, channels, 36).permute(0, 3, 2, 1)
     return panels.float().contiguous()
 
 
-def winograd_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """A 3x3 convolution with stride 1 and padding 1, then ReLU if asked for.
+def winograd_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, add: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """A 3x3 convolution with stride 1 and padding 1, plus ``add``, then ReLU if asked for.
 
     Its rounding error is about 3e-6 of the largest output, ten times a direct convolution's. Not
     differentiable: it is for inference.
@@ -65,6 +68,7 @@ def winograd_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: b
         x: [B, C, H, W] float32 on the CPU, best channels-last.
         weight: as :func:`winograd_weight` returns it.
         bias: [K] float32 or None.
+        add: [B, K, H, W] float32, best channels-last, or None.
 
     Returns:
         [B, K, H, W] float32, channels-last.
@@ -75,10 +79,10 @@ def winograd_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: b
 
     Source: Lavin and Gray 2015 (Fast Algorithms for Convolutional Neural Networks).
     """
-    return torch.ops.frcnn_ops.winograd_conv(x, weight, bias, relu)
+    return torch.ops.frcnn_ops.winograd_conv(x, weight, bias, add, relu)
 
 
 @torch.library.register_fake("frcnn_ops::winograd_conv")
-def _(x, weight, bias, relu):
+def _(x, weight, bias, add, relu):
     shape = (x.shape[0], weight.shape[0] * weight.shape[3], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -50,6 +50,13 @@ struct Tile {
   int64_t image, y, x;  // y, x: of its first output
 };
 
+// What happens to a sum of products: + bias[k], + add at the same place, then ReLU.
+struct Epilogue {
+  const float* bias;  // [K] or null
+  const float* add;   // as the output, or null
+  bool relu;
+};
+
 Tile tile_at(const Geometry& g, int64_t index) {
   const int64_t row = index / g.tiles_x;
   return {row / g.tiles_y, row % g.tiles_y * 4, index % g.tiles_x * 4};
@@ -137,10 +144,10 @@ FRCNN_AVX512 void multiply(const float* a, const float* b, int64_t depth, const 
 
 // m: [36][kPanel], points `stride` apart -> filters k to k + kPanel of one tile of the output.
 FRCNN_AVX512 void transform_output(const float* m, int64_t stride, const Geometry& g, Tile tile,
-                                   const float* bias, bool relu, int64_t k, float* out) {
+                                   const Epilogue& epilogue, int64_t k, float* out) {
   const int64_t rows = std::min<int64_t>(4, g.height - tile.y);
   const int64_t columns = std::min<int64_t>(4, g.width - tile.x);
-  const __m512 least = _mm512_set1_ps(relu ? 0.0f : -__builtin_inff());
+  const __m512 least = _mm512_set1_ps(epilogue.relu ? 0.0f : -__builtin_inff());
   for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
     __m512 half[4][6];
     for (int j = 0; j < 6; ++j) {
@@ -148,14 +155,16 @@ FRCNN_AVX512 void transform_output(const float* m, int64_t stride, const Geometr
       for (int i = 0; i < 6; ++i) column[i] = _mm512_loadu_ps(m + (i * 6 + j) * stride + lane);
       transform_output_line(column, &half[0][j], 6);
     }
-    const __m512 shift = bias ? _mm512_loadu_ps(bias + k + lane) : _mm512_setzero_ps();
+    const __m512 shift = epilogue.bias ? _mm512_loadu_ps(epilogue.bias + k + lane) : _mm512_setzero_ps();
     for (int64_t i = 0; i < rows; ++i) {
       __m512 line[4];
       transform_output_line(half[i], line, 1);
-      float* cell = out + ((tile.image * g.height + tile.y + i) * g.width + tile.x) * g.filters + k + lane;
+      const int64_t first = ((tile.image * g.height + tile.y + i) * g.width + tile.x) * g.filters + k + lane;
       for (int64_t j = 0; j < columns; ++j) {
-        // the operand order lets a NaN through
-        _mm512_storeu_ps(cell + j * g.filters, _mm512_max_ps(least, _mm512_add_ps(line[j], shift)));
+        const int64_t cell = first + j * g.filters;
+        __m512 value = _mm512_add_ps(line[j], shift);
+        if (epilogue.add) value = _mm512_add_ps(value, _mm512_loadu_ps(epilogue.add + cell));
+        _mm512_storeu_ps(out + cell, _mm512_max_ps(least, value));  // in this order a NaN gets through
       }
     }
   }
@@ -165,7 +174,7 @@ FRCNN_AVX512 void transform_output(const float* m, int64_t stride, const Geometr
 int64_t input_stride(int64_t block, int64_t channels) { return block * channels + kLanes; }
 int64_t output_stride(int64_t block) { return block * kPanel + kLanes; }
 
-void convolve_block(const float* x, const float* weight, const float* bias, bool relu, const Geometry& g,
+void convolve_block(const float* x, const float* weight, const Epilogue& epilogue, const Geometry& g,
                     int64_t first, int64_t tiles, int64_t block, float* scratch, float* out) {
   const int64_t v_stride = input_stride(block, g.channels), m_stride = output_stride(block);
   float *v = scratch, *m = scratch + kPoints * v_stride;
@@ -187,7 +196,7 @@ void convolve_block(const float* x, const float* weight, const float* bias, bool
       }
     }
     for (int64_t t = 0; t < tiles; ++t) {
-      transform_output(m + t * kPanel, m_stride, g, tile_at(g, first + t), bias, relu, k, out);
+      transform_output(m + t * kPanel, m_stride, g, tile_at(g, first + t), epilogue, k, out);
     }
   }
 }
@@ -203,7 +212,7 @@ bool available() {
 }
 
 at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         bool relu) {
+                         const std::optional<at::Tensor>& add, bool relu) {
   const char* op = "winograd_conv";
   TORCH_CHECK_NOT_IMPLEMENTED(available(), op, ": needs an x86-64 CPU with AVX-512");
   expect_shape({op, "x", x}, {-1, -1, -1, -1}, "[B, C, H, W]");
@@ -218,11 +227,16 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
     expect_shape({op, "bias", *bias}, {filters}, "[K]");
     expect_like({op, "bias", *bias}, {op, "x", x});
   }
+  if (add) {
+    expect_shape({op, "add", *add}, {x.size(0), filters, x.size(2), x.size(3)}, "[B, K, H, W]");
+    expect_like({op, "add", *add}, {op, "x", x});
+  }
   auto out = at::empty({x.size(0), filters, x.size(2), x.size(3)},
                        x.options().memory_format(at::MemoryFormat::ChannelsLast));
 #ifdef FRCNN_WINOGRAD
   const at::Tensor image = x.contiguous(at::MemoryFormat::ChannelsLast), panels = weight.contiguous();
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
+  const at::Tensor added = add ? add->contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
   const Geometry g{x.size(2), x.size(3), channels, filters, (x.size(2) + 3) / 4, (x.size(3) + 3) / 4};
   const int64_t tiles = x.size(0) * g.tiles_y * g.tiles_x;
   if (tiles == 0) return out;
@@ -232,7 +246,8 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
   const int64_t wanted = (tiles + threads * per_thread - 1) / (threads * per_thread);
   const int64_t block = (wanted + kRows - 1) / kRows * kRows;
   const float *source = image.const_data_ptr<float>(), *u = panels.const_data_ptr<float>();
-  const float* b = bias ? shift.const_data_ptr<float>() : nullptr;
+  const Epilogue epilogue{bias ? shift.const_data_ptr<float>() : nullptr,
+                          add ? added.const_data_ptr<float>() : nullptr, relu};
   float* target = out.mutable_data_ptr<float>();
   const int64_t blocks = (tiles + block - 1) / block;
   std::atomic<int64_t> next_block{0};  // a free thread takes the next one
@@ -240,7 +255,7 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
     const auto scratch = at::empty({kPoints * (input_stride(block, channels) + output_stride(block))},
                                    at::TensorOptions().dtype(at::kFloat));
     for (int64_t i = next_block++; i < blocks; i = next_block++) {
-      convolve_block(source, u, b, relu, g, i * block, std::min(block, tiles - i * block), block,
+      convolve_block(source, u, epilogue, g, i * block, std::min(block, tiles - i * block), block,
                      scratch.mutable_data_ptr<float>(), target);
     }
   });

@@ -252,9 +252,8 @@ def test_fused_convolutions(fused, relu, kernel, stride, groups):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(16, 32, kernel, stride, kernel // 2, groups=groups)
     folded = FoldedConv(conv, None, relu, torch.float32, fused)
-    assert folded.winograd == (
-        fused and (kernel, stride, groups) == (3, 1, 1) and frcnn_ops.winograd_available()
-    )
+    is_3x3 = (kernel, stride, groups) == (3, 1, 1)
+    assert folded.winograd == (is_3x3 and frcnn_ops.winograd_available())
     for height, width in ((20, 33), (50, 20)):  # the second reuses the first one's weight layout
         x = torch.randn(2, 16, height, width).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():

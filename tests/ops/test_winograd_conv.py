@@ -29,7 +29,7 @@ def exact(x, weight, bias, relu):
 def test_values(shape, relu, with_bias):
     x, weight, bias = sample(*shape)
     bias = bias if with_bias else None
-    found = frcnn_ops.winograd_conv(x, frcnn_ops.winograd_weight(weight), bias, relu)
+    found = frcnn_ops.winograd_conv(x, frcnn_ops.winograd_weight(weight), bias, relu=relu)
     expected = exact(x, weight, bias, relu)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert (found - expected).abs().max() < 8e-6 * expected.abs().max().clamp(min=1)
@@ -60,6 +60,18 @@ def test_layouts_and_empty_inputs():
     assert frcnn_ops.winograd_conv(x[..., :0], packed).shape == (2, 32, 9, 0)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_sum(relu):
+    x, weight, bias = sample(2)
+    add = torch.randn(2, 32, 9, 14)
+    packed = frcnn_ops.winograd_weight(weight)
+    expected = exact(x, weight, bias, False) + add
+    expected = expected.relu() if relu else expected
+    for layout in (add, add.contiguous(memory_format=torch.channels_last)):
+        found = frcnn_ops.winograd_conv(x, packed, bias, layout, relu)
+        assert (found - expected).abs().max() < 8e-6 * expected.abs().max()
+
+
 def test_a_nan_is_not_hidden_by_the_relu():
     x, weight, _ = sample()
     x[0, 0, 4, 4] = torch.nan
@@ -69,8 +81,10 @@ def test_a_nan_is_not_hidden_by_the_relu():
 def test_op():
     x, weight, bias = sample()
     packed = frcnn_ops.winograd_weight(weight)
-    torch.library.opcheck(torch.ops.frcnn_ops.winograd_conv.default, (x, packed, bias, True))
-    torch.library.opcheck(torch.ops.frcnn_ops.winograd_conv.default, (x, packed, None, False))
+    torch.library.opcheck(torch.ops.frcnn_ops.winograd_conv.default, (x, packed, bias, None, True))
+    torch.library.opcheck(
+        torch.ops.frcnn_ops.winograd_conv.default, (x, packed, None, torch.rand(1, 32, 9, 14), False)
+    )
 
 
 def test_mistakes_are_named():
@@ -86,5 +100,7 @@ def test_mistakes_are_named():
         frcnn_ops.winograd_conv(x.double(), packed)
     with pytest.raises(RuntimeError, match="bias has shape"):
         frcnn_ops.winograd_conv(x, packed, bias[:3])
+    with pytest.raises(RuntimeError, match="add has shape"):
+        frcnn_ops.winograd_conv(x, packed, bias, x)
     with pytest.raises(RuntimeError, match="weight has shape"):
         frcnn_ops.winograd_conv(x, weight)
