@@ -79,7 +79,8 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str | None = 
     checkpoint = read_checkpoint(path)
     if checkpoint.recipe is None:
         raise CheckpointError(
-            f"{path} holds weights but no recipe: name the recipe as the model and give this file as its weights"
+            f"{path} holds weights but no recipe: name the recipe as the model and give this file "
+            "as its weights"
         )
     return build(from_plain(Recipe, checkpoint.recipe), weights=path, device=device)
 
