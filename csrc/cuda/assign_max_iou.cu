@@ -115,7 +115,6 @@ __global__ void __launch_bounds__(kThreads)
   int64_t best_gt = 0;
   for (int64_t first = 0; first < count; first += kTile) {
     const int size = static_cast<int>(count - first < kTile ? count - first : kTile);
-    __syncthreads();
     if (t < size) {
       gts[t] = load_box(p.gts + (image * p.g + first + t) * 4);
       best_of[t] = 0;

@@ -95,7 +95,6 @@ __global__ void __launch_bounds__(kNmsThreads)
       sorted[i] = load_box(own_boxes + own[j] * 4);
     }
   }
-  __syncthreads();
   const int kept =
       suppress_in_block(sorted, places, count, groups == nullptr ? nullptr : groups + segment * n, threshold,
                         static_cast<int>(max_keep < n ? max_keep : n), s);

@@ -22,7 +22,7 @@ struct NmsShared {
 
 // boxes, places [count]: in shared memory, best first; place: what the caller knows a box by, and the row of
 // its group in `groups` (null: one group). Keeps at most max_keep and moves them to the front, in order;
-// returns their number. Called by a whole block; a barrier must stand between the arrays' writing and this.
+// returns their number. Called by a whole block; starts and ends with a barrier.
 template <typename T>
 __device__ int suppress_in_block(Box<T>* boxes, int* places, int count, const int64_t* groups, T threshold,
                                  int max_keep, NmsShared& s) {

@@ -184,6 +184,13 @@ def roi_align_backward(seed: int) -> Iterator[Case]:
                 **settings,
                 "kind": kind,
             }
+    # More RoIs than a block sorts at once, and more on a tile than it takes at once.
+    rois = np.concatenate([np.zeros((1100, 1)), boxes(rng, 1100, 12.0)], axis=1).astype(np.float32)
+    grad = rng.normal(size=(1100, 4, 1, 1)).astype(np.float32)
+    yield {
+        "grad": grad, "rois": rois, "sizes": [10, 9], "batch": 1, "scales": [1.0], "sampling_ratio": 1,
+        "aligned": True, "finest_scale": 56.0,
+    }  # fmt: skip
 
 
 def nms_padded(seed: int) -> Iterator[Case]:
@@ -272,7 +279,7 @@ def assign_max_iou(seed: int) -> Iterator[Case]:
         yield {
             "boxes": grid.astype(dtype).reshape((n, 4) if shared else (batch, n, 4)),
             "gts": gts.astype(dtype).reshape(batch, g, 4),
-            "gt_counts": rng.integers(0, g + 1, batch),
+            "gt_counts": np.full(batch, g) if g > 256 else rng.integers(0, g + 1, batch),
             "ignore": None if ignore is None else ignore.astype(dtype),
             "ignore_counts": None if ignore is None else rng.integers(0, regions + 1, batch),
             "pos_iou": 0.5, "neg_iou": float(rng.choice([0.3, 0.5])),
