@@ -18,9 +18,11 @@ from frcnn.detector import FasterRCNN
 from frcnn.structures import Batch
 
 # standard deviation of a layer's output for unit input; He et al.'s sqrt(2) for layers that are not named
-GAINS = {"rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 1.0, "fc_reg": 0.5}
+GAINS = {"rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 0.3, "fc_reg": 0.1}
 CLASS_SPREAD = 2.0
 """Standard deviation of the class logits over boxes and classes."""
+PROPOSAL_SHIFT, DETECTION_SHIFT = 0.2, 0.5
+"""Standard deviation of the box deltas: by how much anchors and proposals move, before their stds apply."""
 CANDIDATES = 100
 """(box, class) pairs of a picture above the score threshold, before NMS."""
 LEVEL_SHARES = (0.40, 0.25, 0.20, 0.15)
@@ -68,19 +70,14 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
     stages = model.backbone(batch.images)
     _spread_over_levels(model, model.rpn_head(model.neck(stages))[0][:-1])
     features = model.neck(stages)
-    logits, deltas = model.rpn_head(features)
+    deltas = [level.permute(0, 2, 3, 1).flatten(0, 2) for level in model.rpn_head(features)[1]]
+    _standardise(model.rpn_head.rpn_reg, torch.cat(deltas), PROPOSAL_SHIFT)
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
-    proposals, scores = model.rpn_head.propose(logits, deltas, sizes)
+    proposals, scores = model.rpn_head.propose(*model.rpn_head(features), sizes)
     present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
-    classes, _ = head(features, present)
-
-    layer = head.bbox_head.fc_cls
-    mean = classes.mean(0)
-    spread = CLASS_SPREAD / (classes - mean).std().clamp(min=1e-6)
-    # a class's mean over the boxes would make the same few classes win everywhere
-    layer.weight *= spread
-    layer.bias.copy_((layer.bias - mean) * spread)
-    classes = (classes - mean) * spread
+    classes, deltas = head(features, present)
+    _standardise(head.bbox_head.fc_reg, deltas, DETECTION_SHIFT)
+    classes = _standardise(head.bbox_head.fc_cls, classes, CLASS_SPREAD)
 
     wanted = min(CANDIDATES * len(present), classes[:, :-1].numel() // 20)
     low, high = -20.0, 40.0
@@ -89,7 +86,19 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
         shifted = classes + F.pad(classes.new_tensor([background]), (classes.shape[1] - 1, 0))
         above = int((shifted.softmax(1)[:, :-1] > head.config.score_threshold).sum())
         low, high = (background, high) if above > wanted else (low, background)
-    layer.bias[-1] += high
+    head.bbox_head.fc_cls.bias[-1] += high
+
+
+def _standardise(layer: nn.Module, outputs: Tensor, spread: float) -> Tensor:
+    """Make the layer's outputs [N, channels] have mean 0 in each channel and this deviation over all.
+
+    Means would make the same few classes win everywhere, or push all boxes out of the picture.
+    """
+    mean = outputs.mean(0)
+    scale = spread / (outputs - mean).std().clamp(min=1e-6)
+    layer.weight *= scale
+    layer.bias.copy_((layer.bias - mean) * scale)
+    return (outputs - mean) * scale
 
 
 def _spread_over_levels(model: FasterRCNN, logits: list[Tensor]) -> None:
