@@ -101,7 +101,6 @@ __device__ int suppress_in_block(Box<T>* boxes, int* places, int count, const in
       const int total = kept + __popcll(keep);
       if (lane == 0) s.kept = total < max_keep ? total : max_keep;
     }
-    __syncthreads();
   }
   __syncthreads();
   return s.kept;

@@ -159,7 +159,6 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
       if (p.indices != nullptr)
         p.indices[segment * p.max_keep + before + i] = p.order[chunk + places[i]] - segment * p.n;
     }
-    __syncthreads();
     if (t == 0) {
       p.kept_count[segment] = before + kept;
       if (p.counts != nullptr) p.counts[segment] = before + kept;

@@ -1,0 +1,69 @@
+"""Do the emulated tests miss a barrier? Deletes each barrier and fence of csrc/cuda, one at a time, in a copy
+of the sources, and runs the kernels concerned.
+
+    python tests/cpp/mutate.py [FILE ...]
+
+Prints what caught each deletion. A survivor is a barrier that is not needed, or a case that is missing from
+cases.py; the survivors that are known are listed with the reason below. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OPS = {
+    "assign_max_iou.cu": ["assign_max_iou"],
+    "box_iou.cu": ["box_iou"],
+    "iou_loss.cu": ["iou_loss"],
+    "roi_align.cu": ["roi_align"],
+    "roi_align_backward.cu": ["roi_align_backward"],
+    "nms.cu": ["nms_padded", "nms_grouped"],
+    "nms.h": ["nms_padded", "nms_grouped"],
+    "nms_sorted.cu": ["nms_sorted", "nms_padded_sorted"],
+}
+# The second fence of the last block orders its reads after the counter; the emulator asks for the first only.
+KNOWN = {"iou_loss.cu": 1}
+BARRIER = re.compile(r"__syncthreads\(\);|__syncwarp\(\);|__threadfence\(\);")
+RUN = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import test_kernels
+for op in sys.argv[3:]:
+    test_kernels.test_agrees_with_the_cpu_operator(op, 0)
+"""
+
+
+def main() -> int:
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        shutil.copytree(ROOT / "csrc", copy / "csrc")
+        shutil.copytree(ROOT / "tests" / "cpp", copy / "tests" / "cpp")
+        for file in sys.argv[1:] or OPS:
+            source, survived = copy / "csrc" / "cuda" / file, []
+            text = source.read_text()
+            for found in BARRIER.finditer(text):
+                source.write_text(text[: found.start()] + ";" + text[found.end() :])
+                command = [sys.executable, "-c", RUN, str(copy / "tests" / "cpp"), str(ROOT), *OPS[file]]
+                result = subprocess.run(command, text=True, capture_output=True)
+                place = f"{file}:{text.count(chr(10), 0, found.start()) + 1} {found[0]}"
+                reports = re.findall(r"^(?:race|uninitialised|out-of-bounds|deadlock).*", result.stderr, re.M)
+                print(place, "survived" if result.returncode == 0 else f"caught {reports[:1]}", flush=True)
+                if result.returncode == 0:
+                    survived.append(place)
+            source.write_text(text)
+            if len(survived) > KNOWN.get(file, 0):
+                survivors += survived
+    if survivors:
+        print("not caught:", *survivors, sep="\n  ")
+    return int(bool(survivors))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
