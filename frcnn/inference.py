@@ -19,6 +19,7 @@ from torch import Tensor
 import frcnn_ops
 from frcnn.cuda_graph import GraphCache
 from frcnn.detector import FasterRCNN, Image
+from frcnn.memory import keep_freed_memory
 from frcnn.precision import DTYPES, Precision, available_cpus, check_precision, fp32_arithmetic, limit_threads
 from frcnn.prefetch import batches_by_key, in_order, prepared_ahead
 from frcnn.preprocess import as_bgr, fit_size, resize
@@ -65,8 +66,11 @@ class FastDetector:
         "float16" (features and weights; boxes, scores and accumulators stay float32).
     mode: "eager"; "compiled" (torch.compile, first call of each input shape slow); "graph" (CUDA: one graph
         per input shape, the most recent `graph_capacity` shapes kept).
+    compile_backend: of torch.compile, for mode="compiled".
     device_resize: resize on the model's device instead of with cv2, whose fixed-point interpolation it
         follows to within one grey level, not exactly.
+    keep_memory: on a CPU, keep freed memory for the next call: faster, but the process stays as large as it
+        once was (see `frcnn.memory.keep_freed_memory`).
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class FastDetector:
         device_resize: bool = False,
         graph_capacity: int = 8,
         compile_backend: str = "inductor",
+        keep_memory: bool = False,
     ):
         self.config, self.data, self.class_names = model.config, model.data, model.class_names
         self.device = model.device
@@ -104,6 +109,8 @@ class FastDetector:
             self._run = self._network.detect_soft if soft else self._network
         if self.device.type == "cpu":
             limit_threads()
+            if keep_memory:
+                keep_freed_memory()
 
     def __repr__(self) -> str:
         return f"FastDetector({self.precision}, {self.mode}, {self.device})"
