@@ -13,7 +13,7 @@
 // bytes per 16 bytes of gradient instead. Multiply-adds: 64 per 16 bytes loaded for the about 40 % of a tile
 // row's cells that a bin touches.
 //
-// Versions: v1, this one. Not yet measured on a GPU. To try: tiles of 4 x 16, 64 channels per lane-half, two
+// Versions: v1, this one. Not yet measured on a GPU. To try: tiles of 4 x 16, two
 // gradients in flight per warp.
 #include "roi_align.h"
 
