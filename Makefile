@@ -2,6 +2,7 @@
 # make test    runs all tests
 # make lint    checks style; make format applies it
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
+# make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
 #
 # PYTHON chooses the interpreter, PIP_ARGS goes to pip (for example an --index-url with the torch build you want),
 # TEST_ARGS to pytest.
@@ -18,7 +19,7 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
     $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test test-gpu lint format cuda-check install clean
+.PHONY: demo test test-gpu lint format cuda-check cuda-link install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -48,6 +49,9 @@ cuda-check: $(INSTALLED)
 	@command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc || \
 	{ echo 'make cuda-check needs nvcc, on PATH or in /usr/local/cuda/bin'; exit 1; }
 	.ci/cuda_check
+
+cuda-link: $(INSTALLED)
+	$(BIN)/python .ci/link_cuda.py $(CUDA_PYTHON)
 
 install: $(INSTALLED)
 
