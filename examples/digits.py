@@ -17,7 +17,7 @@ CANVASES = ((192, 144), (144, 192), (160, 144), (240, 180), (288, 216), (216, 28
 """(width, height) in pixels."""
 DIGIT_HEIGHT = (0.14, 0.42)
 """Of the canvas's short side."""
-MAX_OVERLAP = 0.3
+MAX_OVERLAP = 0.2
 """Largest share of a digit's box that lies under another one."""
 MIN_CONTRAST = 90
 """Between a digit's and its background's grey levels, of 255."""
@@ -96,8 +96,8 @@ def _handwriting(original: np.ndarray, height: float, rng: np.random.Generator) 
     large = cv2.resize(original.astype(np.float32) / 16, (side, side), interpolation=cv2.INTER_CUBIC)
     large = cv2.copyMakeBorder(large, *[side // 3] * 4, cv2.BORDER_CONSTANT, value=0)
     centre = large.shape[0] / 2
-    turn = cv2.getRotationMatrix2D((centre, centre), rng.uniform(-12, 12), 1.0)
-    turn[:, :2] = turn[:, :2] @ np.array([[rng.uniform(0.8, 1.2), rng.uniform(-0.2, 0.2)], [0, 1]])
+    turn = cv2.getRotationMatrix2D((centre, centre), rng.uniform(-10, 10), 1.0)
+    turn[:, :2] = turn[:, :2] @ np.array([[rng.uniform(0.8, 1.2), rng.uniform(-0.15, 0.15)], [0, 1]])
     turn[:, 2] = centre - turn[:, :2] @ [centre, centre]
     large = cv2.warpAffine(large, turn, large.shape[::-1], flags=cv2.INTER_LINEAR)
     rows, columns = np.where(large > INK)
