@@ -86,7 +86,7 @@ def digits_recipe() -> Recipe:
         recipe,
         name="digits_r18_fpn",
         data=replace(recipe.data, size=(192, 144), train_short_sides=(144,), flip=0.0),
-        schedule=replace(recipe.schedule, epochs=8, decay_epochs=(5, 7)),
+        schedule=replace(recipe.schedule, epochs=7, decay_epochs=(5, 6)),
     )
 
 
