@@ -28,8 +28,9 @@ CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
+# One process per core with one thread each: most tests are too small to share among threads.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile $(TEST_ARGS)
 
 test-gpu: $(INSTALLED)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
