@@ -87,7 +87,7 @@ def _inference_table(rows: Sequence[Row], result: Row) -> str:
             for peer in peers:
                 line += _against(timing["ours"], timing.get(peer))
             if batch == 1:
-                line += _against_published(row, timing["ours"]["fps"])
+                line += _against_published(row, timing["ours"]["fps"], at_published_size(result))
             lines.append(line + ([] if gpu else [NOT_MEASURED] * 2))
         parts += [f"Batch {batch}:", table(header, lines)]
     samples = [timing["ours"]["samples"] for row in rows for timing in row["inference"]]
@@ -111,13 +111,18 @@ def _against(ours: Row, peer: Row | None) -> list[str]:
     return [number(peer["fps"]), megabytes(peer["peak_bytes"]), f"{ratio:.2f}x"]
 
 
-def _against_published(row: Row, fps: float) -> list[str]:
+def at_published_size(result: Row) -> bool:
+    """Whether the pictures are as large as the published speeds': otherwise no ratio to those is due."""
+    return sorted(result["settings"]["size"]) == [800, 1333]
+
+
+def _against_published(row: Row, fps: float, comparable: bool) -> list[str]:
     figures = published(row["name"])
     if figures is None:
         return ["-"] * 4
     return [
         optional(figures.fps, lambda value: f"{value:.1f}"),
-        optional(figures.fps, lambda value: f"{fps / value:.3f}x"),
+        optional(figures.fps if comparable else None, lambda value: f"{fps / value:.3f}x"),
         optional(row.get("box_ap"), lambda value: f"{value:.1f}", "needs --coco and --weights"),
         f"{figures.box_ap:.1f}",
     ]
@@ -269,7 +274,8 @@ def plot(result: Row, path: Path) -> None:
         ]
         if points:
             axes.plot(*zip(*points, strict=True), marker, label=subject, markersize=8)
-    axes.plot(PUBLISHED_RANGE, PUBLISHED_RANGE, "--", color="grey", label="published (one V100)")
+    if at_published_size(result):
+        axes.plot(PUBLISHED_RANGE, PUBLISHED_RANGE, "--", color="grey", label="published (one V100)")
     for row in rows:
         backbone = frcnn.recipe(row["name"]).model.backbone
         name = f"R-{backbone.depth}" if backbone.groups == 1 else f"X-{backbone.depth}-{backbone.groups}x4d"
@@ -284,6 +290,7 @@ def plot(result: Row, path: Path) -> None:
     axes.set_ylabel(f"fps here ({width}x{height}, batch {settings['batches'][0]})")
     axes.set_title(f"Faster R-CNN, {settings['precision']} {settings['mode']}\n{machine['name']}")
     axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
