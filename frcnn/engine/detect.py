@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from frcnn.detector import FasterRCNN
+from frcnn.prefetch import prepared_ahead
 from frcnn.preprocess import read_image
+from frcnn.structures import Detections
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+AHEAD = 4
+"""Pictures read before the model takes them, and drawn after it, that may wait in memory."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +74,49 @@ def detect(
     output = Path(output)
     entries, written, failed = [], [], {}
     boxes, seconds = 0, 0.0
-    for path, relative in tqdm(find_images(paths), desc="detecting", unit="img", disable=None):
-        try:
-            image = read_image(path)
-        except ValueError as error:
-            failed[str(path)] = str(error)
-            entries.append({"image": str(path), "error": str(error)})
-            continue
-        started = time.perf_counter()
-        found = model.predict(image, size).above(min_score).to("cpu")
-        seconds += time.perf_counter() - started
-        boxes += len(found)
-        height, width = image.shape[:2]
-        entries.append({"image": str(path), "width": width, "height": height, "detections": found.to_json()})
-        if draw:
-            target = output / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write_image(target, found.draw(image, min_score))
-            written.append(target)
+    images = find_images(paths)
+    # One thread reads ahead and one draws, so that the model waits for neither.
+    pictures = prepared_ahead([path for path, _ in images], _read, threads=1, ahead=AHEAD)
+    with ThreadPoolExecutor(1) as artist:
+        drawings: deque[Future[None]] = deque()
+        for (path, relative), image in zip(
+            tqdm(images, desc="detecting", unit="img", disable=None), pictures, strict=True
+        ):
+            if isinstance(image, ValueError):
+                failed[str(path)] = str(image)
+                entries.append({"image": str(path), "error": str(image)})
+                continue
+            started = time.perf_counter()
+            found = model.predict(image, size).above(min_score).to("cpu")
+            seconds += time.perf_counter() - started
+            boxes += len(found)
+            height, width = image.shape[:2]
+            detections = found.to_json()
+            entries.append({"image": str(path), "width": width, "height": height, "detections": detections})
+            if draw:
+                target = output / relative
+                drawings.append(artist.submit(_draw, target, found, image, min_score))
+                written.append(target)
+            while len(drawings) > AHEAD:
+                drawings.popleft().result()
+        for drawing in drawings:
+            drawing.result()
     output.mkdir(parents=True, exist_ok=True)
     listing = output / "detections.json"
     listing.write_text(json.dumps(entries, indent=1) + "\n")
     return DetectResult(listing, written, boxes, failed, seconds / max(1, len(entries) - len(failed)))
 
 
-def _write_image(path: Path, image) -> None:
-    if not cv2.imwrite(str(path), image):
+def _read(path: Path) -> np.ndarray | ValueError:
+    try:
+        return read_image(path)
+    except ValueError as error:
+        return error
+
+
+def _draw(path: Path, found: Detections, image: np.ndarray, min_score: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), found.draw(image, min_score)):
         raise OSError(f"{path}: the annotated picture could not be written")
 
 
