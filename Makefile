@@ -1,5 +1,6 @@
 # make demo    trains, evaluates and draws a small Faster R-CNN (CPU, minutes)
 # make test    runs all tests
+# make stress  runs the long forms of the attacks (an hour or so); docs/reliability.md has their counts
 # make lint    checks style; make format applies it
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
@@ -23,7 +24,7 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
     $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test test-gpu lint format cuda-check cuda-link install clean
+.PHONY: demo test stress test-gpu lint format cuda-check cuda-link install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -31,6 +32,9 @@ demo: $(INSTALLED)
 # One process per core with one thread each: most tests are too small to share among threads.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile $(TEST_ARGS)
+
+stress: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m stress --stress -n auto --dist load $(TEST_ARGS)
 
 test-gpu: $(INSTALLED)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \

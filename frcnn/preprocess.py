@@ -18,16 +18,20 @@ from torch import Tensor
 from frcnn.config import DataConfig
 
 
+class ImageError(ValueError):
+    """An image that cannot be used; the message names the file and says why."""
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Decode a picture to HWC uint8 BGR, turned upright by its EXIF orientation.
 
-    Raises FileNotFoundError if there is no such file and ValueError if it is not a readable picture.
+    Raises FileNotFoundError if there is no such file and ImageError if it is not a readable picture.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such image: {path}")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(
+        raise ImageError(
             f"{path} is not a picture that OpenCV can decode (truncated, empty or another format)"
         )
     return image

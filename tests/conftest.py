@@ -20,6 +20,30 @@ DEVICES = [
 ]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--stress", action="store_true", help="the long forms of the tests marked stress")
+
+
+@pytest.fixture
+def stress(request) -> bool:
+    """Whether to run the long form of a test; every test that asks is marked `stress`."""
+    return request.config.getoption("--stress")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How much was tried, of the tests that say so by ``record_property("tried", "2,910 pickles")``."""
+    lines = [
+        f"{dict(report.user_properties)['tried']}: {outcome} ({report.nodeid}, {report.duration:.1f} s)"
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if "tried" in dict(report.user_properties)
+    ]
+    if lines:
+        terminalreporter.section("tried")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request) -> torch.device:
     """Every device that the operators run on."""

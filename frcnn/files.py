@@ -1,0 +1,44 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write that takes the place of `path` when the block ends without an exception.
+
+    Whoever reads `path`, even after a crash or on a full disk, finds the old file or the whole new one. The
+    content is written beside it to `.<name>.tmp`, whose name is the same every time, so that a killed process
+    leaves at most one such file and the next writer takes it over.
+
+    Raises OSError, for example where the disk is full; `path` is then as before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name itself survives a power cut only once the folder is written
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8 by `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
