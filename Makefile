@@ -6,11 +6,13 @@
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
 #
 # PYTHON chooses the interpreter, PIP_ARGS goes to pip (for example an --index-url with the torch build you want),
-# TEST_ARGS to pytest.
+# TEST_ARGS to pytest. TESTS names what `make test` runs (default: all), THREADS how many threads each process has.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_ARGS ?=
+TESTS ?= tests
+THREADS ?= 1
 
 # Threads that wait for each other sleep instead of spinning: on a busy machine a training step is more than twice
 # as fast, and it frees the cores for the loader.
@@ -31,7 +33,7 @@ demo: $(INSTALLED)
 
 # One process per core with one thread each: most tests are too small to share among threads.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile $(TEST_ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest $(TESTS) -n auto --dist loadfile $(TEST_ARGS)
 
 stress: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m stress --stress -n auto --dist load $(TEST_ARGS)

@@ -16,7 +16,12 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 @cache
 def winograd_available() -> bool:
-    """Whether :func:`winograd_conv` runs here: it needs an x86-64 CPU with AVX-512."""
+    """Whether :func:`winograd_conv` runs here: it needs an x86-64 CPU with AVX-512, and torch using it.
+
+    With ATEN_CPU_CAPABILITY=avx2 torch does without AVX-512, and so does this.
+    """
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return False
     try:
         winograd_conv(torch.zeros(1, LANES, 1, 1), torch.zeros(1, 36, LANES, PANEL))
     except NotImplementedError:
