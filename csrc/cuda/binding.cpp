@@ -390,7 +390,8 @@ std::tuple<at::Tensor, at::Tensor> assign_max_iou(const at::Tensor& boxes, const
                                                   const std::optional<at::Tensor>& ignore_counts,
                                                   double pos_iou, double neg_iou, double min_pos_iou,
                                                   bool match_low_quality, double ignore_iof) {
-  check_assign_max_iou(boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou);
+  check_assign_max_iou(boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou,
+                       ignore_iof);
   const CUDAGuard guard(boxes.device());
   const int64_t batch = gts.size(0), g = gts.size(1), n = boxes.size(-2);
   TORCH_CHECK(batch <= 65535, "assign_max_iou: a batch of ", batch, " is more than the CUDA kernel takes");
