@@ -43,7 +43,7 @@ def decode_proposals(
             numbers that are not positive, or 2**31 anchors or more in a level or chosen.
         IndexError: for an index out of range (CPU; elsewhere such a proposal is invalid).
 
-    A NaN delta gives NaN coordinates, and a proposal that is not valid; an image size that is NaN does not clip.
+    A NaN delta gives NaN coordinates, and a proposal that is not valid; a NaN image size does not clip.
 
     Source: Ren et al. 2015 (Faster R-CNN).
     """

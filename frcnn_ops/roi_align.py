@@ -32,10 +32,10 @@ def roi_align(
 
     Returns:
         [K, C, h, w] of the dtype and memory format of ``features``, accumulated in float32 (float64 for
-        float64). Samples outside the map count as zero, within one cell of it as the border. A feature that is
-        not finite reaches the bins that sample it and no others. RoIs of negative size without fixed ``sampling_ratio``, RoIs further than 2**20 cells away and RoIs with a NaN or
-        infinite coordinate pool to zero. The gradient is the same bits on every run, whatever the number of
-        threads.
+        float64). Samples outside the map count as zero, within one cell of it as the border. A feature that
+        is not finite reaches the bins that sample it and no others. RoIs of negative size without fixed
+        ``sampling_ratio``, RoIs further than 2**20 cells away and RoIs with a NaN or infinite coordinate
+        pool to zero. The gradient is the same bits on every run, whatever the number of threads.
 
     Raises:
         RuntimeError: for other shapes, dtypes or devices, for sizes beyond the above, a map of 2**31 cells or
