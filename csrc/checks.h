@@ -92,8 +92,9 @@ inline void check_decode_proposals(at::TensorList deltas, at::TensorList indices
     expect_same_device(index, size);
     chosen += indices[level].size(1);
   }
-  TORCH_CHECK(product({batch, chosen}) <= kMostAlongOne, op, ": indices choose ", chosen, " anchors of each of ",
-              batch, " images, expected at most ", kMostAlongOne, " in all; split the call");
+  TORCH_CHECK(product({batch, chosen}) <= kMostAlongOne, op, ": indices choose ", chosen,
+              " anchors of each of ", batch, " images, expected at most ", kMostAlongOne,
+              " in all; split the call");
   expect_anchors(op, strides, scales, ratios, center_offset);
   expect_stds(op, stds);
   TORCH_CHECK(min_size >= 0, op, ": min_size is ", min_size, ", expected a number of pixels, 0 or more");
@@ -110,9 +111,9 @@ inline void expect_bins(const char* op, const char* name, at::IntArrayRef bins) 
 inline void expect_pooling(const char* op, at::ArrayRef<double> scales, int64_t sampling_ratio,
                            double finest_scale) {
   expect_all_positive(op, "scales", scales);
-  TORCH_CHECK(sampling_ratio >= 0 && sampling_ratio <= kMostSamples, op, ": sampling_ratio is ", sampling_ratio,
-              ", expected 0 (as many samples as the RoI covers cells) or a number of samples up to ",
-              kMostSamples);
+  TORCH_CHECK(
+      sampling_ratio >= 0 && sampling_ratio <= kMostSamples, op, ": sampling_ratio is ", sampling_ratio,
+      ", expected 0 (as many samples as the RoI covers cells) or a number of samples up to ", kMostSamples);
   expect_positive(op, "finest_scale", finest_scale);
 }
 

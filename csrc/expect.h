@@ -27,8 +27,8 @@ inline void expect_shape(const Argument& a, std::initializer_list<int64_t> sizes
   }
   TORCH_CHECK(matches, a.op, ": ", a.name, " has shape ", a.tensor.sizes(), ", expected ", expected);
   for (const int64_t size : a.tensor.sizes()) {
-    TORCH_CHECK(size <= kMostAlongOne, a.op, ": ", a.name, " has shape ", a.tensor.sizes(), ", expected at most ",
-                kMostAlongOne, " along each dimension; split the call");
+    TORCH_CHECK(size <= kMostAlongOne, a.op, ": ", a.name, " has shape ", a.tensor.sizes(),
+                ", expected at most ", kMostAlongOne, " along each dimension; split the call");
   }
 }
 
@@ -107,8 +107,8 @@ inline void expect_cells(const char* op, const char* name, int64_t height, int64
   TORCH_CHECK(height <= kMostAlongOne && width <= kMostAlongOne &&
                   product({height, width, per_cell}) <= kMostAlongOne,
               op, ": ", name, " hold a level of ", height, " x ", width, " cells",
-              per_cell == 1 ? "" : " with " + std::to_string(per_cell) + " anchors each", ", expected at most ",
-              kMostAlongOne, per_cell == 1 ? " cells" : " anchors", " per level");
+              per_cell == 1 ? "" : " with " + std::to_string(per_cell) + " anchors each",
+              ", expected at most ", kMostAlongOne, per_cell == 1 ? " cells" : " anchors", " per level");
 }
 
 inline void expect_sizes(const char* op, at::IntArrayRef sizes, size_t levels, int64_t per_cell) {

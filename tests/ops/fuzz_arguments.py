@@ -1,4 +1,4 @@
-"""What fuzz.py calls the operators with: a generator of valid arguments for each, and how they are spoiled."""
+"""What fuzz.py calls the operators with: a generator of valid arguments for each, and ways to spoil them."""
 
 from __future__ import annotations
 
