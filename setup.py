@@ -1,7 +1,7 @@
 """Compiles csrc/ into frcnn_ops/_C, with CUDA where torch has it and a matching nvcc exists.
 
 FORCE_CUDA=1 or 0 overrides, TORCH_CUDA_ARCH_LIST chooses GPU architectures, CXX the compiler, MAX_JOBS the
-number of parallel compilations. No GPU has to be visible.
+number of parallel compilations, CXXFLAGS adds compiler options. No GPU has to be visible.
 """
 
 from __future__ import annotations
@@ -90,6 +90,23 @@ def use_cuda(force: str | None, torch_cuda: str | None, nvcc: str | None) -> boo
     return True
 
 
+def check_toolkit(cuda_home: str, given: bool) -> None:
+    """Refuses a folder without CUDA's headers, which is what torch derives from an nvcc outside its toolkit.
+
+    Args:
+        cuda_home: the toolkit's folder, as torch's build will use it.
+        given: whether the user named it, in CUDA_HOME or CUDA_PATH.
+    """
+    home = Path(cuda_home)
+    if any(home.glob("include/cuda_runtime.h")) or any(home.glob("targets/*/include/cuda_runtime.h")):
+        return
+    origin = "is what CUDA_HOME or CUDA_PATH says" if given else "was derived from where nvcc lies"
+    raise BuildError(
+        f"the CUDA toolkit's folder, {cuda_home}, {origin}, but has no include/cuda_runtime.h; set CUDA_HOME "
+        "to the folder that holds the toolkit's bin and include, or FORCE_CUDA=0 to build for the CPU only."
+    )
+
+
 def default_archs(supported: set[str]) -> str:
     """TORCH_CUDA_ARCH_LIST for a build without a visible GPU; `supported` as nvcc lists them ("8.0")."""
     chosen = [arch for arch in DEFAULT_ARCHS if arch in supported]
@@ -142,6 +159,8 @@ def main() -> None:
     check_compiler(*found_compiler())
     nvcc, supported = found_nvcc(CUDA_HOME)
     cuda = use_cuda(os.environ.get("FORCE_CUDA"), torch.version.cuda, nvcc)
+    if cuda:
+        check_toolkit(CUDA_HOME, given=bool(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")))
 
     sources = [ROOT / "csrc" / "library.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
     archs = ""
@@ -171,6 +190,7 @@ def main() -> None:
     if found_compiler()[0] == "gcc":
         # Without it at::parallel_for is serial. No link argument: the symbols are those of torch's libgomp.
         cxx.append("-fopenmp")
+    cxx += os.environ.get("CXXFLAGS", "").split()  # last, so that they win
     extension = (CUDAExtension if cuda else CppExtension)(
         "frcnn_ops._C",
         sources=sorted(str(path.relative_to(ROOT)) for path in sources),

@@ -1,111 +1,27 @@
-// What every operator asks of its arguments, on every device: one check per operator, called first.
-// A message names the operator and the argument, what was given and what is expected.
+// What every operator asks of its arguments, on every device: one check per operator, called first. The parts
+// that need no tensor are also what the fake kernels and the reference ask (library.cpp).
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
-
 #include <cmath>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "box.h"
+#include "expect.h"
 
 namespace frcnn {
-
-struct Argument {
-  const char* op;
-  const char* name;
-  const at::Tensor& tensor;
-};
-
-// `sizes` holds -1 where any size will do; `expected` says the same in words.
-inline void expect_shape(const Argument& a, std::initializer_list<int64_t> sizes, const char* expected) {
-  bool matches = a.tensor.dim() == static_cast<int64_t>(sizes.size());
-  for (size_t i = 0; matches && i < sizes.size(); ++i) {
-    matches = sizes.begin()[i] == -1 || a.tensor.size(i) == sizes.begin()[i];
-  }
-  TORCH_CHECK(matches, a.op, ": ", a.name, " has shape ", a.tensor.sizes(), ", expected ", expected);
-}
-
-inline void expect_dtype(const Argument& a, std::initializer_list<at::ScalarType> types,
-                         const char* expected) {
-  for (const auto type : types) {
-    if (a.tensor.scalar_type() == type) return;
-  }
-  TORCH_CHECK(false, a.op, ": ", a.name, " is ", a.tensor.scalar_type(), ", expected ", expected);
-}
-
-inline void expect_float(const Argument& a) {
-  expect_dtype(a, {at::kFloat, at::kDouble},
-               "float32 or float64; boxes are not rounded to half, use .float()");
-}
-
-inline void expect_same_device(const Argument& a, const Argument& b) {
-  TORCH_CHECK(a.tensor.device() == b.tensor.device(), a.op, ": ", a.name, " is on ", a.tensor.device(),
-              " but ", b.name, " is on ", b.tensor.device(), "; move both to one device");
-}
-
-inline void expect_like(const Argument& a, const Argument& b) {
-  expect_same_device(a, b);
-  TORCH_CHECK(a.tensor.scalar_type() == b.tensor.scalar_type(), a.op, ": ", a.name, " is ",
-              a.tensor.scalar_type(), " but ", b.name, " is ", b.tensor.scalar_type(),
-              "; convert one to the dtype of the other");
-}
-
-inline void expect_between(const char* op, const char* name, double value, double low, double high) {
-  TORCH_CHECK(value >= low && value <= high, op, ": ", name, " is ", value, ", expected a number in [", low,
-              ", ", high, "]");
-}
-
-inline void expect_positive(const char* op, const char* name, double value) {
-  TORCH_CHECK(value > 0 && std::isfinite(value), op, ": ", name, " is ", value,
-              ", expected a positive number");
-}
-
-inline void expect_all_positive(const char* op, const char* name, at::ArrayRef<double> values) {
-  for (const double value : values) {
-    TORCH_CHECK(value > 0 && std::isfinite(value), op, ": ", name, " hold ", value,
-                ", expected positive numbers");
-  }
-}
-
-inline void expect_stds(const char* op, at::ArrayRef<double> stds) {
-  TORCH_CHECK(stds.size() == 4, op, ": stds has ", stds.size(), " numbers, expected 4 (dx, dy, dw, dh)");
-  expect_all_positive(op, "stds", stds);
-}
-
-inline void expect_max_shape(const char* op, at::OptionalIntArrayRef max_shape) {
-  if (!max_shape.has_value()) return;
-  TORCH_CHECK(max_shape->size() == 2 && (*max_shape)[0] >= 0 && (*max_shape)[1] >= 0, op, ": max_shape is ",
-              *max_shape, ", expected (height, width) in pixels");
-}
-
-inline void expect_sizes(const char* op, at::IntArrayRef sizes, size_t levels) {
-  TORCH_CHECK(sizes.size() == 2 * levels, op, ": sizes has ", sizes.size(), " numbers, expected ", 2 * levels,
-              " (height and width of each of ", levels, " levels)");
-  for (const int64_t size : sizes)
-    TORCH_CHECK(size >= 0, op, ": sizes are ", sizes, ", expected none below 0");
-}
-
-inline void expect_anchors(const char* op, at::ArrayRef<double> strides, at::ArrayRef<double> scales,
-                           at::ArrayRef<double> ratios, double center_offset) {
-  expect_all_positive(op, "strides", strides);
-  expect_all_positive(op, "scales", scales);
-  expect_all_positive(op, "ratios", ratios);
-  expect_between(op, "center_offset", center_offset, 0, 1);
-}
 
 // ---- anchors and box coding -------------------------------------------------------------------------------
 
 inline void check_grid_anchors(at::IntArrayRef sizes, at::ArrayRef<double> strides,
                                at::ArrayRef<double> scales, at::ArrayRef<double> ratios,
                                double center_offset) {
-  expect_sizes("grid_anchors", sizes, strides.size());
-  expect_anchors("grid_anchors", strides, scales, ratios, center_offset);
+  const char* op = "grid_anchors";
+  expect_anchors(op, strides, scales, ratios, center_offset);
+  const int64_t per_cell = static_cast<int64_t>(scales.size() * ratios.size());
+  expect_sizes(op, sizes, strides.size(), per_cell);
 }
 
 inline void check_box_iou(const at::Tensor& a, const at::Tensor& b) {
@@ -114,6 +30,7 @@ inline void check_box_iou(const at::Tensor& a, const at::Tensor& b) {
   expect_shape(second, {-1, 4}, "[M, 4]");
   expect_float(first);
   expect_like(second, first);
+  expect_elements("box_iou", "the result", {a.size(0), b.size(0)});
 }
 
 inline void check_encode_boxes(const at::Tensor& boxes, const at::Tensor& targets,
@@ -161,17 +78,23 @@ inline void check_decode_proposals(at::TensorList deltas, at::TensorList indices
   expect_shape(size, {-1, 2}, "[B, 2], (height, width) of each image");
   expect_dtype(size, {at::kFloat}, "float32");
   const int64_t batch = image_sizes.size(0);
-  const int64_t channels = static_cast<int64_t>(4 * scales.size() * ratios.size());
+  const int64_t per_cell = static_cast<int64_t>(scales.size() * ratios.size());
+  int64_t chosen = 0;
   for (size_t level = 0; level < deltas.size(); ++level) {
     const Argument delta{op, "deltas", deltas[level]}, index{op, "indices", indices[level]};
-    expect_shape(delta, {batch, channels, -1, -1}, "[B, 4 * ratios * scales, H, W]");
+    expect_shape(delta, {batch, 4 * per_cell, -1, -1}, "[B, 4 * ratios * scales, H, W]");
+    expect_cells(op, "deltas", deltas[level].size(2), deltas[level].size(3), per_cell);
     expect_dtype(delta, {at::kFloat, at::kHalf, at::kBFloat16}, "float32, float16 or bfloat16");
     expect_like(delta, {op, "deltas of the first level", deltas[0]});
     expect_same_device(delta, size);
     expect_shape(index, {batch, -1}, "[B, k]");
     expect_dtype(index, {at::kLong}, "int64");
     expect_same_device(index, size);
+    chosen += indices[level].size(1);
   }
+  TORCH_CHECK(product({batch, chosen}) <= kMostAlongOne, op, ": indices choose ", chosen,
+              " anchors of each of ", batch, " images, expected at most ", kMostAlongOne,
+              " in all; split the call");
   expect_anchors(op, strides, scales, ratios, center_offset);
   expect_stds(op, stds);
   TORCH_CHECK(min_size >= 0, op, ": min_size is ", min_size, ", expected a number of pixels, 0 or more");
@@ -179,12 +102,24 @@ inline void check_decode_proposals(at::TensorList deltas, at::TensorList indices
 
 // ---- RoIAlign ---------------------------------------------------------------------------------------------
 
+inline void expect_bins(const char* op, const char* name, at::IntArrayRef bins) {
+  const auto fits = [](int64_t along_one) { return along_one >= 1 && along_one <= kMostBinsAlongOne; };
+  TORCH_CHECK(bins.size() == 2 && fits(bins[0]) && fits(bins[1]), op, ": ", name, " is ", bins,
+              ", expected (height, width), each from 1 to ", kMostBinsAlongOne);
+}
+
 inline void expect_pooling(const char* op, at::ArrayRef<double> scales, int64_t sampling_ratio,
                            double finest_scale) {
   expect_all_positive(op, "scales", scales);
-  TORCH_CHECK(sampling_ratio >= 0, op, ": sampling_ratio is ", sampling_ratio,
-              ", expected 0 (as many samples as the RoI covers cells) or a number of samples");
+  TORCH_CHECK(
+      sampling_ratio >= 0 && sampling_ratio <= kMostSamples, op, ": sampling_ratio is ", sampling_ratio,
+      ", expected 0 (as many samples as the RoI covers cells) or a number of samples up to ", kMostSamples);
   expect_positive(op, "finest_scale", finest_scale);
+}
+
+inline void expect_maps(const char* op, at::IntArrayRef sizes, size_t levels, int64_t batch) {
+  expect_sizes(op, sizes, levels, 1);
+  expect_count(op, "batch", batch, 0, kMostAlongOne);
 }
 
 // RoIs are never rounded to half: float32 goes with half features, float64 with float64 features.
@@ -211,11 +146,12 @@ inline void check_roi_align(at::TensorList features, const at::Tensor& rois, at:
     expect_shape(level, {features[0].size(0), features[0].size(1), -1, -1},
                  "[B, C, H, W] with the same B and C on every level");
     expect_like(level, first);
+    expect_cells(op, "features", feature.size(2), feature.size(3), 1);
   }
   expect_rois({op, "rois", rois}, first);
-  TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0, op, ": output_size is ",
-              output_size, ", expected (height, width), both positive");
+  expect_bins(op, "output_size", output_size);
   expect_pooling(op, scales, sampling_ratio, finest_scale);
+  expect_elements(op, "the result", {rois.size(0), features[0].size(1), output_size[0], output_size[1]});
 }
 
 inline void check_roi_align_backward(const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef sizes,
@@ -223,13 +159,17 @@ inline void check_roi_align_backward(const at::Tensor& grad, const at::Tensor& r
                                      double finest_scale) {
   const char* op = "roi_align_backward";
   const Argument gradient{op, "grad", grad};
-  expect_shape(gradient, {rois.size(0), -1, -1, -1}, "[K, C, h, w] with one entry per RoI");
+  expect_shape(gradient, {-1, -1, -1, -1}, "[K, C, h, w]");
   expect_dtype(gradient, {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16},
                "float32, float64, float16 or bfloat16");
   expect_rois({op, "rois", rois}, gradient);
-  expect_sizes(op, sizes, scales.size());
-  TORCH_CHECK(batch >= 0, op, ": batch is ", batch, ", expected a number of images");
+  expect_shape(gradient, {rois.size(0), -1, -1, -1}, "[K, C, h, w] with one entry per RoI");
+  expect_bins(op, "(h, w) of grad", grad.sizes().slice(2));
   expect_pooling(op, scales, sampling_ratio, finest_scale);
+  expect_maps(op, sizes, scales.size(), batch);
+  for (size_t level = 0; level < scales.size(); ++level) {
+    expect_elements(op, "a gradient", {batch, grad.size(1), sizes[2 * level], sizes[2 * level + 1]});
+  }
 }
 
 // ---- NMS --------------------------------------------------------------------------------------------------
@@ -250,6 +190,10 @@ inline void check_nms(const at::Tensor& boxes, const at::Tensor& scores,
   expect_between("nms", "iou_threshold", iou_threshold, 0, 1);
 }
 
+inline void expect_max_keep(int64_t max_keep) {
+  expect_count("nms_padded", "max_keep", max_keep, 0, kMostAlongOne);
+}
+
 inline void check_nms_padded(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold,
                              int64_t max_keep) {
   const Argument box{"nms_padded", "boxes", boxes}, score{"nms_padded", "scores", scores};
@@ -258,7 +202,8 @@ inline void check_nms_padded(const at::Tensor& boxes, const at::Tensor& scores, 
   expect_float(box);
   expect_like(score, box);
   expect_between("nms_padded", "iou_threshold", iou_threshold, 0, 1);
-  TORCH_CHECK(max_keep >= 0, "nms_padded: max_keep is ", max_keep, ", expected 0 or more");
+  expect_max_keep(max_keep);
+  expect_elements("nms_padded", "the result", {boxes.size(0), max_keep});
 }
 
 // ---- IoU losses -------------------------------------------------------------------------------------------
@@ -333,7 +278,7 @@ inline void check_iou_loss_backward(const at::Tensor& grad, const at::Tensor& pr
 inline void check_assign_max_iou(const at::Tensor& boxes, const at::Tensor& gts, const at::Tensor& gt_counts,
                                  const std::optional<at::Tensor>& ignore,
                                  const std::optional<at::Tensor>& ignore_counts, double pos_iou,
-                                 double neg_iou, double min_pos_iou) {
+                                 double neg_iou, double min_pos_iou, double ignore_iof) {
   const char* op = "assign_max_iou";
   const Argument box{op, "boxes", boxes}, gt{op, "gts", gts};
   expect_shape(gt, {-1, -1, 4}, "[B, G, 4]");
@@ -363,6 +308,7 @@ inline void check_assign_max_iou(const at::Tensor& boxes, const at::Tensor& gts,
   expect_between(op, "pos_iou", pos_iou, 0, 1);
   expect_between(op, "neg_iou", neg_iou, 0, 1);
   expect_between(op, "min_pos_iou", min_pos_iou, 0, 1);
+  TORCH_CHECK(!std::isnan(ignore_iof), op, ": ignore_iof is nan, expected a number; 0 or less turns it off");
 }
 
 }  // namespace frcnn

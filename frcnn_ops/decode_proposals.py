@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .extension import _C
+
 
 def decode_proposals(
     deltas: Sequence[Tensor],
@@ -37,8 +39,11 @@ def decode_proposals(
         Not differentiable: proposals are constants for what follows.
 
     Raises:
-        RuntimeError: for lists of different length, shapes or dtypes other than the above, stds that are not
-            four positive numbers, or (on the CPU) an index out of range.
+        RuntimeError: for lists that are empty or of different length, shapes or dtypes other than the above,
+            numbers that are not positive, or 2**31 anchors or more in a level or chosen.
+        IndexError: for an index out of range (CPU; elsewhere such a proposal is invalid).
+
+    A NaN delta gives NaN coordinates, and a proposal that is not valid; a NaN image size does not clip.
 
     Source: Ren et al. 2015 (Faster R-CNN).
     """
@@ -50,6 +55,7 @@ def decode_proposals(
 
 @torch.library.register_fake("frcnn_ops::decode_proposals")
 def _(deltas, indices, image_sizes, strides, scales, ratios, center_offset, stds, min_size):
+    _C.check_anchors("decode_proposals", strides, scales, ratios, center_offset)
     batch, total = image_sizes.shape[0], sum(index.shape[1] for index in indices)
     boxes = image_sizes.new_empty(batch, total, 4)
     return boxes, image_sizes.new_empty(batch, total, dtype=torch.bool)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TypedDict
 
 import torch  # loads the libraries that the extension links to
@@ -9,6 +11,15 @@ import torch  # loads the libraries that the extension links to
 try:
     import frcnn_ops._C as _C  # unlike "from . import", says which kind of failure it was
 except ModuleNotFoundError as error:
+    here = Path(__file__).resolve().parent
+    for folder in sys.path:
+        other = Path(folder or ".").resolve() / "frcnn_ops"
+        if other != here and any(other.glob("_C.*")):
+            raise ImportError(
+                f"Python found the source folder {here}, which is not compiled, before the installed "
+                f"{other}: run the command from another folder than the one that holds setup.py, or run "
+                "`pip install --no-build-isolation -e .` there, which compiles in place."
+            ) from error
     raise ImportError(
         "frcnn_ops is not compiled: run `pip install --no-build-isolation .` (or `-e .` to edit it) in the "
         "folder that holds its setup.py, with torch installed."

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .extension import _C
+
 
 def grid_anchors(
     sizes: Sequence[tuple[int, int]],
@@ -34,8 +36,8 @@ def grid_anchors(
         ``A = len(ratios) * len(scales)`` anchors of a position are ratio-major.
 
     Raises:
-        RuntimeError: for sizes and strides of different length, negative sizes, or a stride, scale or ratio
-            that is not positive.
+        RuntimeError: for sizes and strides of different length, sizes below 0, a level of 2**31 anchors or
+            more, or strides, scales or ratios that are empty or not positive.
 
     Source: Ren et al. 2015 (Faster R-CNN); layout as in MMDetection's AnchorGenerator.
     """
@@ -48,5 +50,6 @@ def grid_anchors(
 
 @torch.library.register_fake("frcnn_ops::grid_anchors")
 def _(sizes, strides, scales, ratios, center_offset, device):
+    _C.check_grid_anchors(sizes, strides, scales, ratios, center_offset)
     cells = sum(sizes[2 * level] * sizes[2 * level + 1] for level in range(len(strides)))
     return torch.empty(cells * len(scales) * len(ratios), 4, dtype=torch.float32, device=device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .extension import _C
+
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Keeps the best of every heap of overlapping boxes.
@@ -53,7 +55,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: in
 
     Args:
         boxes: [S, N, 4] float32 or float64, x1 y1 x2 y2 in pixels.
-        scores: [S, N] of the same dtype and device; -inf marks an absent box.
+        scores: [S, N] of the same dtype and device; -inf marks an absent box, NaN goes last.
         iou_threshold: in [0, 1], as in :func:`nms`.
         max_keep: the most boxes to keep per set; the search stops there.
 
@@ -63,7 +65,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: in
 
     Raises:
         RuntimeError: for other shapes, half precision, dtypes or devices that differ, a threshold outside
-            [0, 1] or a negative ``max_keep``.
+            [0, 1], or a ``max_keep`` that is negative or 2**31 or more.
     """
     return torch.ops.frcnn_ops.nms_padded(boxes, scores, iou_threshold, max_keep)
 
@@ -76,6 +78,7 @@ def _(boxes, scores, groups, iou_threshold):
 
 @torch.library.register_fake("frcnn_ops::nms_padded")
 def _(boxes, scores, iou_threshold, max_keep):
+    _C.check_max_keep(max_keep)
     segments = boxes.shape[0]
     return (
         boxes.new_empty((segments, max_keep), dtype=torch.int64),

@@ -2,7 +2,7 @@
 
 Each function takes the arguments of the operator of the same name in ``csrc/library.cpp`` and returns what
 it returns. Nothing here is fast, nothing is clever, and whatever should have a gradient gets it from plain
-autograd.
+autograd. Numbers that are not finite follow the kernels' rules, which the operators' docstrings state.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import math
 import torch
 from torch import Tensor
 
+from .extension import _C
+
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
+MOST_CELLS = 2**20
+"""An RoI with an edge this far from the origin of its map, in cells, pools to zero."""
 
 
 # ---- anchors ---------------------------------------------------------------------------------------------
@@ -30,6 +34,7 @@ def base_anchors(stride, scales, ratios, center_offset, device="cpu") -> Tensor:
 
 
 def grid_anchors(sizes, strides, scales, ratios, center_offset, device) -> Tensor:
+    _C.check_grid_anchors(sizes, strides, scales, ratios, center_offset)
     levels = []
     for level, stride in enumerate(strides):
         height, width = sizes[2 * level : 2 * level + 2]
@@ -38,7 +43,7 @@ def grid_anchors(sizes, strides, scales, ratios, center_offset, device) -> Tenso
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
         levels.append((shifts + base_anchors(stride, scales, ratios, center_offset, device)).reshape(-1, 4))
-    return torch.cat(levels) if levels else torch.empty(0, 4, device=device)
+    return torch.cat(levels)
 
 
 # ---- overlap ---------------------------------------------------------------------------------------------
@@ -59,14 +64,25 @@ def _divide_or_zero(n: Tensor, d: Tensor) -> Tensor:
     return torch.where(positive, n / torch.where(positive, d, 1), 0)
 
 
+def _at_least(v: Tensor, floor: float) -> Tensor:
+    """``v.clamp(min=floor)``, but ``floor`` for NaN."""
+    return torch.where(v >= floor, v, floor)
+
+
+def _clip(v: Tensor, low: float, high: float) -> Tensor:
+    """``v.clamp(low, high)``, but a NaN limit does not clip."""
+    return torch.where(v < low, low, torch.where(v > high, high, v))
+
+
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     inter = _intersection(a[:, None], b[None, :])
     return _divide_or_zero(inter, _area(a)[:, None] + _area(b)[None, :] - inter)
 
 
 def box_iof(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over the area of ``a`` -> [N, M]."""
-    return _divide_or_zero(_intersection(a[:, None], b[None, :]), _area(a)[:, None].expand(-1, len(b)))
+    """Intersection over the area of ``a`` -> [N, M]; 0 where that overflows."""
+    part = _divide_or_zero(_intersection(a[:, None], b[None, :]), _area(a)[:, None].expand(-1, len(b)))
+    return torch.where(part <= 1, part, 0)
 
 
 # ---- box coding ------------------------------------------------------------------------------------------
@@ -91,7 +107,7 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, stds, max_shape) -> Tensor:
     if max_shape is not None:
         height, width = max_shape
         limits = [width, height, width, height]
-        decoded = torch.stack([decoded[..., i].clamp(0, limits[i]) for i in range(4)], dim=-1)
+        decoded = torch.stack([_clip(decoded[..., i], 0.0, float(limits[i])) for i in range(4)], dim=-1)
     return decoded.flatten(1)
 
 
@@ -132,13 +148,11 @@ def _axis_weights(start: Tensor, extent: Tensor, bins: int, sampling_ratio: int,
     axis, so RoIAlign is two small matrix products.
     """
     weights = start.new_zeros(bins, size)
-    if not (torch.isfinite(start) and torch.isfinite(extent)):
-        return weights
     samples = sampling_ratio if sampling_ratio > 0 else math.ceil((extent / bins).item())
     for bin in range(bins):
         for i in range(samples):
             at = start + bin * (extent / bins) + (i + 0.5) * (extent / bins) / samples
-            if at < -1 or at > size:
+            if size == 0 or at < -1 or at > size:
                 continue
             at = at.clamp(0, size - 1)
             low = int(at)
@@ -148,21 +162,34 @@ def _axis_weights(start: Tensor, extent: Tensor, bins: int, sampling_ratio: int,
     return weights
 
 
+def _pool_bin(feature: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
+    """[C]: only the cells that the bin samples count, so that others may hold what they like."""
+    rows, columns = along_y.nonzero().flatten(), along_x.nonzero().flatten()
+    return feature[:, rows][:, :, columns] @ along_x[columns] @ along_y[rows]
+
+
 def roi_align(features, rois, output_size, scales, sampling_ratio, aligned, finest_scale) -> Tensor:
-    out_h, out_w = output_size
+    _C.check_pooling("roi_align", output_size, scales, sampling_ratio, finest_scale)
+    (out_h, out_w), (batch, channels) = output_size, features[0].shape[:2]
     levels = roi_levels(rois, len(features), finest_scale).tolist()
+    compute = torch.promote_types(features[0].dtype, torch.float32)
     pooled = []
-    for roi, level in zip(rois, levels, strict=True):
-        feature = features[level][int(roi[0])]
-        compute = torch.promote_types(feature.dtype, torch.float32)
-        x1, y1, x2, y2 = (roi[1:] * scales[level] - (0.5 if aligned else 0.0)).to(compute)
+    for roi, level in zip(rois.to(compute), levels, strict=True):
+        if not 0 <= roi[0] < batch:
+            raise IndexError(f"roi_align: image {roi[0]} of a batch of {batch}")
+        edges = roi[1:] * scales[level] - (0.5 if aligned else 0.0)
+        if not (edges.abs() < MOST_CELLS).all():
+            pooled.append(features[0].new_zeros(channels, out_h, out_w))
+            continue
+        x1, y1, x2, y2 = edges
         w, h = x2 - x1, y2 - y1
         if not aligned:
             w, h = w.clamp(min=1), h.clamp(min=1)
+        feature = features[level][int(roi[0])].to(compute)
         along_y = _axis_weights(y1, h, out_h, sampling_ratio, feature.shape[1])
         along_x = _axis_weights(x1, w, out_w, sampling_ratio, feature.shape[2])
-        pooled.append((along_y @ feature.to(compute) @ along_x.T).to(feature.dtype))
-    channels = features[0].shape[1]
+        bins = [_pool_bin(feature, row, column) for row in along_y for column in along_x]
+        pooled.append(torch.stack(bins, dim=1).view(channels, out_h, out_w).to(features[0].dtype))
     return torch.stack(pooled) if pooled else features[0].new_zeros(0, channels, out_h, out_w)
 
 
@@ -170,7 +197,10 @@ def roi_align(features, rois, output_size, scales, sampling_ratio, aligned, fine
 
 
 def nms(boxes: Tensor, scores: Tensor, groups, iou_threshold: float) -> Tensor:
-    order = scores.argsort(descending=True, stable=True)
+    # NaN last, where torch sorts it first
+    nan = scores.isnan()
+    order = scores.masked_fill(nan, -math.inf).argsort(descending=True, stable=True)
+    order = order[nan[order].int().argsort(stable=True)]
     overlap = box_iou(boxes, boxes) > iou_threshold
     if groups is not None:
         overlap &= groups[:, None] == groups[None, :]
@@ -183,6 +213,7 @@ def nms(boxes: Tensor, scores: Tensor, groups, iou_threshold: float) -> Tensor:
 
 
 def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> tuple[Tensor, Tensor]:
+    _C.check_max_keep(max_keep)
     indices = torch.full((len(boxes), max_keep), -1, dtype=torch.int64, device=boxes.device)
     counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     for segment in range(len(boxes)):
@@ -201,14 +232,14 @@ def _pair_loss(pred: Tensor, target: Tensor, mode: str, eps: float) -> Tensor:
     inter = _intersection(pred, target)
     joint = _area(pred) + _area(target) - inter
     if mode in ("log", "linear", "square"):
-        iou = (inter / joint.clamp(min=1e-6)).clamp(min=eps)
+        iou = _at_least(inter / _at_least(joint, 1e-6), eps)
         return {"log": lambda: -iou.log(), "linear": lambda: 1 - iou, "square": lambda: 1 - iou**2}[mode]()
 
     enclosing = torch.maximum(pred[:, 2:], target[:, 2:]) - torch.minimum(pred[:, :2], target[:, :2])
-    enclosing = enclosing.clamp(min=0)
+    enclosing = _at_least(enclosing, 0.0)
     if mode == "giou":
-        joint = joint.clamp(min=eps)
-        hull = enclosing.prod(dim=1).clamp(min=eps)
+        joint = _at_least(joint, eps)
+        hull = _at_least(enclosing.prod(dim=1), eps)
         return 1 - (inter / joint - (hull - joint) / hull)
 
     iou = _divide_or_zero(inter, joint + eps)
@@ -241,14 +272,21 @@ def _bounded_loss(pred: Tensor, target: Tensor, beta: float, eps: float) -> Tens
     return torch.where(loss < beta, 0.5 * loss * loss / beta, loss - 0.5 * beta)
 
 
+def _finite_unless_coordinates_are_not(loss: Tensor, pred: Tensor, target: Tensor) -> Tensor:
+    """What overflows counts as disjoint, a loss of 1; a coordinate that is not finite gives NaN."""
+    finite = torch.cat([pred, target], dim=1).isfinite().all(dim=1, keepdim=True)
+    return torch.where(finite, torch.where(loss.isfinite(), loss, 1), math.nan)
+
+
 def iou_loss(pred, target, weight, boxes, stds, mode, eps, beta, reduction) -> Tensor:
     if boxes is not None:
         pred = decode_boxes(boxes, pred, stds, None)
     if mode == "bounded":
-        loss = _bounded_loss(pred, target, beta, eps)
+        loss = _finite_unless_coordinates_are_not(_bounded_loss(pred, target, beta, eps), pred, target)
         loss = loss if weight is None else loss * weight[:, None]
     else:
-        loss = _pair_loss(pred, target, mode, eps)
+        loss = _pair_loss(pred, target, mode, eps)[:, None]
+        loss = _finite_unless_coordinates_are_not(loss, pred, target)[:, 0]
         loss = loss if weight is None else loss * weight
     if reduction == "none":
         return loss
@@ -280,7 +318,7 @@ def assign_max_iou(
             max_iou.append(own.new_zeros(len(own)))
             continue
         if ignore is not None and ignore_iof > 0 and ignore_counts[image] > 0:
-            covered = box_iof(own, ignore[image, : ignore_counts[image]]).amax(dim=1) > ignore_iof
+            covered = (box_iof(own, ignore[image, : ignore_counts[image]]) > ignore_iof).any(dim=1)
             overlaps[:, covered] = -1
         best, best_gt = overlaps.max(dim=0)
         index[(best >= 0) & (best < neg_iou)] = 0

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .extension import _C
+
 
 def roi_align(
     features: Tensor,
@@ -22,21 +24,22 @@ def roi_align(
         features: [B, C, H, W] float32, float64, float16 or bfloat16.
         rois: [K, 5]: image index in [0, B), then x1 y1 x2 y2 in pixels. float32; float64 with float64
             features. Not differentiable.
-        output_size: bins (h, w), or one number for both.
+        output_size: bins (h, w), or one number for both; each from 1 to 2**16, on CUDA h + w at most 512.
         spatial_scale: feature cells per pixel, 1 / stride.
-        sampling_ratio: samples per bin and axis; 0: as many as a bin has cells, rounded up.
+        sampling_ratio: samples per bin and axis, up to 32767; 0: as many as a bin has cells, rounded up.
         aligned: cell centres lie at half integers. False is the older convention, off by half a cell, in
             which an RoI is at least one cell wide.
 
     Returns:
         [K, C, h, w] of the dtype and memory format of ``features``, accumulated in float32 (float64 for
-        float64). Samples outside the map count as zero, within one cell of it as the border. RoIs of negative
-        size without fixed ``sampling_ratio``, RoIs further than 2**20 cells away and RoIs with a NaN or
-        infinite coordinate pool to zero. The gradient is the same bits on every run, whatever the number of
-        threads.
+        float64). Samples outside the map count as zero, within one cell of it as the border. A feature that
+        is not finite reaches the bins that sample it and no others. RoIs of negative size without fixed
+        ``sampling_ratio``, RoIs further than 2**20 cells away and RoIs with a NaN or infinite coordinate
+        pool to zero. The gradient is the same bits on every run, whatever the number of threads.
 
     Raises:
-        RuntimeError: for other shapes, dtypes or devices.
+        RuntimeError: for other shapes, dtypes or devices, for sizes beyond the above, a map of 2**31 cells or
+            more, or a scale that is not positive.
         IndexError: for an image index outside the batch (CPU; elsewhere such an RoI pools to zero).
 
     Channels-last features are read as they are. On the CPU other layouts are copied to channels-last first,
@@ -70,11 +73,14 @@ def pyramid_roi_align(
         [K, C, h, w] in the order of ``rois``.
 
     Raises:
+        ValueError: for a stride that is not positive.
         RuntimeError, IndexError: as :func:`roi_align`, or if levels disagree.
 
     Source: Lin et al. 2017 (Feature Pyramid Networks), equation 1:
     ``level = clamp(floor(log2(sqrt(w * h) / finest_scale + 1e-6)), 0, L - 1)``.
     """
+    if not all(stride > 0 for stride in strides):
+        raise ValueError(f"pyramid_roi_align: strides are {list(strides)}, expected positive numbers")
     scales = [1.0 / stride for stride in strides]
     return torch.ops.frcnn_ops.roi_align(
         list(features), rois, _pair(output_size), scales, sampling_ratio, True, finest_scale
@@ -93,6 +99,7 @@ def _memory_format(features: Tensor) -> torch.memory_format:
 
 @torch.library.register_fake("frcnn_ops::roi_align")
 def _(features, rois, output_size, scales, sampling_ratio, aligned, finest_scale):
+    _C.check_pooling("roi_align", output_size, scales, sampling_ratio, finest_scale)
     first = features[0]
     shape = (rois.shape[0], first.shape[1], *output_size)
     return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=_memory_format(first))
@@ -100,6 +107,8 @@ def _(features, rois, output_size, scales, sampling_ratio, aligned, finest_scale
 
 @torch.library.register_fake("frcnn_ops::roi_align_backward")
 def _(grad, rois, sizes, batch, scales, sampling_ratio, aligned, finest_scale):
+    _C.check_pooling("roi_align_backward", [1, 1], scales, sampling_ratio, finest_scale)
+    _C.check_maps("roi_align_backward", sizes, len(scales), batch)
     return [
         torch.empty(
             (batch, grad.shape[1], height, width),

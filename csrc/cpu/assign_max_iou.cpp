@@ -206,9 +206,8 @@ std::tuple<at::Tensor, at::Tensor> assign_max_iou(const at::Tensor& boxes, const
                                                   const std::optional<at::Tensor>& ignore_counts,
                                                   double pos_iou, double neg_iou, double min_pos_iou,
                                                   bool match_low_quality, double ignore_iof) {
-  check_assign_max_iou(boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou);
-  TORCH_CHECK(gts.size(1) < std::numeric_limits<int32_t>::max(),
-              "assign_max_iou: too many gts: ", gts.size(1));
+  check_assign_max_iou(boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou,
+                       ignore_iof);
   const int64_t batch = gts.size(0), count = boxes.size(-2);
   const at::Tensor box_rows = boxes.contiguous(), gt_rows = gts.contiguous(), counts = gt_counts.contiguous();
   const bool ignores = ignore.has_value() && ignore_iof > 0;

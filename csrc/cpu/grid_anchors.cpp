@@ -23,6 +23,7 @@ at::Tensor grid_anchors(at::IntArrayRef sizes, at::ArrayRef<double> strides, at:
   float* out = anchors.mutable_data_ptr<float>();
   for (size_t level = 0; level < strides.size(); ++level) {
     const int64_t height = sizes[2 * level], width = sizes[2 * level + 1];
+    if (width == 0) continue;
     const float stride = static_cast<float>(strides[level]);
     std::vector<Box<float>> base;
     for (const double ratio : ratios) {

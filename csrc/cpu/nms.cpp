@@ -192,7 +192,7 @@ std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at:
   AT_DISPATCH_FLOATING_TYPES(boxes.scalar_type(), "nms_padded", [&] {
     const scalar_t* box = box_rows.const_data_ptr<scalar_t>();
     const scalar_t* score = score_rows.const_data_ptr<scalar_t>();
-    parallel_segments(segments, segments * count * count / 2, [&](int64_t s) {
+    parallel_segments(segments, product({segments, count, count}) / 2, [&](int64_t s) {
       std::vector<Candidate<scalar_t>> candidates;
       for (int64_t i = 0; i < count; ++i) {
         const scalar_t value = score[s * count + i];

@@ -219,7 +219,7 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
   expect_shape({op, "weight", weight}, {-1, kPoints, -1, kPanel}, "[K / 32, 36, C, 32]");
   expect_dtype({op, "x", x}, {at::kFloat}, "float32");
   expect_like({op, "weight", weight}, {op, "x", x});
-  const int64_t channels = x.size(1), filters = weight.size(0) * kPanel;
+  const int64_t channels = x.size(1), filters = weight.size(0) * kPanel;  // no overflow: a size is 31 bits
   TORCH_CHECK(channels == weight.size(2), op, ": x has ", channels, " channels but weight is for ",
               weight.size(2));
   TORCH_CHECK(channels % kLanes == 0, op, ": x has ", channels, " channels, expected a multiple of ", kLanes);
@@ -231,6 +231,7 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
     expect_shape({op, "add", *add}, {x.size(0), filters, x.size(2), x.size(3)}, "[B, K, H, W]");
     expect_like({op, "add", *add}, {op, "x", x});
   }
+  expect_elements(op, "the result", {x.size(0), filters, x.size(2), x.size(3)});
   auto out = at::empty({x.size(0), filters, x.size(2), x.size(3)},
                        x.options().memory_format(at::MemoryFormat::ChannelsLast));
 #ifdef FRCNN_WINOGRAD

@@ -7,7 +7,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -43,6 +42,14 @@ const void* pointer_or_null(const at::Tensor& tensor) {
 }
 at::Tensor workspace(int64_t bytes, const at::Tensor& like) {
   return at::empty({bytes}, like.options().dtype(at::kByte));
+}
+
+// A launcher refuses what its 32-bit counters and grids cannot hold, before it launches anything.
+void expect_launched(const char* op, cudaError_t error) {
+  TORCH_CHECK(error != cudaErrorInvalidValue, op,
+              ": the sizes are more than the CUDA kernel counts in 32 bits; "
+              "split the call over images or boxes");
+  C10_CUDA_CHECK(error);
 }
 
 void expect_at_most(const char* op, const char* name, size_t count, size_t most) {
@@ -83,8 +90,8 @@ at::Tensor grid_anchors(at::IntArrayRef sizes, at::ArrayRef<double> strides, at:
   for (size_t l = 0; l < strides.size(); ++l) count += sizes[2 * l] * sizes[2 * l + 1];
   count *= static_cast<int64_t>(scales.size() * ratios.size());
   at::Tensor anchors = at::empty({count, 4}, at::TensorOptions().dtype(at::kFloat).device(device));
-  C10_CUDA_CHECK(
-      frcnn_cuda_grid_anchors(&arrays.grid, sizes.data(), anchors.mutable_data_ptr<float>(), stream()));
+  expect_launched("grid_anchors", frcnn_cuda_grid_anchors(&arrays.grid, sizes.data(),
+                                                          anchors.mutable_data_ptr<float>(), stream()));
   return anchors;
 }
 
@@ -93,8 +100,8 @@ at::Tensor box_iou(const at::Tensor& a, const at::Tensor& b) {
   const CUDAGuard guard(a.device());
   const at::Tensor a_rows = a.contiguous(), b_rows = b.contiguous();
   at::Tensor out = at::empty({a.size(0), b.size(0)}, a.options());
-  C10_CUDA_CHECK(frcnn_cuda_box_iou(type_of(a), a_rows.const_data_ptr(), b_rows.const_data_ptr(), a.size(0),
-                                    b.size(0), out.mutable_data_ptr(), stream()));
+  expect_launched("box_iou", frcnn_cuda_box_iou(type_of(a), a_rows.const_data_ptr(), b_rows.const_data_ptr(),
+                                                a.size(0), b.size(0), out.mutable_data_ptr(), stream()));
   return out;
 }
 
@@ -103,9 +110,9 @@ at::Tensor encode_boxes(const at::Tensor& boxes, const at::Tensor& targets, at::
   const CUDAGuard guard(boxes.device());
   const at::Tensor box_rows = boxes.contiguous(), target_rows = targets.contiguous();
   at::Tensor deltas = at::empty_like(box_rows);
-  C10_CUDA_CHECK(frcnn_cuda_encode_boxes(type_of(boxes), box_rows.const_data_ptr(),
-                                         target_rows.const_data_ptr(), stds.data(), boxes.size(0),
-                                         deltas.mutable_data_ptr(), stream()));
+  expect_launched("encode_boxes", frcnn_cuda_encode_boxes(
+                                      type_of(boxes), box_rows.const_data_ptr(), target_rows.const_data_ptr(),
+                                      stds.data(), boxes.size(0), deltas.mutable_data_ptr(), stream()));
   return deltas;
 }
 
@@ -119,9 +126,10 @@ at::Tensor decode_boxes(const at::Tensor& boxes, const at::Tensor& deltas, at::A
   const CUDAGuard guard(boxes.device());
   const at::Tensor box_rows = boxes.contiguous(), delta_rows = deltas.contiguous();
   at::Tensor decoded = at::empty_like(delta_rows);
-  C10_CUDA_CHECK(frcnn_cuda_decode_boxes(
-      type_of(boxes), box_rows.const_data_ptr(), delta_rows.const_data_ptr(), stds.data(),
-      data_or_null(max_shape), boxes.size(0), deltas.size(1) / 4, decoded.mutable_data_ptr(), stream()));
+  expect_launched("decode_boxes", frcnn_cuda_decode_boxes(
+                                      type_of(boxes), box_rows.const_data_ptr(), delta_rows.const_data_ptr(),
+                                      stds.data(), data_or_null(max_shape), boxes.size(0), deltas.size(1) / 4,
+                                      decoded.mutable_data_ptr(), stream()));
   return decoded;
 }
 
@@ -132,10 +140,11 @@ at::Tensor decode_boxes_backward(const at::Tensor& grad, const at::Tensor& boxes
   const at::Tensor grad_rows = grad.contiguous(), box_rows = boxes.contiguous(),
                    delta_rows = deltas.contiguous();
   at::Tensor result = at::empty_like(delta_rows);
-  C10_CUDA_CHECK(frcnn_cuda_decode_boxes_backward(type_of(boxes), grad_rows.const_data_ptr(),
-                                                  box_rows.const_data_ptr(), delta_rows.const_data_ptr(),
-                                                  stds.data(), data_or_null(max_shape), boxes.size(0),
-                                                  deltas.size(1) / 4, result.mutable_data_ptr(), stream()));
+  expect_launched("decode_boxes_backward",
+                  frcnn_cuda_decode_boxes_backward(type_of(boxes), grad_rows.const_data_ptr(),
+                                                   box_rows.const_data_ptr(), delta_rows.const_data_ptr(),
+                                                   stds.data(), data_or_null(max_shape), boxes.size(0),
+                                                   deltas.size(1) / 4, result.mutable_data_ptr(), stream()));
   return result;
 }
 
@@ -162,9 +171,11 @@ std::tuple<at::Tensor, at::Tensor> decode_proposals(at::TensorList deltas, at::T
   }
   at::Tensor boxes = at::empty({batch, rows, 4}, sizes.options());
   at::Tensor valid = at::empty({batch, rows}, sizes.options().dtype(at::kBool));
-  C10_CUDA_CHECK(frcnn_cuda_decode_proposals(
-      type_of(deltas[0]), &arrays.grid, levels.data(), sizes.const_data_ptr<float>(), batch, stds.data(),
-      min_size, boxes.mutable_data_ptr<float>(), valid.mutable_data_ptr<bool>(), stream()));
+  expect_launched(
+      "decode_proposals",
+      frcnn_cuda_decode_proposals(type_of(deltas[0]), &arrays.grid, levels.data(),
+                                  sizes.const_data_ptr<float>(), batch, stds.data(), min_size,
+                                  boxes.mutable_data_ptr<float>(), valid.mutable_data_ptr<bool>(), stream()));
   return {boxes, valid};
 }
 
@@ -172,19 +183,16 @@ std::tuple<at::Tensor, at::Tensor> decode_proposals(at::TensorList deltas, at::T
 
 constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-void expect_pooling_fits(const char* op, size_t levels, int64_t height, int64_t width,
-                         int64_t sampling_ratio) {
+void expect_pooling_fits(const char* op, size_t levels, int64_t height, int64_t width) {
   expect_at_most(op, "levels", levels, kFrcnnMostLevels);
   TORCH_CHECK(height + width <= kFrcnnMostBins, op, ": output_size (", height, ", ", width,
               ") is larger than the CUDA kernel takes (height + width at most ", int{kFrcnnMostBins}, ")");
-  TORCH_CHECK(sampling_ratio <= std::numeric_limits<int16_t>::max(), op, ": sampling_ratio ", sampling_ratio,
-              " is more than the CUDA kernel takes");
 }
 
 at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::IntArrayRef output_size,
                      at::ArrayRef<double> scales, int64_t sampling_ratio, bool aligned, double finest_scale) {
   check_roi_align(features, rois, output_size, scales, sampling_ratio, finest_scale);
-  expect_pooling_fits("roi_align", features.size(), output_size[0], output_size[1], sampling_ratio);
+  expect_pooling_fits("roi_align", features.size(), output_size[0], output_size[1]);
   const at::Tensor& first = features[0];
   const CUDAGuard guard(first.device());
   const bool channels_last = first.is_contiguous(kChannelsLast) && !first.is_contiguous();
@@ -204,8 +212,8 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::IntArr
                               first.size(0),  first.size(1),  rois.size(0),
                               output_size[0], output_size[1], sampling_ratio,
                               aligned,        channels_last,  finest_scale};
-  C10_CUDA_CHECK(frcnn_cuda_roi_align(type_of(first), &pooling, pointers.data(), rows.const_data_ptr(),
-                                      out.mutable_data_ptr(), stream()));
+  expect_launched("roi_align", frcnn_cuda_roi_align(type_of(first), &pooling, pointers.data(),
+                                                    rows.const_data_ptr(), out.mutable_data_ptr(), stream()));
   return out;
 }
 
@@ -213,7 +221,7 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
                                            at::IntArrayRef sizes, int64_t batch, at::ArrayRef<double> scales,
                                            int64_t sampling_ratio, bool aligned, double finest_scale) {
   check_roi_align_backward(grad, rois, sizes, batch, scales, sampling_ratio, finest_scale);
-  expect_pooling_fits("roi_align_backward", scales.size(), grad.size(2), grad.size(3), sampling_ratio);
+  expect_pooling_fits("roi_align_backward", scales.size(), grad.size(2), grad.size(3));
   const CUDAGuard guard(grad.device());
   const at::Tensor source = grad.contiguous(kChannelsLast), rows = rois.contiguous();
   std::vector<at::Tensor> grads;
@@ -228,9 +236,10 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
                               grad.size(2), grad.size(3),  sampling_ratio,
                               aligned,      true,          finest_scale};
   const at::Tensor memory = workspace(frcnn_cuda_roi_align_backward_workspace(&pooling), grad);
-  C10_CUDA_CHECK(frcnn_cuda_roi_align_backward(type_of(grad), &pooling, source.const_data_ptr(),
-                                               rows.const_data_ptr(), memory.mutable_data_ptr(),
-                                               pointers.data(), stream()));
+  expect_launched(
+      "roi_align_backward",
+      frcnn_cuda_roi_align_backward(type_of(grad), &pooling, source.const_data_ptr(), rows.const_data_ptr(),
+                                    memory.mutable_data_ptr(), pointers.data(), stream()));
   return grads;
 }
 
@@ -244,14 +253,15 @@ bool fits_one_block(const at::Tensor& boxes, int64_t n) {
 at::Tensor best_first(const at::Tensor& scores) {
   const bool wide = scores.scalar_type() == at::kDouble;
   at::Tensor keys = at::empty(scores.sizes(), scores.options().dtype(wide ? at::kLong : at::kInt));
-  C10_CUDA_CHECK(frcnn_cuda_nms_keys(type_of(scores), scores.const_data_ptr(), scores.numel(),
-                                     keys.mutable_data_ptr(), stream()));
+  expect_launched("nms", frcnn_cuda_nms_keys(type_of(scores), scores.const_data_ptr(), scores.numel(),
+                                             keys.mutable_data_ptr(), stream()));
   return std::get<1>(at::sort(keys, /*stable=*/true, /*dim=*/-1, /*descending=*/false));
 }
 
 void run_sorted(const at::Tensor& boxes, const FrcnnSortedNms& problem) {
   const at::Tensor memory = workspace(frcnn_cuda_nms_sorted_workspace(type_of(boxes), problem.total), boxes);
-  C10_CUDA_CHECK(frcnn_cuda_nms_sorted(type_of(boxes), &problem, memory.mutable_data_ptr(), stream()));
+  expect_launched("nms",
+                  frcnn_cuda_nms_sorted(type_of(boxes), &problem, memory.mutable_data_ptr(), stream()));
 }
 
 at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const std::optional<at::Tensor>& groups,
@@ -265,11 +275,11 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const std::opt
   const at::Tensor group_row = contiguous_or_none(groups);
   if (fits_one_block(boxes, n)) {
     at::Tensor indices = at::empty({n}, indices_of), count = at::empty({1}, indices_of);
-    C10_CUDA_CHECK(frcnn_cuda_nms(box_rows.const_data_ptr<float>(), score_row.const_data_ptr<float>(),
-                                  static_cast<const int64_t*>(pointer_or_null(group_row)), 1, n,
-                                  iou_threshold, n, /*drop_absent=*/false,
-                                  indices.mutable_data_ptr<int64_t>(), count.mutable_data_ptr<int64_t>(),
-                                  stream()));
+    expect_launched(
+        "nms", frcnn_cuda_nms(box_rows.const_data_ptr<float>(), score_row.const_data_ptr<float>(),
+                              static_cast<const int64_t*>(pointer_or_null(group_row)), 1, n, iou_threshold, n,
+                              /*drop_absent=*/false, indices.mutable_data_ptr<int64_t>(),
+                              count.mutable_data_ptr<int64_t>(), stream()));
     return indices.slice(0, 0, count.item<int64_t>());
   }
 
@@ -288,9 +298,9 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const std::opt
     const at::Tensor ids = changes.cumsum(0);
     starts = at::empty({n + 1}, indices_of);
     segment_count = at::empty({1}, indices_of);
-    C10_CUDA_CHECK(frcnn_cuda_nms_segments(ids.const_data_ptr<int64_t>(), n,
-                                           starts.mutable_data_ptr<int64_t>(),
-                                           segment_count.mutable_data_ptr<int64_t>(), stream()));
+    expect_launched(
+        "nms", frcnn_cuda_nms_segments(ids.const_data_ptr<int64_t>(), n, starts.mutable_data_ptr<int64_t>(),
+                                       segment_count.mutable_data_ptr<int64_t>(), stream()));
     problem.starts = starts.const_data_ptr<int64_t>();
     problem.segment_count = segment_count.const_data_ptr<int64_t>();
   }
@@ -315,10 +325,11 @@ std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at:
   at::Tensor indices = at::empty({segments, max_keep}, boxes.options().dtype(at::kLong));
   at::Tensor counts = at::empty({segments}, boxes.options().dtype(at::kLong));
   if (fits_one_block(boxes, n)) {
-    C10_CUDA_CHECK(frcnn_cuda_nms(box_rows.const_data_ptr<float>(), score_rows.const_data_ptr<float>(),
-                                  nullptr, segments, n, iou_threshold, max_keep, /*drop_absent=*/true,
-                                  indices.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>(),
-                                  stream()));
+    expect_launched(
+        "nms",
+        frcnn_cuda_nms(box_rows.const_data_ptr<float>(), score_rows.const_data_ptr<float>(), nullptr,
+                       segments, n, iou_threshold, max_keep, /*drop_absent=*/true,
+                       indices.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>(), stream()));
     return {indices, counts};
   }
   if (n == 0) return {indices.fill_(-1), counts.zero_()};  // float64; there is nothing to sort
@@ -357,10 +368,11 @@ at::Tensor iou_loss_forward(const at::Tensor& pred, const at::Tensor& target,
     shape = kind == IouLoss::kBounded ? std::vector<int64_t>{n, 4} : std::vector{n};
   at::Tensor loss = at::empty(shape, pred.options());
   const at::Tensor memory = workspace(frcnn_cuda_iou_loss_workspace(n), pred);
-  C10_CUDA_CHECK(frcnn_cuda_iou_loss(type_of(pred), pred_rows.const_data_ptr(), target_rows.const_data_ptr(),
-                                     pointer_or_null(weights), pointer_or_null(box_rows), stds.data(), n,
-                                     static_cast<int64_t>(kind), eps, beta, static_cast<int64_t>(reduce),
-                                     memory.mutable_data_ptr(), loss.mutable_data_ptr(), stream()));
+  expect_launched("iou_loss",
+                  frcnn_cuda_iou_loss(type_of(pred), pred_rows.const_data_ptr(), target_rows.const_data_ptr(),
+                                      pointer_or_null(weights), pointer_or_null(box_rows), stds.data(), n,
+                                      static_cast<int64_t>(kind), eps, beta, static_cast<int64_t>(reduce),
+                                      memory.mutable_data_ptr(), loss.mutable_data_ptr(), stream()));
   return loss;
 }
 
@@ -374,11 +386,12 @@ at::Tensor iou_loss_backward(const at::Tensor& grad, const at::Tensor& pred, con
                    target_rows = target.contiguous();
   const at::Tensor weights = contiguous_or_none(weight), box_rows = contiguous_or_none(boxes);
   at::Tensor result = at::empty_like(pred_rows);
-  C10_CUDA_CHECK(frcnn_cuda_iou_loss_backward(
-      type_of(pred), grad_rows.const_data_ptr(), pred_rows.const_data_ptr(), target_rows.const_data_ptr(),
-      pointer_or_null(weights), pointer_or_null(box_rows), stds.data(), pred.size(0),
-      static_cast<int64_t>(iou_loss_mode(mode)), eps, beta, static_cast<int64_t>(reduction_of(reduction)),
-      result.mutable_data_ptr(), stream()));
+  expect_launched("iou_loss_backward",
+                  frcnn_cuda_iou_loss_backward(
+                      type_of(pred), grad_rows.const_data_ptr(), pred_rows.const_data_ptr(),
+                      target_rows.const_data_ptr(), pointer_or_null(weights), pointer_or_null(box_rows),
+                      stds.data(), pred.size(0), static_cast<int64_t>(iou_loss_mode(mode)), eps, beta,
+                      static_cast<int64_t>(reduction_of(reduction)), result.mutable_data_ptr(), stream()));
   return result;
 }
 
@@ -390,7 +403,8 @@ std::tuple<at::Tensor, at::Tensor> assign_max_iou(const at::Tensor& boxes, const
                                                   const std::optional<at::Tensor>& ignore_counts,
                                                   double pos_iou, double neg_iou, double min_pos_iou,
                                                   bool match_low_quality, double ignore_iof) {
-  check_assign_max_iou(boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou);
+  check_assign_max_iou(boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou,
+                       ignore_iof);
   const CUDAGuard guard(boxes.device());
   const int64_t batch = gts.size(0), g = gts.size(1), n = boxes.size(-2);
   TORCH_CHECK(batch <= 65535, "assign_max_iou: a batch of ", batch, " is more than the CUDA kernel takes");
@@ -399,12 +413,14 @@ std::tuple<at::Tensor, at::Tensor> assign_max_iou(const at::Tensor& boxes, const
   at::Tensor gt_index = at::empty({batch, n}, boxes.options().dtype(at::kLong));
   at::Tensor max_iou = at::empty({batch, n}, boxes.options());
   const at::Tensor gt_best = at::empty({batch, g}, boxes.options());
-  C10_CUDA_CHECK(frcnn_cuda_assign_max_iou(
-      type_of(boxes), box_rows.const_data_ptr(), boxes.dim() == 3 ? n * 4 : 0, n, gt_rows.const_data_ptr(),
-      counts.const_data_ptr<int64_t>(), batch, g, pointer_or_null(regions),
-      static_cast<const int64_t*>(pointer_or_null(region_counts)), regions.defined() ? regions.size(1) : 0,
-      pos_iou, neg_iou, min_pos_iou, match_low_quality, ignore_iof, gt_best.mutable_data_ptr(),
-      gt_index.mutable_data_ptr<int64_t>(), max_iou.mutable_data_ptr(), stream()));
+  expect_launched("assign_max_iou",
+                  frcnn_cuda_assign_max_iou(
+                      type_of(boxes), box_rows.const_data_ptr(), boxes.dim() == 3 ? n * 4 : 0, n,
+                      gt_rows.const_data_ptr(), counts.const_data_ptr<int64_t>(), batch, g,
+                      pointer_or_null(regions), static_cast<const int64_t*>(pointer_or_null(region_counts)),
+                      regions.defined() ? regions.size(1) : 0, pos_iou, neg_iou, min_pos_iou,
+                      match_low_quality, ignore_iof, gt_best.mutable_data_ptr(),
+                      gt_index.mutable_data_ptr<int64_t>(), max_iou.mutable_data_ptr(), stream()));
   return {gt_index, max_iou};
 }
 

@@ -73,12 +73,6 @@ Clip<T> clip_of(const int64_t* max_shape) {
   return {true, static_cast<T>(max_shape[0]), static_cast<T>(max_shape[1])};
 }
 
-bool grid_of(int64_t count, dim3* blocks) {
-  const int64_t n = div_up<int64_t>(count, kThreads);
-  *blocks = dim3(static_cast<unsigned>(n));
-  return n <= INT32_MAX;
-}
-
 }  // namespace
 }  // namespace frcnn
 
@@ -89,7 +83,7 @@ cudaError_t frcnn_cuda_encode_boxes(int64_t type, const void* boxes, const void*
   using namespace frcnn;
   dim3 blocks;
   if (n == 0) return cudaSuccess;
-  if (!grid_of(n, &blocks)) return cudaErrorInvalidValue;
+  if (!blocks_for(n, kThreads, &blocks)) return cudaErrorInvalidValue;
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(encode_kernel<T>, blocks, dim3(kThreads), 0, stream, static_cast<const T*>(boxes),
@@ -103,7 +97,7 @@ cudaError_t frcnn_cuda_decode_boxes(int64_t type, const void* boxes, const void*
   using namespace frcnn;
   dim3 blocks;
   if (n * classes == 0) return cudaSuccess;
-  if (!grid_of(n * classes, &blocks)) return cudaErrorInvalidValue;
+  if (!blocks_for(n * classes, kThreads, &blocks)) return cudaErrorInvalidValue;
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(decode_kernel<T>, blocks, dim3(kThreads), 0, stream, static_cast<const T*>(boxes),
@@ -119,7 +113,7 @@ cudaError_t frcnn_cuda_decode_boxes_backward(int64_t type, const void* grad, con
   using namespace frcnn;
   dim3 blocks;
   if (n * classes == 0) return cudaSuccess;
-  if (!grid_of(n * classes, &blocks)) return cudaErrorInvalidValue;
+  if (!blocks_for(n * classes, kThreads, &blocks)) return cudaErrorInvalidValue;
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(decode_backward_kernel<T>, blocks, dim3(kThreads), 0, stream, static_cast<const T*>(grad),

@@ -76,8 +76,9 @@ extern "C" cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnch
   if (rows * batch == 0) return cudaSuccess;
   const Delta<float> device_stds{static_cast<float>(stds[0]), static_cast<float>(stds[1]),
                                  static_cast<float>(stds[2]), static_cast<float>(stds[3])};
-  const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(largest * batch, kThreads)),
-                    static_cast<unsigned>(grid->levels));
+  dim3 blocks;
+  if (!blocks_for(largest * batch, kThreads, &blocks)) return cudaErrorInvalidValue;
+  blocks.y = static_cast<unsigned>(grid->levels);
   return for_half_or_float(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(decode_proposals_kernel<T>, blocks, dim3(kThreads), 0, stream, device_grid, device_levels,

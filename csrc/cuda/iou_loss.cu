@@ -167,13 +167,14 @@ cudaError_t frcnn_cuda_iou_loss(int64_t type, const void* pred, const void* targ
                                 double beta, int64_t reduction, void* workspace, void* out,
                                 cudaStream_t stream) {
   using namespace frcnn;
+  dim3 each;
+  if (!blocks_for(n, kThreads, &each)) return cudaErrorInvalidValue;
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const Pairs<T> pairs = pairs_of<T>(pred, target, weight, boxes, stds, n, mode, eps, beta);
     if (reduction == kNone) {
       if (n == 0) return cudaSuccess;
-      return launch(each_kernel<T>, dim3(static_cast<unsigned>(div_up<int64_t>(n, kThreads))), dim3(kThreads),
-                    0, stream, pairs, static_cast<T*>(out));
+      return launch(each_kernel<T>, each, dim3(kThreads), 0, stream, pairs, static_cast<T*>(out));
     }
     const int64_t values = n * values_of(mode);
     const double divisor = reduction == kMean && values > 0 ? static_cast<double>(values) : 1.0;
@@ -193,14 +194,15 @@ cudaError_t frcnn_cuda_iou_loss_backward(int64_t type, const void* grad, const v
                                          int64_t mode, double eps, double beta, int64_t reduction,
                                          void* grad_pred, cudaStream_t stream) {
   using namespace frcnn;
+  dim3 blocks;
   if (n == 0) return cudaSuccess;
+  if (!blocks_for(n, kThreads, &blocks)) return cudaErrorInvalidValue;
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const Pairs<T> pairs = pairs_of<T>(pred, target, weight, boxes, stds, n, mode, eps, beta);
     const T share = reduction == kMean ? T(1) / static_cast<T>(n * values_of(mode)) : T(1);
-    return launch(gradient_kernel<T>, dim3(static_cast<unsigned>(div_up<int64_t>(n, kThreads))),
-                  dim3(kThreads), 0, stream, pairs, static_cast<const T*>(grad), reduction != kNone, share,
-                  static_cast<T*>(grad_pred));
+    return launch(gradient_kernel<T>, blocks, dim3(kThreads), 0, stream, pairs, static_cast<const T*>(grad),
+                  reduction != kNone, share, static_cast<T*>(grad_pred));
   });
 }
 }

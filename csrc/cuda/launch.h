@@ -40,4 +40,11 @@ constexpr T div_up(T a, T b) {
   return (a + b - 1) / b;
 }
 
+// The blocks of `threads` that cover n; false if a grid does not hold as many.
+inline bool blocks_for(int64_t n, int threads, dim3* blocks) {
+  const int64_t count = div_up<int64_t>(n, threads);
+  *blocks = dim3(static_cast<unsigned>(count));
+  return count <= INT32_MAX;
+}
+
 }  // namespace frcnn

@@ -192,7 +192,8 @@ cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, voi
                                 cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
-  const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads)));
+  dim3 blocks;
+  if (!blocks_for(n, kKeyThreads, &blocks)) return cudaErrorInvalidValue;
   if (type == kFrcnnFloat)
     return launch(keys_kernel<float, int>, blocks, dim3(kKeyThreads), 0, stream,
                   static_cast<const float*>(scores), n, static_cast<int*>(keys));
@@ -204,8 +205,9 @@ cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* star
                                     cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
-  return launch(segments_kernel, dim3(static_cast<unsigned>(div_up<int64_t>(n, kKeyThreads))),
-                dim3(kKeyThreads), 0, stream, ids, n, starts, count);
+  dim3 blocks;
+  if (!blocks_for(n, kKeyThreads, &blocks)) return cudaErrorInvalidValue;
+  return launch(segments_kernel, blocks, dim3(kKeyThreads), 0, stream, ids, n, starts, count);
 }
 
 int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -64,6 +65,19 @@ def test_cuda_refusal(setup, force, torch_cuda, nvcc, message):
         setup.use_cuda(force, torch_cuda, nvcc)
 
 
+def test_an_nvcc_outside_its_toolkit_is_named(setup, tmp_path):
+    for given, origin in (
+        (True, "is what CUDA_HOME or CUDA_PATH says"),
+        (False, "was derived from where nvcc"),
+    ):
+        with pytest.raises(setup.BuildError, match=rf"{tmp_path}, {origin}.*; set CUDA_HOME to the folder"):
+            setup.check_toolkit(str(tmp_path), given)
+    header = tmp_path / "include" / "cuda_runtime.h"
+    header.parent.mkdir()
+    header.touch()
+    setup.check_toolkit(str(tmp_path), given=False)
+
+
 @pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
 def test_torch_accepted(setup, version):
     setup.check_torch(version)
@@ -118,27 +132,52 @@ def test_build_information():
     assert info["torch"] in text and "roi_align_backward" in text
 
 
-def import_copy(folder: Path) -> str:
-    """What importing a copy of frcnn_ops says; every file of the package is in place but its extension."""
+def import_copy(folder: Path, *later: Path) -> str:
+    """What importing a copy of frcnn_ops says; every file of the package is in place but its extension.
+
+    Args:
+        folder: holds the copy; the working folder, hence the first that Python looks in.
+        later: searched after it.
+    """
     # An editable install would find the extension in the checkout.
     code = """if True:
         import sys
         sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
-        sys.path.insert(0, sys.argv[1])
+        sys.path = ["", *(p for p in sys.path if p not in ("", sys.argv[1])), *sys.argv[2:]]
         import frcnn_ops
     """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=folder
+        [sys.executable, "-c", code, str(ROOT), *map(str, later)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert done.returncode != 0
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_unbuilt_and_stale_extensions_say_how_to_build(tmp_path):
-    package = tmp_path / "frcnn_ops"
-    package.mkdir()
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """The package as in a clone: its Python files and nothing compiled."""
+    package = tmp_path / "clone" / "frcnn_ops"
+    package.mkdir(parents=True)
     for path in (ROOT / "frcnn_ops").glob("*.py"):
         shutil.copy(path, package)
-    assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in import_copy(tmp_path)
-    (package / "_C.abi3.so").write_bytes(b"not a library")
-    assert "compiled for another: run `pip install --no-build-isolation --no-deps" in import_copy(tmp_path)
+    return package
+
+
+def test_unbuilt_and_stale_extensions_say_how_to_build(source):
+    clone = source.parent
+    assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in import_copy(clone)
+    (source / "_C.abi3.so").write_bytes(b"not a library")
+    assert "compiled for another: run `pip install --no-build-isolation --no-deps" in import_copy(clone)
+
+
+def test_a_source_folder_that_hides_the_installed_package_is_named(source, tmp_path):
+    installed = tmp_path / "site-packages"
+    shutil.copytree(source, installed / "frcnn_ops")
+    (installed / "frcnn_ops" / "_C.abi3.so").touch()
+    message = import_copy(source.parent, installed)
+    assert f"found the source folder {source}, which is not compiled" in message
+    assert f"the installed {installed / 'frcnn_ops'}: run the command from another folder" in message

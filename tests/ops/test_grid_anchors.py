@@ -43,10 +43,8 @@ def test_geometry(device):
 
 
 def test_empty(device):
-    assert frcnn_ops.grid_anchors([], [], device=device) == []
     empty, full = frcnn_ops.grid_anchors([(0, 5), (1, 1)], [4, 8], device=device)
     assert empty.shape == (0, 4) and full.shape == (3, 4)
-    assert frcnn_ops.grid_anchors([(2, 2)], [4], ratios=[], device=device)[0].shape == (0, 4)
 
 
 def test_default_device_is_followed():
@@ -60,6 +58,16 @@ def test_default_device_is_followed():
     [
         ({"strides": [4, 8]}, "sizes has 2 numbers, expected 4"),
         ({"sizes": [(-1, 3)]}, "expected none below 0"),
+        ({"sizes": [], "strides": []}, "strides is empty, expected at least one number"),
+        ({"scales": []}, "scales is empty"),
+        ({"ratios": []}, "ratios is empty"),
+        (
+            {"sizes": [(2**32, 2**32)]},
+            "a level of 4294967296 x 4294967296 cells with 3 anchors each, expected",
+        ),
+        ({"sizes": [(2**31, 0)]}, "a level of 2147483648 x 0 cells with 3 anchors each, expected at most"),
+        ({"sizes": [(2**31 - 1, 1)]}, "expected at most 2147483647 anchors per level"),
+        ({"strides": [1e39]}, "strides hold 1e\\+39"),
         ({"strides": [0]}, "strides hold 0, expected positive numbers"),
         ({"ratios": [1.0, -2.0]}, "ratios hold -2"),
         ({"scales": [float("nan")]}, "scales hold nan"),
@@ -69,6 +77,8 @@ def test_default_device_is_followed():
 def test_bad_arguments(change, message, device):
     with pytest.raises(RuntimeError, match=message):
         frcnn_ops.grid_anchors(**{"sizes": [(1, 2)], "strides": [4], "device": device, **change})
+    with pytest.raises(RuntimeError, match=message):  # the fake kernel asks the same
+        frcnn_ops.grid_anchors(**{"sizes": [(1, 2)], "strides": [4], "device": "meta", **change})
 
 
 def test_registration(device):

@@ -118,6 +118,11 @@ def test_nan_scores_go_last():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 0, 60, 10], [80, 0, 90, 10]])
     scores = torch.tensor([NAN, -INF, NAN, 0.5])
     assert frcnn_ops.nms(boxes, scores, 0.5).tolist() == [3, 1, 2]
+    assert reference.nms(boxes, scores, None, 0.5).tolist() == [3, 1, 2]
+    # nothing is absent but -inf
+    padded = boxes[None], scores[None], 0.5, 4
+    for found in (frcnn_ops.nms_padded(*padded), reference.nms_padded(*padded)):
+        assert found[0].tolist() == [[3, 0, 2, -1]]
 
 
 def test_unusable_boxes_are_kept_and_suppress_nothing():
@@ -222,8 +227,13 @@ def test_bad_arguments(boxes, scores, groups, threshold, message):
 
 
 def test_bad_padded_arguments():
-    with pytest.raises(RuntimeError, match="max_keep"):
-        frcnn_ops.nms_padded(torch.zeros(1, 2, 4), torch.zeros(1, 2), 0.5, -1)
+    for max_keep in (-1, 2**31, 2**62):
+        for device in ("cpu", "meta"):
+            boxes, scores = torch.zeros(4, 2, 4, device=device), torch.zeros(4, 2, device=device)
+            with pytest.raises(RuntimeError, match=f"max_keep is {max_keep}, expected 0 to 2147483647"):
+                frcnn_ops.nms_padded(boxes, scores, 0.5, max_keep)
+    with pytest.raises(RuntimeError, match=r"boxes has shape .* at most 2147483647 along each dimension"):
+        frcnn_ops.nms_padded(torch.zeros(2**31, 0, 4), torch.zeros(2**31, 0), 0.5, 0)
     with pytest.raises(RuntimeError, match="scores"):
         frcnn_ops.nms_padded(torch.zeros(1, 2, 4), torch.zeros(1, 3), 0.5, 1)
 

@@ -104,3 +104,7 @@ def test_mistakes_are_named():
         frcnn_ops.winograd_conv(x, packed, bias, x)
     with pytest.raises(RuntimeError, match="weight has shape"):
         frcnn_ops.winograd_conv(x, weight)
+    with pytest.raises(RuntimeError, match=r"weight has shape .* at most 2147483647 along each dimension"):
+        frcnn_ops.winograd_conv(x[:, :0], torch.zeros(2**58, 36, 0, 32))
+    with pytest.raises(RuntimeError, match="the result would have shape"):
+        frcnn_ops.winograd_conv(torch.zeros(2**20, 0, 2**15, 2**15), torch.zeros(2**20, 36, 0, 32))
