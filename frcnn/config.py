@@ -162,7 +162,7 @@ class ScheduleConfig(Checked):
     decay_epochs: Annotated[tuple[Count, ...], Range(0, 1000)] = (8, 11)
     """After each of these epochs the learning rate is multiplied by `decay`."""
     decay: Fraction = 0.1
-    lr: Positive = 0.02
+    lr: NotNegative = 0.02
     """Learning rate for `lr_batch` images per step; scaled linearly for other batches."""
     lr_batch: Count = 16
     images_per_process: Count = 2

@@ -95,7 +95,7 @@ BAD: dict[type, dict[str, tuple]] = {
         "epochs": NO_COUNT,
         "decay_epochs": (8, [8, 11], (0, 8), (11, 8), (8.0,), (-1,), None),
         "decay": NO_FRACTION,
-        "lr": (*NO_POSITIVE, None),
+        "lr": ("0.1", None, True, -0.1, NAN, INF, 1e9),
         "lr_batch": NO_COUNT,
         "images_per_process": NO_COUNT,
         "momentum": NO_FRACTION,
