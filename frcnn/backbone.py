@@ -73,10 +73,6 @@ class ResNet(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        if config.depth not in STAGE_BLOCKS:
-            raise ValueError(f"no ResNet has depth {config.depth}; choose one of {sorted(STAGE_BLOCKS)}")
-        if config.depth < 50 and (config.groups != 1 or config.base_width != 64):
-            raise ValueError("ResNet-18 and -34 have no grouped form: leave groups=1 and base_width=64")
         self.config = config
         block = BasicBlock if config.depth < 50 else Bottleneck
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)

@@ -1,152 +1,198 @@
 """Recipes as data: frozen dataclasses that say everything about a model, its data and its schedule.
 
 A recipe is changed with ``dataclasses.replace``; nothing is looked up by string and nothing is inherited.
-Lengths are in pixels of the network's input.
+Every field is checked against its annotation when the dataclass is made: a wrong one raises ValueError that
+names it. Sequences are tuples. Lengths are in pixels of the network's input.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from frcnn.checked import Checked, Range
 
 BoxLoss = Literal["l1", "iou", "giou", "diou", "ciou", "bounded_iou"]
+Count = Annotated[int, Range(1, 1_000_000)]
+Samples = Annotated[int, Range(1, 1_000_000_000)]
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(1e-9, 1e6)]
+NotNegative = Annotated[float, Range(0, 1e6)]
+Level = Annotated[float, Range(-1e6, 1e6)]
+Pixels = Annotated[int, Range(1, 32768)]
+
+STRIDES = (4, 8, 16, 32, 64)
+LARGEST_BOX_HEAD = 2**30
+"""Weights of a box head, 4 GB in float32; the zoo's have 14 million."""
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Checked):
     """A ResNet or ResNeXt."""
 
     depth: Literal[18, 34, 50, 101, 152] = 50
     style: Literal["pytorch", "caffe"] = "pytorch"
     """pytorch: stride in the 3x3 of a bottleneck; caffe: stride in its first 1x1, norms without gradient."""
-    groups: int = 1
-    base_width: int = 64
+    groups: Annotated[int, Range(1, 1024)] = 1
+    base_width: Annotated[int, Range(1, 1024)] = 64
     """Width of a bottleneck's 3x3 per group, scaled as in ResNeXt (4 for 32x4d and 64x4d)."""
-    frozen_stages: int = 1
+    frozen_stages: Annotated[int, Range(-1, 4)] = 1
     """-1 trains everything, 0 freezes the stem, n the stem and the first n stages."""
     norm_eval: bool = True
     """Keep BatchNorm on its stored statistics while training (it must be False to train from scratch)."""
     pretrained: str | None = None
     """Published initialisation that training expects; see frcnn.zoo.BACKBONE_WEIGHTS."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain = self.groups == 1 and self.base_width == 64
+        self._expect(plain or self.depth >= 50, "depth", "50 or more for a grouped ResNet")
+
 
 @dataclass(frozen=True)
-class RPNConfig:
+class RPNConfig(Checked):
     """Region proposal network."""
 
-    scales: tuple[float, ...] = (8.0,)
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-    pos_iou: float = 0.7
-    neg_iou: float = 0.3
-    min_pos_iou: float = 0.3
-    samples: int = 256
+    scales: Annotated[tuple[Positive, ...], Range(1, 32)] = (8.0,)
+    ratios: Annotated[tuple[Positive, ...], Range(1, 32)] = (0.5, 1.0, 2.0)
+    stds: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
+    pos_iou: Fraction = 0.7
+    neg_iou: Fraction = 0.3
+    min_pos_iou: Fraction = 0.3
+    samples: Samples = 256
     """Anchors sampled per image."""
-    pos_fraction: float = 0.5
-    pre_nms_train: int = 2000
+    pos_fraction: Fraction = 0.5
+    pre_nms_train: Count = 2000
     """Best-scoring anchors kept per level before NMS while training."""
-    pre_nms_test: int = 1000
-    post_nms_train: int = 1000
+    pre_nms_test: Count = 1000
+    post_nms_train: Count = 1000
     """Proposals kept per image over all levels while training."""
-    post_nms_test: int = 1000
-    nms_iou: float = 0.7
-    min_size: float = 0.0
+    post_nms_test: Count = 1000
+    nms_iou: Fraction = 0.7
+    min_size: NotNegative = 0.0
     """Proposals whose width or height is not larger than this are dropped."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect(self.neg_iou <= self.pos_iou, "neg_iou", f"at most pos_iou, {self.pos_iou}")
+
 
 @dataclass(frozen=True)
-class RoIHeadConfig:
+class RoIHeadConfig(Checked):
     """Box head: RoIAlign, two fully connected layers, class scores and box deltas."""
 
-    pool_size: int = 7
-    sampling_ratio: int = 0
+    pool_size: Annotated[int, Range(1, 64)] = 7
+    sampling_ratio: Annotated[int, Range(0, 64)] = 0
     """Sampling points per bin and axis; 0 chooses them by the box's size."""
-    finest_scale: float = 56.0
-    fc_channels: int = 1024
+    finest_scale: Positive = 56.0
+    fc_channels: Annotated[int, Range(1, 65536)] = 1024
     class_agnostic: bool = False
     """One set of box deltas for all classes."""
-    stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
-    pos_iou: float = 0.5
-    neg_iou: float = 0.5
-    samples: int = 512
+    stds: tuple[Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2)
+    pos_iou: Fraction = 0.5
+    neg_iou: Fraction = 0.5
+    samples: Samples = 512
     """Proposals sampled per image."""
-    pos_fraction: float = 0.25
+    pos_fraction: Fraction = 0.25
     box_loss: BoxLoss = "l1"
     """Every loss but l1 is computed on decoded boxes."""
-    box_loss_weight: float = 1.0
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
+    box_loss_weight: NotNegative = 1.0
+    score_threshold: Fraction = 0.05
+    nms_iou: Fraction = 0.5
     soft_nms: Literal["none", "linear", "gaussian"] = "none"
-    max_detections: int = 100
+    max_detections: Count = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect(self.neg_iou <= self.pos_iou, "neg_iou", f"at most pos_iou, {self.pos_iou}")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Architecture, target assignment and post-processing."""
 
     backbone: BackboneConfig = BackboneConfig()
-    fpn_channels: int = 256
-    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """Strides of the pyramid; the last level subsamples the one before and serves the RPN only."""
+    fpn_channels: Annotated[int, Range(1, 4096)] = 256
+    strides: tuple[int, ...] = STRIDES
+    """Of the pyramid, fixed by the architecture: the backbone's four, and a last level that subsamples the
+    one before and serves the RPN only."""
     rpn: RPNConfig = RPNConfig()
     roi_head: RoIHeadConfig = RoIHeadConfig()
-    num_classes: int = 80
+    num_classes: Annotated[int, Range(1, 100_000)] = 80
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect(self.strides == STRIDES, "strides", f"{STRIDES}, which the architecture fixes")
+        head = self.roi_head
+        inputs = self.fpn_channels * head.pool_size**2
+        weights = head.fc_channels * (inputs + head.fc_channels + 5 * self.num_classes)
+        self._expect(weights <= LARGEST_BOX_HEAD, "roi_head", f"one of at most {LARGEST_BOX_HEAD} weights")
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """From a picture to the network's input."""
+class DataConfig(Checked):
+    """From an image to the network's input."""
 
-    size: tuple[int, int] = (1333, 800)
-    """(long side, short side) that a picture is shrunk or enlarged to fit, keeping its aspect."""
-    train_short_sides: tuple[int, ...] = (800,)
+    size: tuple[Pixels, Pixels] = (1333, 800)
+    """(long side, short side) that an image is shrunk or enlarged to fit, keeping its aspect."""
+    train_short_sides: Annotated[tuple[Pixels, ...], Range(1, 1000)] = (800,)
     """Short sides drawn at random while training (multi-scale training)."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    mean: tuple[Level, Level, Level] = (123.675, 116.28, 103.53)
     """Per channel, in the order the network sees them."""
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
     rgb: bool = True
     """Whether the network sees RGB (pytorch style) or BGR (caffe style)."""
-    pad_divisor: int = 32
-    flip: float = 0.5
+    pad_divisor: Annotated[int, Range(1, 1024)] = 32
+    flip: Fraction = 0.5
     """Probability of a horizontal flip while training."""
-    min_image_side: int = 32
-    """Training drops pictures with a smaller side."""
+    min_image_side: Annotated[int, Range(0, 32768)] = 32
+    """Training drops images with a smaller side."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect(self.size[0] >= self.size[1], "size", "the long side first")
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """SGD with linear warm-up and step decay."""
 
-    epochs: int = 12
-    decay_epochs: tuple[int, ...] = (8, 11)
+    epochs: Count = 12
+    decay_epochs: Annotated[tuple[Count, ...], Range(0, 1000)] = (8, 11)
     """After each of these epochs the learning rate is multiplied by `decay`."""
-    decay: float = 0.1
-    lr: float = 0.02
+    decay: Fraction = 0.1
+    lr: NotNegative = 0.02
     """Learning rate for `lr_batch` images per step; scaled linearly for other batches."""
-    lr_batch: int = 16
-    images_per_process: int = 2
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_iterations: int = 500
-    warmup_factor: float = 0.001
-    clip_grad_norm: float | None = None
+    lr_batch: Count = 16
+    images_per_process: Count = 2
+    momentum: Fraction = 0.9
+    weight_decay: NotNegative = 1e-4
+    warmup_iterations: Annotated[int, Range(0, 1_000_000_000)] = 500
+    warmup_factor: Fraction = 0.001
+    clip_grad_norm: Positive | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising = list(self.decay_epochs) == sorted(self.decay_epochs)
+        self._expect(rising, "decay_epochs", "epochs in rising order")
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Checked):
     """What MMDetection's zoo publishes for a recipe."""
 
-    box_ap: float
-    memory_gb: float | None = None
+    box_ap: Annotated[float, Range(0, 100)]
+    memory_gb: Positive | None = None
     """Training memory per GPU at 2 images."""
-    fps: float | None = None
+    fps: Positive | None = None
     """Images per second on one V100, batch 1, post-processing included, loading excluded."""
     checkpoint: str = ""
     """Path of the file under the published model store; its last eight hex digits begin its sha256."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """A named Faster R-CNN: model, data, schedule and, for the zoo, the published figures."""
 
     name: str
@@ -154,3 +200,8 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     published: Published | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain = re.fullmatch(r"[^/\\\0]{1,200}", self.name) and self.name not in (".", "..")
+        self._expect(bool(plain), "name", "a name that a folder may have")

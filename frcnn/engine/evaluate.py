@@ -17,7 +17,6 @@ from torch import nn
 from tqdm import tqdm
 
 from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco
-from frcnn.data.coco import parse_box, read_annotations
 from frcnn.engine.processes import Processes
 from frcnn.structures import Detections
 
@@ -157,10 +156,9 @@ def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...
 
 
 def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
-    """COCO metrics of detections in COCO's results form against a data set's annotation file."""
-    content = read_annotations(dataset.annotation_file)
-    truth = _coco(content, _truth_annotations(dataset.annotation_file, content["annotations"]))
-    found = _coco(content, [{**result, "area": result["bbox"][2] * result["bbox"][3]} for result in results])
+    """COCO metrics of detections in COCO's results form against a data set's annotations."""
+    truth = _coco(dataset, _truth(dataset))
+    found = _coco(dataset, [{**result, "area": result["bbox"][2] * result["bbox"][3]} for result in results])
     evaluator = COCOeval(truth, found, iouType="bbox")
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         evaluator.evaluate()
@@ -182,30 +180,25 @@ def _mean(precision: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def _truth_annotations(path: Path, entries: list[dict]) -> list[dict]:
-    """The file's annotations with the fields that COCOeval needs and files of other origin often lack."""
-    usable = []
-    for position, entry in enumerate(entries):
-        box = parse_box(entry["bbox"], f"{path}: annotations[{position}]")
-        if box is not None:
-            usable.append(
-                {
-                    "image_id": entry["image_id"],
-                    "category_id": entry["category_id"],
-                    "bbox": list(box),
-                    "area": entry.get("area", box[2] * box[3]),
-                    "iscrowd": int(entry.get("iscrowd", 0)),
-                }
-            )
-    return usable
+def _truth(dataset: CocoDataset) -> list[dict]:
+    """The data set's annotations in COCO's form, with those that are too small to train on."""
+    columns = {
+        "image_id": np.repeat(dataset.image_ids, np.diff(dataset.box_offsets)),
+        "category_id": np.array(dataset.category_ids)[dataset.labels],
+        "bbox": dataset.xywh,
+        "area": dataset.areas,
+        "iscrowd": dataset.crowd.astype(int),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _coco(content: dict, annotations: list[dict]) -> COCO:
+def _coco(dataset: CocoDataset, annotations: list[dict]) -> COCO:
     """A COCO index. Ids count from 1: COCOeval takes a match with annotation 0 for no match."""
     coco = COCO()
     coco.dataset = {
-        "images": content["images"],
-        "categories": content["categories"],
+        "images": [{"id": image_id} for image_id in dataset.image_ids.tolist()],
+        "categories": [{"id": category_id} for category_id in dataset.category_ids],
         "annotations": [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(annotations, 1)],
     }
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):

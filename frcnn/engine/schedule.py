@@ -26,5 +26,5 @@ def with_epochs(schedule: ScheduleConfig, epochs: int) -> ScheduleConfig:
     """The same schedule over another number of epochs: the decay epochs move in proportion."""
     if epochs < 1:
         raise ValueError(f"training needs at least one epoch, got {epochs}")
-    decay_epochs = tuple(round(epoch * epochs / schedule.epochs) for epoch in schedule.decay_epochs)
+    decay_epochs = tuple(max(1, round(epoch * epochs / schedule.epochs)) for epoch in schedule.decay_epochs)
     return replace(schedule, epochs=epochs, decay_epochs=decay_epochs)

@@ -1,7 +1,11 @@
 """Published files: where they are, and a download that survives broken transfers.
 
 Files land in torch.hub's folder (``torch.hub.get_dir()/checkpoints``), so a file placed there by hand is
-used without a download. Nothing is used before its sha256 matches.
+used without a download.
+
+Nothing is used before its sha256 is checked. Of torchvision's backbones the whole hash is known; of all other
+files only the eight hex digits in their names. These show that a file is whole, but 32 bits can be forged:
+there one trusts the store and the connection to it. Nothing in a checkpoint is ever executed.
 """
 
 from __future__ import annotations
@@ -12,11 +16,12 @@ import os
 import re
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+
+import filelock
+
+from frcnn.zoo.transfer import BrokenTransfer, DownloadError, transfer
 
 STORES = (
     "https://open-mmlab.s3.ap-northeast-2.amazonaws.com/mmdetection/",
@@ -24,14 +29,20 @@ STORES = (
 )
 """MMDetection's published model store and its mirror."""
 
+SHA256 = {
+    "resnet18-f37072fd.pth": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    "resnet34-b627a593.pth": "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+    "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+    "resnet101-63fe2227.pth": "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a",
+    "resnet152-394f9c45.pth": "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
+}
+"""Whole hashes of published files, as several public repositories record them independently."""
+
 ATTEMPTS = 4
 """Transfers tried per address; each goes on where the one before broke off."""
-TIMEOUT_SECONDS = 30.0
-_CHUNK = 1 << 20
-
-
-class DownloadError(OSError):
-    """A published file could not be had; the message says which file to put where."""
+BACKOFF_SECONDS = 0.1
+TOTAL_SECONDS = 6 * 3600.0
+"""Longest time for a file, over all attempts and addresses, waiting for other processes included."""
 
 
 def checkpoint_addresses(checkpoint: str) -> tuple[str, ...]:
@@ -58,7 +69,8 @@ def download(addresses: Sequence[str], folder: Path | None = None, progress: boo
     """The local path of a published file, downloaded unless it is there already.
 
     A broken transfer leaves ``<name>.part`` and the next attempt, or the next run, resumes it; a server
-    that cannot resume is read from the start. Processes that ask at once take turns.
+    that cannot resume is read from the start. Processes that ask at once take turns. A file has at most
+    2 GiB, a transfer brings at least 10 kB/s, and everything together takes at most six hours.
 
     Args:
         addresses: the same file's addresses, tried in order; its name ends in ``-<8 hex digits>.pth``.
@@ -66,137 +78,90 @@ def download(addresses: Sequence[str], folder: Path | None = None, progress: boo
         progress: show a bar on a terminal.
 
     Raises:
-        DownloadError: no address delivered a file with the right sha256.
+        DownloadError: no address delivered a file with the right sha256, or it cannot be stored.
+        ValueError: the name does not say how the file's sha256 begins.
     """
     folder = cache_dir() if folder is None else folder
     name = addresses[0].rsplit("/", 1)[-1]
-    prefix = sha256_prefix(name)
-    target = folder / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with _turn(folder / f"{name}.lock"):
-        if target.exists():
-            if _sha256(target).startswith(prefix):
-                return target
-            raise DownloadError(
-                f"{target}: its sha256 does not begin with {prefix}, so it is damaged or another file; "
-                "delete it to download it again"
-            )
-        part = folder / f"{name}.part"
-        failures = []
-        for address in addresses:
-            try:
-                _fetch(address, part, prefix, progress)
-            except DownloadError as error:
-                failures.append(str(error))
-                continue
-            os.replace(part, target)
+    sha256 = SHA256.get(name) or sha256_prefix(name)
+    target, part = folder / name, folder / f"{name}.part"
+    deadline = time.monotonic() + TOTAL_SECONDS
+    try:
+        if _is_there(target, sha256):
             return target
+        folder.mkdir(parents=True, exist_ok=True)
+        with _turn(folder / f".{name}.lock", name, deadline):
+            if _is_there(target, sha256):  # another process was faster
+                return target
+            failures = []
+            for address in addresses:
+                failure = _fetch(address, part, sha256, deadline, progress)
+                if not failure:
+                    os.replace(part, target)
+                    return target
+                failures.append(failure)
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise DownloadError(f"{target} cannot be stored: {error}") from error
     raise DownloadError(
         "\n".join(failures)
         + f"\nWithout a connection: download {addresses[0]} elsewhere and put it at {target}"
     )
 
 
-def _fetch(address: str, part: Path, prefix: str, progress: bool) -> None:
-    """Complete ``part`` from one address, or raise DownloadError."""
+def _is_there(target: Path, sha256: str) -> bool:
+    if not target.exists():
+        return False
+    if _sha256(target).startswith(sha256):
+        return True
+    raise DownloadError(
+        f"{target}: its sha256 does not begin with {sha256}, so it is damaged or another file; "
+        "delete it to download it again"
+    )
+
+
+def _fetch(address: str, part: Path, sha256: str, deadline: float, progress: bool) -> str:
+    """Complete ``part`` from one address; returns why that failed, or nothing."""
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(0.1 * 2**attempt)
+            time.sleep(BACKOFF_SECONDS * 2**attempt)
         try:
-            complete = _transfer(address, part, progress)
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 416, 429):
-                raise DownloadError(f"{address}: the server answered {error.code} {error.reason}") from error
-            if error.code == 416:  # nothing lies beyond what we hold: it is whole, or not this file
-                complete = True
-            else:
-                reason = f"the server answered {error.code} {error.reason}"
-                continue
-        except (OSError, urllib.error.URLError) as error:
-            reason = f"no connection ({getattr(error, 'reason', error)})"
+            transfer(address, part, deadline, progress)
+        except BrokenTransfer as error:
+            reason = str(error)
             continue
-        if not complete:
-            reason = f"the transfer broke off after {part.stat().st_size} bytes"
-            continue
-        if _sha256(part).startswith(prefix):
-            return
+        except DownloadError as error:
+            return f"{address}: {error}"
+        if _sha256(part).startswith(sha256):
+            return ""
         part.unlink()  # whatever it holds is not the start of this file
-        reason = f"what it sent has another sha256 than {prefix}…"
-    raise DownloadError(f"{address}: {reason}")
-
-
-def _transfer(address: str, part: Path, progress: bool) -> bool:
-    """Append the missing end of ``part``; False if the server closed before the announced length."""
-    held = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"User-Agent": "frcnn"})
-    if held:
-        request.add_header("Range", f"bytes={held}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(
-            f"bytes {held}-"
-        )
-        if not resumed:
-            held = 0
-            if response.status == 206:  # another range than the one asked for is of no use
-                part.unlink()
-                return False
-        length = response.headers.get("Content-Length")
-        total = None if length is None else held + int(length)
-        with open(part, "ab" if resumed else "wb") as out:
-            for written in _copy(response, out, held):
-                if progress and sys.stderr.isatty():
-                    _show(part.name.removesuffix(".part"), written, total)
-        if progress and sys.stderr.isatty():
-            sys.stderr.write("\n")
-    return total is None or part.stat().st_size == total
-
-
-def _copy(source: BinaryIO, out: BinaryIO, held: int) -> Iterator[int]:
-    """Copy in pieces, yielding how many bytes the file has."""
-    while piece := source.read(_CHUNK):
-        out.write(piece)
-        held += len(piece)
-        yield held
-
-
-def _show(name: str, written: int, total: int | None) -> None:
-    megabytes = f"{written / 1e6:.1f} MB"
-    if total:
-        filled = 30 * written // total
-        bar = "#" * filled + "." * (30 - filled)
-        megabytes = f"[{bar}] {written / 1e6:.1f} of {total / 1e6:.1f} MB"
-    sys.stderr.write(f"\r{name} {megabytes}")
-    sys.stderr.flush()
+        reason = f"what it sent has another sha256 than {sha256}"
+    return f"{address}: {reason}"
 
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(_CHUNK):
+        while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, where the system has such locks, so that processes do not race."""
+def _turn(path: Path, name: str, deadline: float) -> Iterator[None]:
+    """Hold the lock file ``path``, so that processes do not race; says so where it has to wait."""
+    lock = filelock.FileLock(path)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"waiting for another process that downloads {name}", file=sys.stderr)
+            lock.acquire(timeout=max(0, deadline - time.monotonic()))
+    except filelock.Timeout:
+        raise DownloadError(f"{name}: another process has held {path} for too long; is it stopped?") from None
+    try:
         yield
-        return
-    while True:
-        with open(path, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # whoever held it before has removed the file; only a lock on the one that is there counts
-            try:
-                if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    continue
-            except FileNotFoundError:
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    finally:
+        lock.release()

@@ -150,15 +150,21 @@ def test_each_list_is_needed_and_must_not_be_empty(tiny, key):
         (lambda c: c["images"][1].pop("width"), r"images\[1\]: no 'width'"),
         (
             lambda c: c["images"][1].update(height=0),
-            r"images\[1\] \(1.png\): width and height must be positive",
+            r"images\[1\]: 'height' must be a whole number from 1 to 16777216, got 0",
         ),
         (lambda c: c["images"][1].update(id="a"), r"images\[1\]: 'id' must be a whole number"),
-        (lambda c: c["images"][1].update(id=100), "several images have the id 100"),
-        (lambda c: c["categories"][0].update(id=7), "categories share the id 7"),
-        (lambda c: c["categories"][0].update(name="bar"), "categories share the name bar"),
+        (lambda c: c["images"][1].update(id=100), r"images\[1\]: 'id' 100 is also that of images\[0\]"),
+        (
+            lambda c: c["categories"][0].update(id=7),
+            r"categories\[1\]: 'id' 7 is also that of categories\[0\]",
+        ),
+        (
+            lambda c: c["categories"][0].update(name="bar"),
+            r"categories\[1\]: 'name' 'bar' is also that of categories\[0\]",
+        ),
         (lambda c: c["annotations"][2].pop("bbox"), r"annotations\[2\]: no 'bbox'"),
-        (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotations\[2\]: bbox must be \[x, y,"),
-        (lambda c: c["annotations"][2].update(bbox=[1, 2, "3", 4]), "must hold four numbers"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotations\[2\]: 'bbox' must be \[x, y,"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, "3", 4]), "four numbers, got \\[1, 2, '3', 4\\]"),
     ],
 )
 def test_malformed_entries_are_located(tiny, edit, message):
@@ -168,7 +174,7 @@ def test_malformed_entries_are_located(tiny, edit, message):
 
 def test_absent_images_are_counted_and_named(tiny):
     (tiny[1] / "3.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of the 6 images.*3\.png; give the folder"):
+    with pytest.raises(DatasetError, match=r"1 of the 6 images.*3\.png'; give the folder"):
         load_coco(*tiny)
 
 

@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(weights.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(weights, "BACKOFF_SECONDS", 0)
     with Server() as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         running.files[NAME] = BODY
@@ -83,7 +83,7 @@ def test_a_file_is_downloaded_once(server, tmp_path):
     assert path == tmp_path / NAME and path.read_bytes() == BODY
     assert download([server.address(NAME)], tmp_path) == path
     assert server.requests == [None]
-    assert [entry.name for entry in tmp_path.iterdir()] == [NAME]
+    assert {entry.name for entry in tmp_path.iterdir()} == {NAME, f".{NAME}.lock"}
 
 
 def test_a_broken_transfer_goes_on_where_it_broke(server, tmp_path):
@@ -124,7 +124,7 @@ def test_a_wrong_hash_is_refused(server, tmp_path):
     server.files[NAME] = BODY[:-1] + b"!"
     with pytest.raises(DownloadError, match=f"another sha256 than {PREFIX}"):
         download([server.address(NAME)], tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == [f".{NAME}.lock"]
 
 
 def test_a_damaged_file_in_the_cache_is_refused(server, tmp_path):
@@ -151,7 +151,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 
 
 def test_offline_says_which_file_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(weights, "BACKOFF_SECONDS", 0)
     with Server() as closed:
         address = closed.address(NAME)
     with pytest.raises(DownloadError) as caught:

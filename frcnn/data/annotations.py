@@ -1,0 +1,306 @@
+"""COCO annotation files: read once, every field that is used checked, for training and evaluation alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import reprlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+EXAMPLES = 3
+"""How many offenders a message names."""
+
+MAX_PIXELS = 2**24
+"""Largest side of an image and coordinate of a box: beyond it float32 cannot tell a pixel from the next."""
+
+MAX_TEXT = 4096
+"""Longest file name and class name, in characters."""
+
+UNKNOWN_IMAGES = "boxes of an unknown image id"
+UNKNOWN_CATEGORIES = "boxes of an unknown category id"
+
+T = TypeVar("T")
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used; the message names the file, what is wrong and what to do."""
+
+
+class _MalformedError(ValueError):
+    """An entry that is not what it should be; the message says which field and what it should be."""
+
+
+@dataclass
+class Report:
+    """What was left out of a data set, by reason, with the first few offenders."""
+
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, reason: str, example: str) -> None:
+        self.counts[reason] += 1
+        if len(self.examples[reason]) < EXAMPLES:
+            self.examples[reason].append(example)
+
+    def lines(self) -> list[str]:
+        """One line per reason: how many, why, which."""
+        lines = []
+        for reason, count in self.counts.items():
+            examples = ", ".join(self.examples[reason])
+            lines.append(f"{count} {reason}: {examples}{', …' if count > len(self.examples[reason]) else ''}")
+        return lines
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """The checked content of a file with I images and N annotations that can be used.
+
+    class_names, category_ids: sorted by category id; a label is an index into both.
+    image_ids, file_names, widths, heights: one per image.
+    rows, labels: int64 [N], image and class of every annotation. xywh: float64 [N, 4], as in the file.
+    areas: float64 [N]. crowd: bool [N]. trainable: bool [N], False where only evaluation counts the box.
+    report: what was left out.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: list[int]
+    file_names: list[str]
+    widths: list[int]
+    heights: list[int]
+    rows: np.ndarray
+    labels: np.ndarray
+    xywh: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    trainable: np.ndarray
+    report: Report
+
+
+def read_annotations(path: Path) -> AnnotationFile:
+    """Read and check an annotation file by the rules of `frcnn.data.load_coco`. Raises DatasetError."""
+    content = _json(path)
+    categories = list(_each(path, content, "categories", _category))
+    _expect_unique(path, "categories", "id", [category_id for category_id, _ in categories])
+    _expect_unique(path, "categories", "name", [name for _, name in categories])
+    category_ids, class_names = zip(*sorted(categories), strict=True)
+    images = _each(path, content, "images", _image)
+    image_ids, file_names, widths, heights = map(list, zip(*images, strict=True))
+    _expect_unique(path, "images", "id", image_ids)
+
+    entries = content["annotations"]
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    report = Report()
+    kept, rows, labels, xywh, areas, crowd = [], [], [], [], [], []
+    for position, annotation in enumerate(_each(path, content, "annotations", _annotation)):
+        image_id, category_id, box, area, is_crowd = annotation
+        row, label = row_of.get(image_id), label_of.get(category_id)
+        if row is None:
+            report.add(UNKNOWN_IMAGES, _described(entries, position))
+        elif label is None:
+            report.add(UNKNOWN_CATEGORIES, f"{_described(entries, position)}: {category_id}")
+        elif box is None:
+            reason = f"boxes with a coordinate that is not finite or beyond {MAX_PIXELS}"
+            report.add(reason, _described(entries, position))
+        else:
+            kept.append(position)
+            rows.append(row)
+            labels.append(label)
+            xywh.append(box)
+            areas.append(box[2] * box[3] if area is None else area)
+            crowd.append(is_crowd)
+    found = AnnotationFile(
+        class_names,
+        category_ids,
+        image_ids,
+        file_names,
+        widths,
+        heights,
+        np.array(rows, dtype=np.int64),
+        np.array(labels, dtype=np.int64),
+        np.array(xywh, dtype=np.float64).reshape(-1, 4),
+        np.array(areas, dtype=np.float64),
+        np.array(crowd, dtype=bool),
+        np.ones(len(rows), dtype=bool),
+        report,
+    )
+    _mark_untrainable(found, lambda index: _described(entries, kept[index]))
+    if not found.trainable.any():
+        hint = ""
+        if report.counts.get(UNKNOWN_IMAGES) == len(entries):
+            hint = _no_match("image_id", entries, "images", image_ids)
+        elif report.counts.get(UNKNOWN_CATEGORIES) == len(entries):
+            hint = _no_match("category_id", entries, "categories", category_ids)
+        raise DatasetError(
+            f"{path}: none of its {len(entries)} annotations can be used{hint}: " + "; ".join(report.lines())
+        )
+    return found
+
+
+def _mark_untrainable(found: AnnotationFile, describe: Callable[[int], str]) -> None:
+    """Clear `trainable` where MMDetection's training leaves a box out, and report it."""
+    x, y, width, height = found.xywh.T
+    image_width = np.array(found.widths, dtype=np.float64)[found.rows]
+    image_height = np.array(found.heights, dtype=np.float64)[found.rows]
+    inside_width = np.minimum(x + width, image_width) - np.maximum(x, 0)
+    inside_height = np.minimum(y + height, image_height) - np.maximum(y, 0)
+    for reason, applies in (
+        ("boxes less than one pixel wide or high", (width < 1) | (height < 1)),
+        ("boxes outside their image", (inside_width <= 0) | (inside_height <= 0)),
+        ("boxes without area", found.areas <= 0),
+    ):
+        for index in np.flatnonzero(applies & found.trainable).tolist():
+            found.report.add(reason, describe(index))
+            found.trainable[index] = False
+
+
+def _json(path: Path) -> dict:
+    """The file's content, with the three lists that COCO detection needs."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such annotation file") from None
+    except (OSError, ValueError) as error:  # a folder, no permission; a name with a NUL
+        raise DatasetError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if data.startswith(b"\x1f\x8b"):
+        raise DatasetError(f"{path}: not a JSON file but compressed by gzip; unpack it")
+    try:
+        content = json.loads(data)
+    except RecursionError:
+        raise DatasetError(f"{path}: not an annotation file: its values are nested too deeply") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python converts
+        raise DatasetError(f"{path}: not a JSON file ({error})") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DatasetError(
+                f"{path}: no list '{key}'; a COCO detection file has 'images', 'annotations' and 'categories'"
+            )
+        if not content[key]:
+            raise DatasetError(f"{path}: its list '{key}' is empty")
+    return content
+
+
+def _each(path: Path, content: dict, key: str, parse: Callable[[dict], T]) -> Iterable[T]:
+    """Every entry of a list of the file, parsed; an error names the file and the entry."""
+    for position, entry in enumerate(content[key]):
+        try:
+            if not isinstance(entry, dict):
+                raise _MalformedError(f"must be an object, got {shown(entry)}")
+            yield parse(entry)
+        except _MalformedError as error:
+            raise DatasetError(f"{path}: {key}[{position}]: {error}") from None
+
+
+def _category(entry: dict) -> tuple[int, str]:
+    return _whole(entry, "id"), _text(entry, "name")
+
+
+def _image(entry: dict) -> tuple[int, str, int, int]:
+    name = _text(entry, "file_name")
+    if "\0" in name or os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
+        raise _wrong("file_name", "a path inside the image folder", name)
+    sides = (_whole(entry, side, 1, MAX_PIXELS) for side in ("width", "height"))
+    return (_whole(entry, "id"), name, *sides)
+
+
+def _annotation(entry: dict) -> tuple[int, int, list[float] | None, float | None, bool]:
+    """image_id, category_id, bbox (None where a number is no pixel), area (None where absent), iscrowd."""
+    area, crowd = entry.get("area", 0), entry.get("iscrowd", 0)
+    if type(area) not in (int, float) or not 0 <= area <= MAX_PIXELS**2:
+        raise _wrong("area", f"a number from 0 to {MAX_PIXELS**2}, or absent", area)
+    if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
+        raise _wrong("iscrowd", "0 or 1, or absent", crowd)
+    image_id, category_id = _whole(entry, "image_id"), _whole(entry, "category_id")
+    return image_id, category_id, _box(entry), area if "area" in entry else None, bool(crowd)
+
+
+def _box(entry: dict) -> list[float] | None:
+    box = _value(entry, "bbox")
+    if type(box) is not list or len(box) != 4:
+        raise _wrong("bbox", "[x, y, width, height]", box)
+    plausible = True
+    for number in box:
+        if type(number) is not float and type(number) is not int and number is not None:
+            raise _wrong("bbox", "[x, y, width, height], four numbers", box)
+        plausible = plausible and number is not None and -MAX_PIXELS <= number <= MAX_PIXELS
+    return box if plausible else None
+
+
+def _value(entry: dict, key: str) -> object:
+    try:
+        return entry[key]
+    except KeyError:
+        raise _MalformedError(f"no '{key}'") from None
+
+
+def _wrong(key: str, expected: str, value: object) -> _MalformedError:
+    return _MalformedError(f"'{key}' must be {expected}, got {shown(value)}")
+
+
+def _whole(entry: dict, key: str, lowest: int = -(2**63), highest: int = 2**63 - 1) -> int:
+    value = _value(entry, key)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not lowest <= value <= highest:
+        bounds = f" from {lowest} to {highest}" if lowest == 1 else ""
+        raise _wrong(key, f"a whole number{bounds}", value)
+    return value
+
+
+def _text(entry: dict, key: str) -> str:
+    value = _value(entry, key)
+    try:
+        if type(value) is str and 0 < len(value) <= MAX_TEXT and value.encode():
+            return value
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file system and no terminal takes
+        pass
+    raise _wrong(key, f"text of 1 to {MAX_TEXT} characters", value)
+
+
+def _expect_unique(path: Path, key: str, name: str, values: Sequence[object]) -> None:
+    first: dict[object, int] = {}
+    for position, value in enumerate(values):
+        other = first.setdefault(value, position)
+        if other != position:
+            raise DatasetError(
+                f"{path}: {key}[{position}]: '{name}' {shown(value)} is also that of {key}[{other}]"
+            )
+
+
+def _no_match(key: str, entries: list[dict], side: str, known: Sequence[int]) -> str:
+    """Both sides of a reference that matched nothing."""
+    referred = sorted({int(entry[key]) for entry in entries})
+    return (
+        f"; '{key}' matched none of the '{side}': {len(referred)} ids referred to "
+        f"({_first(referred)}), {len(known)} ids defined ({_first(known)})"
+    )
+
+
+def _first(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:EXAMPLES])) + (", …" if len(ids) > EXAMPLES else "")
+
+
+def _described(entries: list[dict], position: int) -> str:
+    entry = entries[position]
+    return (
+        f"annotation {shown(entry.get('id', position))} (image id {shown(entry['image_id'])}, "
+        f"bbox {shown(entry['bbox'])})"
+    )
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message, shortened: a file may hold megabytes in one field."""
+    return "null" if value is None else _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
+_SHORT.maxlong = 40

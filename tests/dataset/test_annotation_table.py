@@ -1,0 +1,409 @@
+"""Annotation files that are wrong in one place: refused by name, or read with the meaning that is stated.
+
+Every file goes through training's reading (load_coco) and through evaluation, which must agree.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import random
+import re
+
+import pytest
+from tiny_coco import read_content, write_tiny
+
+from frcnn.data import DatasetError, load_coco
+from frcnn.engine.evaluate import evaluate, score
+
+NAN, INF = float("nan"), float("inf")
+LONG = "x" * 10_000_000
+TOO_LARGE = "@1e400"  # written without the quotes: a number that no float holds
+HUGE = 10**30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A valid data set of 6 images with 2 boxes each, to be spoiled."""
+    path = tmp_path_factory.mktemp("table")
+    write_tiny(path)
+    (path / "images" / "sub").mkdir()
+    (path / "images" / "sub" / "é 1.png").write_bytes((path / "images" / "0.png").read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def valid(folder):
+    return read_content(folder / "annotations.json")
+
+
+@pytest.fixture
+def write(folder):
+    """Writes bytes, or a content as JSON, to the annotation file under test."""
+    path = folder / "spoiled.json"
+
+    def write(content):
+        if not isinstance(content, bytes):
+            content = re.sub(r'"@([^"]*)"', r"\1", json.dumps(content)).encode()
+        path.write_bytes(content)
+        return path
+
+    yield write
+    path.unlink(missing_ok=True)
+
+
+def spoiled(valid, key, position, changes):
+    content = copy.deepcopy(valid)
+    content[key][position] |= changes
+    return content
+
+
+BAD_IDS = [None, True, "1", "", 1.5, [1], {}, NAN, INF, TOO_LARGE, 2**63, -(2**63) - 1, HUGE, 1e300, LONG]
+BAD_SIDES = [None, True, "64", 0, -1, 0.5, NAN, INF, TOO_LARGE, 2**24 + 1, HUGE, []]
+BAD_TEXTS = [None, 3, True, [], {}, "", "half \ud800", "x" * 4097, LONG]
+BAD_FIELDS = {
+    ("images", "id"): BAD_IDS,
+    ("categories", "id"): BAD_IDS,
+    ("annotations", "image_id"): BAD_IDS,
+    ("annotations", "category_id"): BAD_IDS,
+    ("images", "width"): BAD_SIDES,
+    ("images", "height"): BAD_SIDES,
+    ("categories", "name"): BAD_TEXTS,
+    ("images", "file_name"): [
+        *BAD_TEXTS,
+        "/etc/passwd",
+        "../images/1.png",
+        "sub/../1.png",
+        "..",
+        "..\\1.png",
+        "1.png\0",
+    ],
+    ("annotations", "bbox"): [
+        None,
+        [],
+        [1, 2, 3],
+        [1, 2, 3, 4, 5],
+        "1 2 3 4",
+        {"x": 1, "y": 2, "w": 3, "h": 4},
+        [1, 2, "3", 4],
+        [1, 2, True, 4],
+        [1, 2, [3], 4],
+        [[1, 2, 3, 4]],
+        7,
+        LONG,
+    ],
+    ("annotations", "area"): [None, "9", "", True, NAN, INF, -INF, TOO_LARGE, -1, 1e15, HUGE, [], {}],
+    ("annotations", "iscrowd"): [None, "0", "1", "", 2, -1, 0.5, NAN, INF, HUGE, [], {}],
+}
+FIELD_CASES = [
+    pytest.param(key, field, value, id=f"{key}-{field}-{number}-{str(value)[:12]!r}")
+    for (key, field), values in BAD_FIELDS.items()
+    for number, value in enumerate(values)
+]
+
+
+def refusal(path, images):
+    """The message with which training and evaluation, alike, refuse a file."""
+    with pytest.raises(DatasetError) as training:
+        load_coco(path, images)
+    with pytest.raises(DatasetError) as evaluation:
+        evaluate(None, path, images)  # without a model: nothing may be computed before the refusal
+    assert str(training.value) == str(evaluation.value)
+    assert len(str(training.value)) < 1500
+    return str(training.value)
+
+
+@pytest.mark.parametrize(("key", "field", "value"), FIELD_CASES)
+def test_a_bad_field_is_named(folder, valid, write, key, field, value):
+    path = write(spoiled(valid, key, 1, {field: value}))
+    message = refusal(path, folder / "images")
+    assert message.startswith(f"{path}: {key}[1]: '{field}' must be ")
+
+
+REQUIRED = {
+    "images": ("id", "file_name", "width", "height"),
+    "categories": ("id", "name"),
+    "annotations": ("image_id", "category_id", "bbox"),
+}
+
+
+@pytest.mark.parametrize(("key", "field"), [(key, field) for key in REQUIRED for field in REQUIRED[key]])
+def test_an_absent_field_is_named(folder, valid, write, key, field):
+    content = copy.deepcopy(valid)
+    del content[key][1][field]
+    path = write(content)
+    assert refusal(path, folder / "images") == f"{path}: {key}[1]: no '{field}'"
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [], True])
+@pytest.mark.parametrize("key", list(REQUIRED))
+def test_an_entry_that_is_no_object_is_named(folder, valid, write, key, value):
+    content = copy.deepcopy(valid)
+    content[key][1] = value
+    path = write(content)
+    assert refusal(path, folder / "images").startswith(f"{path}: {key}[1]: must be an object, got ")
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("images", "id", 100),
+        ("images", "id", 100.0),
+        ("categories", "id", 40),
+        ("categories", "name", "square"),
+    ],
+)
+def test_a_repeated_value_is_named(folder, valid, write, key, field, value):
+    path = write(spoiled(valid, key, 1, {field: value}))
+    assert re.match(
+        rf"{re.escape(str(path))}: {key}\[1\]: '{field}' .* is also that of {key}\[0\]",
+        refusal(path, folder / "images"),
+    )
+
+
+FILES = {
+    "empty": (lambda data: b"", "not a JSON file"),
+    "blank": (lambda data: b" \n", "not a JSON file"),
+    "truncated": (lambda data: data[: len(data) // 2], "not a JSON file"),
+    "last byte": (lambda data: data[:-1], "not a JSON file"),
+    "two documents": (lambda data: data + data, "not a JSON file"),
+    "JSON lines": (lambda data: b'{"id": 1}\n{"id": 2}\n', "not a JSON file"),
+    "Python": (lambda data: b"{'images': []}", "not a JSON file"),
+    "an image": (lambda data: b"\x89PNG\r\n\x1a\n" + bytes(100), "not a JSON file"),
+    "NULs": (lambda data: bytes(100), "not a JSON file"),
+    "no UTF-8": (lambda data: data.replace(b"square", b"squ\xffre"), "not a JSON file"),
+    "cut UTF-8": (lambda data: data.replace(b"square", b"squ\xc3"), "not a JSON file"),
+    "gzip": (gzip.compress, "compressed by gzip; unpack it"),
+    "a number of 5000 digits": (lambda data: data.replace(b'"id": 0', b'"id": ' + b"9" * 5000), "not a JSON"),
+    "deep lists": (lambda data: b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+    "deep objects": (lambda data: b'{"a":' * 100_000, "nested too deeply"),
+    "a deep field": (
+        lambda data: data.replace(b'"id": 0', b'"id": ' + b"[" * 100_000 + b"]" * 100_000),
+        "nested too deeply",
+    ),
+    "a list": (lambda data: b"[" + data + b"]", "no list 'images'"),
+    "a text": (lambda data: b'"images"', "no list 'images'"),
+    "a number": (lambda data: b"7", "no list 'images'"),
+    "null": (lambda data: b"null", "no list 'images'"),
+    "no images": (lambda data: data.replace(b'"images"', b'"pictures"'), "no list 'images'"),
+    "no annotations": (lambda data: data.replace(b'"annotations"', b'"boxes"'), "no list 'annotations'"),
+    "images an object": (lambda data: json.dumps({**json.loads(data), "images": {}}).encode(), "no list 'im"),
+    "annotations null": (
+        lambda data: json.dumps({**json.loads(data), "annotations": None}).encode(),
+        "no list 'annotations'",
+    ),
+    "categories a text": (
+        lambda data: json.dumps({**json.loads(data), "categories": "all"}).encode(),
+        "no list 'categories'",
+    ),
+    "no entries": (lambda data: json.dumps({**json.loads(data), "annotations": []}).encode(), "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_file_of_another_kind_is_refused(folder, write, name):
+    spoil, reason = FILES[name]
+    path = write(spoil((folder / "annotations.json").read_bytes()))
+    message = refusal(path, folder / "images")
+    assert message.startswith(f"{path}: ") and reason in message
+
+
+def test_what_is_no_file_is_refused(folder):
+    images = folder / "images"
+    assert refusal(folder / "absent.json", images).endswith("absent.json: no such annotation file")
+    assert refusal(images, images).startswith(f"{images}: cannot be read (")
+    assert "cannot be read" in refusal(folder / "nul\0.json", images)
+
+
+# What a changed annotations[1] means: how many of the 12 boxes training learns, how many it ignores, whether
+# evaluation counts this one as an object, and what the report says.
+LEARNED, CROWD, COUNTED, GONE = (12, 0, True), (11, 1, False), (11, 0, True), (11, 0, False)
+MEANINGS = [
+    *[({"iscrowd": value}, LEARNED, None) for value in (0, 0.0, False)],
+    *[({"iscrowd": value}, CROWD, None) for value in (1, 1.0, True)],
+    *[({"area": value}, LEARNED, None) for value in (0.5, 1, 1e9, 2**48)],
+    ({"area": 0}, COUNTED, "without area"),
+    ({"area": 0.0}, COUNTED, "without area"),
+    *[({"bbox": [2, 3, *size]}, COUNTED, "less than one pixel") for size in ((0, 0), (20, 0.5), (-4, 9))],
+    *[({"bbox": [*corner, 9, 9]}, COUNTED, "outside their image") for corner in ((70, 4), (-9, 4), (2, 99))],
+    *[
+        ({"bbox": [value if at == bad else 10 for at in range(4)]}, GONE, "coordinate that is not finite")
+        for bad in range(4)
+        for value in (None, NAN, INF, -INF, 1e39, TOO_LARGE, -1e300, 2**24 + 1, HUGE)
+    ],
+    *[({"image_id": value}, GONE, "unknown image id") for value in (7, -1, 2**63 - 1, 1e15)],
+    *[({"category_id": value}, GONE, "unknown category id") for value in (8, -1, 0, -(2**63))],
+    *[({"id": value}, LEARNED, None) for value in (None, "a", [], 0, NAN, True, HUGE, LONG)],
+    *[
+        ({"segmentation": value}, LEARNED, None)
+        for value in (None, "x", [[NAN]], {"counts": 3}, [[[[]]]], 1e39)
+    ],
+    ({"score": "high", "ignore": 1, "": {}}, LEARNED, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "meaning", "reason"), MEANINGS)
+def test_a_legal_annotation_has_its_stated_meaning(folder, valid, write, changes, meaning, reason):
+    dataset = load_coco(write(spoiled(valid, "annotations", 1, changes)), folder / "images")
+    learned, ignored, counted = meaning
+    assert dataset.box_counts().sum() == learned
+    assert sum(len(dataset.ignored_boxes_of(index)) for index in range(len(dataset))) == ignored
+    assert [reason in line for line in dataset.report.lines()] == ([True] if reason else [])
+    assert dataset.boxes.sum() < 1e6  # the training fingerprint's sum stays a number
+    # every box that training learns is found: the recall is whole unless evaluation counts another
+    found = score(dataset, perfect(dataset)).metrics["bbox_AR_100"]
+    assert found == pytest.approx(1.0) if learned == 12 or not counted else 0.8 < found < 1.0
+
+
+def perfect(dataset):
+    """The boxes that training learns, in COCO's results form."""
+    return [
+        {
+            "image_id": int(dataset.image_ids[index]),
+            "category_id": dataset.category_ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": 0.9,
+        }
+        for index in range(len(dataset))
+        for (x1, y1, x2, y2), label in zip(*(part.tolist() for part in dataset.boxes_of(index)), strict=True)
+    ]
+
+
+def test_a_crowd_region_is_a_crowd_in_training_and_in_evaluation(folder, valid, write):
+    # "0" was a crowd in training and none in evaluation; what counts as a crowd now absorbs detections
+    dataset = load_coco(write(spoiled(valid, "annotations", 0, {"iscrowd": True})), folder / "images")
+    (x1, y1, x2, y2) = dataset.ignored_boxes_of(0)[0].tolist()
+    stray = {"image_id": 100, "category_id": valid["annotations"][0]["category_id"], "score": 0.99}
+    inside = {**stray, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+    assert score(dataset, [inside, *perfect(dataset)]).metrics["bbox_mAP"] == pytest.approx(1.0)
+    outside = {**stray, "bbox": [0, 0, 2, 2]}
+    assert score(dataset, [outside, *perfect(dataset)]).metrics["bbox_mAP"] < 0.99
+
+
+@pytest.mark.parametrize("area", [500.0, 5000.0, 50_000.0])
+def test_sizes_in_evaluation_follow_the_area_of_the_file(folder, valid, write, area):
+    content = copy.deepcopy(valid)
+    for entry in content["annotations"]:
+        entry["area"] = area
+    dataset = load_coco(write(content), folder / "images")
+    metrics = score(dataset, perfect(dataset)).metrics
+    sizes = [metrics[f"bbox_AR_{size}"] for size in "sml"]
+    assert [size > -1 for size in sizes] == [area == 500, area == 5000, area == 50_000]
+
+
+@pytest.mark.parametrize("image_id", [0, -5, 2**53 + 1, 2**63 - 1, -(2**63), 3.0])
+def test_any_whole_number_is_an_id(folder, valid, write, image_id):
+    content = copy.deepcopy(valid)
+    for entry in content["annotations"][:2]:
+        entry["image_id"] = image_id
+    content["images"][0]["id"] = image_id
+    for entry in content["annotations"]:
+        entry["category_id"] = image_id if entry["category_id"] == 7 else 40
+    content["categories"][1]["id"] = image_id
+    dataset = load_coco(write(content), folder / "images")
+    assert int(dataset.image_ids[0]) == image_id and image_id in dataset.category_ids
+    assert score(dataset, perfect(dataset)).metrics["bbox_mAP"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.encode("utf-16-le"),
+        lambda text: text.encode("utf-32"),
+        lambda text: text.replace('"images"', '"images": 3, "images"').encode(),
+        lambda text: text.replace('"images"', f'"info": "{LONG}", "x": [[{{"y": NaN}}]], "images"').encode(),
+    ],
+)
+def test_encodings_and_other_content_do_not_matter(folder, write, encode):
+    text = (folder / "annotations.json").read_text()
+    assert load_coco(write(encode(text)), folder / "images").box_counts().sum() == 12
+
+
+def test_an_image_may_lie_in_a_sub_folder(folder, valid, write):
+    path = write(spoiled(valid, "images", 0, {"file_name": "sub/é 1.png"}))
+    assert load_coco(path, folder / "images").image_path(0) == folder / "images" / "sub" / "é 1.png"
+
+
+NASTY = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        0.5,
+        2**24,
+        2**24 + 1,
+        2**31,
+        2**63,
+        -(2**63) - 1,
+        HUGE,
+        1e39,
+        NAN,
+        INF,
+        "0",
+    ),
+    *("", "1", "\0", "\ud800", "..", "/", "x" * 5000, [], {}, [1, 2, 3, 4], [[]], {"id": 1}, TOO_LARGE),
+]
+
+
+def mutated(rng: random.Random, valid: dict, data: bytes) -> dict | bytes:
+    """The valid file with one to three changes, of its bytes or of its values."""
+    changes = rng.choice([1, 1, 1, 2, 3])
+    if rng.random() < 0.3:
+        spoiled = bytearray(data)
+        for _ in range(changes):
+            at = rng.randrange(len(spoiled))
+            what = rng.randrange(4)
+            if what == 0:
+                spoiled[at] = rng.randrange(256)
+            elif what == 1:
+                del spoiled[at : at + rng.randint(1, 40)]
+            elif what == 2:
+                spoiled[at:at] = rng.choice([b"-", b"e", b"9", b"0", b",", b'"', b"[", b"}", b"\\u", b"1e"])
+            else:
+                spoiled[at:at] = spoiled[at : at + rng.randint(1, 200)]
+        return bytes(spoiled)
+    content = copy.deepcopy(valid)
+    for _ in range(changes):
+        node, key = content, rng.choice(list(content))
+        while isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.9:
+            node = node[key]
+            key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+        if type(node[key]) is int and rng.random() < 0.7:
+            node[key] *= rng.choice([-1, 0, 1.0, 0.1, 2, 1e3, 1e30])
+        elif rng.random() < 0.2:
+            del node[key]
+        elif isinstance(node, list) and rng.random() < 0.2:
+            node.append(node[key])
+        else:
+            node[key] = rng.choice(NASTY)
+        if not content:
+            return content
+    return content
+
+
+@pytest.mark.stress
+def test_mutations_load_or_are_refused(folder, valid, write, stress, record_property):
+    count = 20_000 if stress else 200
+    rng = random.Random(0)
+    data = (folder / "annotations.json").read_bytes()
+    loaded = 0
+    for _ in range(count):
+        path = write(mutated(rng, valid, data))
+        try:
+            dataset = load_coco(path, folder / "images")
+            training = dataset.for_training(min_side=1)
+        except DatasetError as error:
+            assert re.search(r"spoiled\.json|no such image", str(error)) and len(str(error)) < 3000
+            continue
+        loaded += 1
+        assert 0 <= score(dataset, perfect(dataset)).metrics["bbox_AR_100"] <= 1
+        assert abs(dataset.boxes.sum(dtype="float64")) < 1e12
+        assert training.box_counts().min() > 0
+    assert count / 10 < loaded < count
+    record_property("tried", f"{count:,} mutations of an annotation file, {loaded:,} of which load")
