@@ -85,6 +85,9 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str | None = 
     return build(from_plain(Recipe, checkpoint.recipe), weights=path, device=device)
 
 
+load = model_from_checkpoint  # frcnn.load
+
+
 def to_plain(value: Any) -> Any:
     """A dataclass as JSON-like values."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
