@@ -168,7 +168,7 @@ def verify(
         device: Where to compute.
         reference: Folder with full reference cases.
     """
-    from frcnn.engine.processes import resolve_device
+    from frcnn.precision import resolve_device
     from frcnn.zoo.verify import verify
 
     if reference is not None:
@@ -269,11 +269,14 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
 
 
 def resume_command(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> str:
-    """The command line that continues the run which `argv` started, by torchrun if that started it."""
-    start = [PROGRAM]
-    if "TORCHELASTIC_RUN_ID" in environment:
-        start = ["torchrun", "--nproc-per-node", environment["LOCAL_WORLD_SIZE"], "-m", PROGRAM]
-    return shlex.join([*start, *argv[1:], *([] if "--resume" in argv else ["--resume"])])
+    """The command line that continues the run which `argv` started, by torchrun where that did."""
+    command = shlex.join([PROGRAM, *argv[1:], *([] if "--resume" in argv else ["--resume"])])
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return command
+    count, here = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+    # how several machines find each other, only the user knows
+    nodes = f"--nnodes {count // here} … " if count > here else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m {command}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -341,7 +344,7 @@ def _named_recipe(arguments: Sequence[str]) -> Recipe | None:
 def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     """A checkpoint that training wrote, or a recipe with weights."""
     from frcnn.engine.checkpoint import load
-    from frcnn.engine.processes import resolve_device
+    from frcnn.precision import resolve_device
     from frcnn.zoo.build import build
 
     chosen = resolve_device(device)

@@ -138,10 +138,12 @@ def test_the_resume_command_repeats_the_arguments():
     )
     assert command == "frcnn train small_r18_fpn --train-images 'my images' --resume"
     assert cli.resume_command(["frcnn", "train", "x", "--resume"], {}) == "frcnn train x --resume"
-    launched = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4"}
+    launched = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "4"}
     assert cli.resume_command(["/x/frcnn/__main__.py", "train", "x"], launched) == (
         "torchrun --nproc-per-node 4 -m frcnn train x --resume"
     )
+    command = cli.resume_command(["frcnn", "train", "x"], {**launched, "WORLD_SIZE": "8"})
+    assert command == "torchrun --nnodes 2 … --nproc-per-node 4 -m frcnn train x --resume"
 
 
 def test_train_interrupt_resume_eval_and_detect(tmp_path, capsys):

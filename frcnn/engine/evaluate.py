@@ -84,9 +84,9 @@ def evaluate(
 def check_options(batch_size: int, workers: int, output: str | Path | None) -> None:
     """What `evaluate` checks before work; makes the folder of `output`. Raises ValueError, OSError."""
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
     if workers < 0:
-        raise ValueError(f"workers must be 0 (read in this process) or more, not {workers}")
+        raise ValueError(f"workers={workers}: it is a whole number, 0 or more")
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         check_writable(output)

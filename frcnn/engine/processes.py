@@ -46,29 +46,13 @@ class Processes:
         return int(values.item())
 
 
-def resolve_device(device: str | None) -> torch.device:
-    """The device of that name; None takes CUDA where there is one.
-
-    Raises ValueError for a name that torch does not know, or a GPU that it does not see.
-    """
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown: give cpu, cuda or cuda:1") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
-        )
-    return chosen
-
-
 @contextmanager
 def started_processes(device: str | None) -> Iterator[tuple[Processes, torch.device]]:
     """Join the group that torchrun's environment describes, if any; yields this process and its device.
 
     `device` None takes CUDA where there is one. Under torchrun each process takes the GPU of its local rank.
     """
-    chosen = resolve_device(device)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)

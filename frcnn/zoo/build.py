@@ -41,7 +41,7 @@ def build(
         reinit_heads: load everything but the class and box layer, to train other classes from there.
 
     Raises:
-        UnknownRecipe: no such recipe, a KeyError.
+        KeyError: no such recipe.
         ValueError: class names and number contradict each other, or no checkpoint is published.
         DownloadError: "coco" or "imagenet" could not be downloaded; the message says which file to put where.
         CheckpointError: the checkpoint cannot be read or does not fit.
