@@ -259,7 +259,8 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
             raise SystemExit(130) from None
         checkpoint = result.best or result.checkpoint
         print(f"checkpoint  {checkpoint}\nlog         {result.work_dir / 'log.jsonl'}")
-        print(f"curves      tensorboard --logdir {shlex.quote(str(result.work_dir))}")
+        if (result.work_dir / "tensorboard").is_dir():  # it is an extra
+            print(f"curves      tensorboard --logdir {shlex.quote(str(result.work_dir))}")
         print(f"detect      frcnn detect PATH --model {shlex.quote(str(checkpoint))}")
 
     if base is not recipe:
