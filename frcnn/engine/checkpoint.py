@@ -85,9 +85,6 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str | None = 
     return build(from_plain(Recipe, checkpoint.recipe), weights=path, device=device)
 
 
-load = model_from_checkpoint  # frcnn.load
-
-
 def to_plain(value: Any) -> Any:
     """A dataclass as JSON-like values."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
@@ -134,3 +131,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+load = model_from_checkpoint
+"""The public name: `frcnn.load`."""
