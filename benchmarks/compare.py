@@ -71,9 +71,9 @@ def read(path: Path) -> Mapping[str, Any]:
 
 def told_apart(before: Path, after: Path) -> list[str]:
     """The files' names, with as many of their folders as it takes to differ."""
-    paths = [path.resolve().parts for path in (before, after)]
-    shared = next((i for i, (one, other) in enumerate(zip(*paths, strict=False)) if one != other), -1)
-    return ["/".join(parts[shared:]) for parts in paths]
+    one, other = (path.resolve().parts for path in (before, after))
+    count = next((n for n in range(1, len(one)) if one[-n:] != other[-n:]), 1)
+    return ["/".join(parts[-count:]) for parts in (one, other)]
 
 
 def timings(result: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Mapping[str, Any]]]:

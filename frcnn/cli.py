@@ -297,19 +297,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(version())
             return 0
         _check_words(arguments, commands)
-        if arguments[:1] == ["train"]:
+        if not command:  # the help of all, or a shell's completion
+            return tyro.extras.subcommand_cli_from_dict(
+                commands, prog=PROGRAM, description=DESCRIPTION, args=arguments or ["--help"]
+            )
+        if command == "train":
             commands["train"] = train_command(_named_recipe(arguments))
-        return tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog=PROGRAM,
-            description=DESCRIPTION,
-            args=arguments or ["--help"],
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+        return tyro.cli(
+            commands[command],
+            prog=f"{PROGRAM} {command}",
+            args=arguments[1:],
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
 
-    known = option_names(commands[arguments[0]]) if arguments and arguments[0] in commands else set()
+    command = next((word for word in arguments[:1] if word in commands), None)
+    options = option_names(commands[command]) if command else set()
     # Not from inside its handling: the exception would keep a loader's processes from being closed in order.
-    raise SystemExit(exit_code(run, known, arguments))
+    raise SystemExit(exit_code(run, options, arguments))
 
 
 def _check_words(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> None:
