@@ -89,7 +89,7 @@ $(INSTALLED): $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools wheel ninja pybind11
 	$(PIP) torch numpy
-	$(PIP) --no-build-isolation -e '.[test]'
+	$(PIP) --no-build-isolation -e '.[tensorboard,demo,test]'
 	@touch $@
 
 clean:

@@ -10,8 +10,7 @@ import frcnn
 from frcnn.config import Published
 
 NOT_MEASURED = "not yet measured"
-PUBLISHED_RANGE = (8, 24)
-"""The published speeds lie between 9.4 and 21.4 fps."""
+PUBLISHED = "published (one V100)"
 Row = Mapping[str, Any]
 
 
@@ -255,42 +254,40 @@ def optional(value: Any, render: Callable[[Any], str], missing: str = "-") -> st
 
 
 def plot(result: Row, path: Path) -> None:
-    """fps at batch 1 against the published fps, for the recipes that have one."""
+    """fps of every recipe as bars, ours beside the peer's and, at its size, the published speed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
 
-    rows = [row for row in result["recipes"] if "error" not in row and published(row["name"])]
-    fps = {row["name"]: published(row["name"]).fps for row in rows}
-    rows = [row for row in rows if fps[row["name"]] is not None]
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    for subject, marker in zip(["ours", *peer_names(rows)], "osD", strict=False):
-        points = [
-            (fps[row["name"]], row["inference"][0][subject]["fps"])
-            for row in rows
-            if subject in row["inference"][0]
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker, label=subject, markersize=8)
+    rows = [row for row in result["recipes"] if "error" not in row]
+    speeds = {
+        subject: [row["inference"][0].get(subject, {}).get("fps") for row in rows]
+        for subject in ("ours", *peer_names(rows))
+    }
     if at_published_size(result):
-        axes.plot(PUBLISHED_RANGE, PUBLISHED_RANGE, "--", color="grey", label="published (one V100)")
-    for row in rows:
-        backbone = frcnn.recipe(row["name"]).model.backbone
-        name = f"R-{backbone.depth}" if backbone.groups == 1 else f"X-{backbone.depth}-{backbone.groups}x4d"
-        position = (fps[row["name"]], row["inference"][0]["ours"]["fps"])
-        axes.annotate(name, position, xytext=(0, 9), textcoords="offset points", ha="center")
+        figures = [published(row["name"]) for row in rows]
+        speeds[PUBLISHED] = [figure and figure.fps for figure in figures]
+    thickness = 0.8 / len(speeds)
+    figure, axes = plt.subplots(figsize=(9, 2 + 0.25 * len(rows) * len(speeds)), layout="constrained")
+    for index, (subject, values) in enumerate(speeds.items()):
+        offset = (index - (len(speeds) - 1) / 2) * thickness
+        measured = [(row + offset, value) for row, value in enumerate(values) if value is not None]
+        if measured:
+            positions, lengths = zip(*measured, strict=True)
+            color = "lightgrey" if subject == PUBLISHED else None
+            bars = axes.barh(positions, lengths, thickness, label=subject, color=color)
+            axes.bar_label(bars, map(number, lengths), padding=3, fontsize="small")
     settings, machine = result["settings"], result["machine"]
     height, width = settings["size"]
-    axes.set(xlim=PUBLISHED_RANGE, yscale="log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("published fps (one V100, 1333x800, batch 1)")
-    axes.set_ylabel(f"fps here ({width}x{height}, batch {settings['batches'][0]})")
-    axes.set_title(f"Faster R-CNN, {settings['precision']} {settings['mode']}\n{machine['name']}")
-    axes.grid(True, which="both", alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    axes.set_yticks(range(len(rows)), [row["name"].removeprefix("faster_rcnn_") for row in rows])
+    axes.invert_yaxis()  # in the order of the table, from the top
+    axes.margins(x=0.1, y=0.02)  # room for the number behind the longest bar
+    axes.set_xlabel(f"images per second ({width}x{height}, batch {settings['batches'][0]})")
+    axes.set_title(f"Faster R-CNN, {settings['precision']} {settings['mode']}, {machine['name']}")
+    axes.grid(True, axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    if rows:
+        figure.legend(loc="outside lower center", ncols=len(speeds))
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -85,8 +85,12 @@ class Settings:
 def main(settings: Settings) -> Path | None:
     """Measure and write; returns the JSON file."""
     if settings.compare is not None:
-        print(compare(*settings.compare))
+        try:
+            print(compare(*settings.compare))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--compare: {error}") from None
         return None
+    check_ranges(settings)
     device = chosen_device(settings)
     recipes = chosen_recipes(settings)
     threads = settings.threads or available_cpus()
@@ -149,6 +153,22 @@ def main(settings: Settings) -> Path | None:
     if file is not None:
         print(f"\n{file.with_suffix('.md').read_text()}\nwritten to {file} and beside it as .md and .png")
     return file
+
+
+def check_ranges(settings: Settings) -> None:
+    """Before anything is measured."""
+    try:
+        import matplotlib  # noqa: F401  # the plot comes last
+    except ImportError:
+        raise UsageError("the plot of the result needs matplotlib: pip install matplotlib") from None
+    if any(batch < 1 for batch in settings.batch):
+        raise UsageError(f"--batch {' '.join(map(str, settings.batch))}: sizes are 1 or more")
+    if settings.size is not None and min(settings.size) < 32:
+        raise UsageError(f"--size {' '.join(map(str, settings.size))}: sides are 32 pixels or more")
+    if settings.threads is not None and settings.threads < 1:
+        raise UsageError(f"--threads {settings.threads}: at least 1")
+    if not 0 <= settings.seconds < 1e6:
+        raise UsageError(f"--seconds {settings.seconds}: 0 or more")
 
 
 def chosen_device(settings: Settings) -> torch.device:

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 
-from benchmarks.worker import ROOT
+from benchmarks.worker import SEARCH
 
-SCRIPT = """
+SCRIPT = (
+    f"{SEARCH}\n"
+    + """
 import json, sys, time
 started = time.perf_counter()
 def lap():
@@ -31,6 +33,7 @@ model.predict(picture)
 seconds["first_prediction"] = lap()
 print(json.dumps(seconds))
 """
+)
 
 
 def start_up(threads: int, height: int = 480, width: int = 640, repeats: int = 3) -> dict[str, float]:
@@ -41,7 +44,6 @@ def start_up(threads: int, height: int = 480, width: int = 640, repeats: int = 3
     for _ in range(repeats):
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(threads), str(height), str(width)],
-            cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,

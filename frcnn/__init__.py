@@ -6,36 +6,63 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from frcnn.config import Recipe
+    from frcnn.data.coco import DatasetError, load_coco
     from frcnn.detector import FasterRCNN
+    from frcnn.engine.checkpoint import load
     from frcnn.engine.evaluate import evaluate
+    from frcnn.engine.interrupt import Interrupted
+    from frcnn.engine.not_finite import NonFiniteLoss
     from frcnn.engine.train import train
+    from frcnn.preprocess import ImageError
     from frcnn.structures import Batch, Detections
     from frcnn.zoo.build import build
-    from frcnn.zoo.checkpoint import load_checkpoint
-    from frcnn.zoo.recipes import list_recipes, recipe
+    from frcnn.zoo.checkpoint import CheckpointError, load_checkpoint
+    from frcnn.zoo.recipes import UnknownRecipe, list_recipes, recipe
+    from frcnn.zoo.weights import DownloadError
 
 __version__ = "0.1.0"
 
-# Imported on first use: training needs TensorBoard and pycocotools, prediction does not.
+# Imported on first use: training needs pycocotools, prediction does not.
 _HOMES = {
     "Batch": "frcnn.structures",
+    "CheckpointError": "frcnn.zoo.checkpoint",
+    "DatasetError": "frcnn.data.coco",
     "Detections": "frcnn.structures",
+    "DownloadError": "frcnn.zoo.weights",
     "FasterRCNN": "frcnn.detector",
+    "ImageError": "frcnn.preprocess",
+    "Interrupted": "frcnn.engine.interrupt",
+    "NonFiniteLoss": "frcnn.engine.not_finite",
+    "Recipe": "frcnn.config",
+    "UnknownRecipe": "frcnn.zoo.recipes",
     "build": "frcnn.zoo.build",
     "evaluate": "frcnn.engine.evaluate",
     "list_recipes": "frcnn.zoo.recipes",
+    "load": "frcnn.engine.checkpoint",
     "load_checkpoint": "frcnn.zoo.checkpoint",
+    "load_coco": "frcnn.data.coco",
     "recipe": "frcnn.zoo.recipes",
     "train": "frcnn.engine.train",
 }
 __all__ = [
     "Batch",
+    "CheckpointError",
+    "DatasetError",
     "Detections",
+    "DownloadError",
     "FasterRCNN",
+    "ImageError",
+    "Interrupted",
+    "NonFiniteLoss",
+    "Recipe",
+    "UnknownRecipe",
     "build",
     "evaluate",
     "list_recipes",
+    "load",
     "load_checkpoint",
+    "load_coco",
     "recipe",
     "train",
 ]

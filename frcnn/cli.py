@@ -6,21 +6,30 @@ break another.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import FlagConversionOff, Positional, arg
 
-from frcnn.config import DataConfig, Recipe, ScheduleConfig
+from frcnn.boundary import PROGRAM, UsageError, exit_code, option_names, option_spelling, unknown, version
+from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
+from frcnn.files import check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
 
 if TYPE_CHECKING:
     from frcnn.detector import FasterRCNN
+
+
+def default(metavar: str, value: str, help: str | None = None) -> Any:
+    """An option that may be left out, and what that means."""
+    return arg(metavar=metavar, help=help, help_behavior_hint=f"(default: {value})")
+
 
 Model = Annotated[
     str,
@@ -31,59 +40,74 @@ Model = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    arg(
-        metavar="PATH|coco",
-        help="With a recipe's name: the checkpoint to load, of MMDetection, torchvision or detectron2 too, "
-        "or coco to download the published one (the default).",
+    default(
+        "PATH|coco",
+        "coco",
+        "With a recipe's name: the checkpoint to load, of MMDetection, torchvision or detectron2 too, or "
+        "coco to download the published one.",
     ),
 ]
-Device = Annotated[str | None, arg(metavar="DEVICE", help="cpu, cuda, cuda:1; default: cuda if any.")]
+Device = Annotated[str | None, default("DEVICE", "cuda if any", "cpu, cuda or cuda:1.")]
 Images = Annotated[Path, arg(metavar="DIR", help="The folder that the file's image names are relative to.")]
 Annotations = Annotated[Path, arg(metavar="FILE", help="A COCO annotation file.")]
 
-PROGRAM = "frcnn"
+CHECKPOINTS = {".pth", ".pt", ".safetensors"}
 DESCRIPTION = (
     "Faster R-CNN: train it on your data, evaluate it, detect with it. Start with `make demo`, or with "
-    "`frcnn train small_r18_fpn` on a data set in COCO format."
+    "`frcnn train small_r18_fpn` on a data set in COCO format. `frcnn COMMAND --help` explains a command, "
+    "`frcnn --version` tells the versions; FRCNN_DEBUG=1 in the environment shows tracebacks."
 )
 
 
-def models(name: Positional[Annotated[str | None, arg(metavar="RECIPE")]] = None) -> None:
-    """List the model zoo's recipes with their published figures, or show one recipe in full."""
+def models(
+    name: Positional[Annotated[str | None, default("[RECIPE]", "all", "Show it in full.")]] = None,
+) -> None:
+    """List the recipes with their published figures, or show one in full."""
     from frcnn.zoo.table import models
 
     models(name)
 
 
 def detect(
-    paths: Positional[Annotated[tuple[Path, ...], arg(metavar="PATH [PATH …]", help="Images and folders.")]],
+    paths: Positional[
+        Annotated[
+            tuple[Path, ...],
+            arg(metavar="PATH [PATH …]", help="Images and folders.", help_behavior_hint="(required)"),
+        ]
+    ],
     model: Model,
     weights: Weights = None,
     output: Path = Path("detections"),
     min_score: float = 0.3,
-    size: tuple[int, int] | None = None,
-    draw: bool = True,
+    size: Annotated[tuple[int, int] | None, default("LONG SHORT", "the recipe's")] = None,
+    no_draw: bool = False,
     device: Device = None,
 ) -> int:
-    """Find objects in images and folders; write annotated pictures and detections.json.
+    """Find objects in images and folders; write annotated images and detections.json.
 
     Args:
         output: Folder for the results.
         min_score: Leave out detections below this score.
-        size: Long and short side that pictures are resized to fit; default: the recipe's.
-        draw: Write annotated pictures besides the JSON file.
+        size: Long and short side that images are resized to fit.
+        no_draw: Write detections.json only, no annotated images.
     """
     from frcnn.engine.detect import detect
 
     if not paths:
-        raise ValueError("name at least one image or folder")
-    result = detect(_load(model, weights, device), paths, output, min_score=min_score, size=size, draw=draw)
+        raise UsageError("name at least one image or folder")
+    for path in paths:
+        _check_exists(path)
+    _make_folder(output)
+    check_writable(output / "detections.json")
+    result = detect(
+        _load(model, weights, device), paths, output, min_score=min_score, size=size, draw=not no_draw
+    )
     for failure in result.failed.values():
         print(f"skipped: {failure}", file=sys.stderr)
     print(f"{result.boxes} boxes, {result.seconds_per_image * 1000:.0f} ms per image")
     print(f"detections  {result.detections}")
-    if draw:
-        print(f"pictures    {output} ({len(result.pictures)})")
+    if not no_draw:
+        print(f"images      {output} ({len(result.pictures)})")
     return 1 if result.failed else 0
 
 
@@ -93,7 +117,7 @@ def evaluate(
     images: Images,
     weights: Weights = None,
     per_class: bool = False,
-    output: Path | None = None,
+    output: Annotated[Path | None, default("FILE", "none")] = None,
     batch_size: int = 1,
     workers: int = 2,
     device: Device = None,
@@ -106,15 +130,13 @@ def evaluate(
         batch_size: Images per forward pass.
         workers: Processes that read and resize images.
     """
-    from frcnn.engine.evaluate import evaluate
+    from frcnn.data import load_coco
+    from frcnn.engine.evaluate import check_options, evaluate
 
+    check_options(batch_size, workers, output)
+    dataset = load_coco(annotations, images)
     result = evaluate(
-        _load(model, weights, device),
-        annotations,
-        images,
-        batch_size=batch_size,
-        workers=workers,
-        output=output,
+        _load(model, weights, device), dataset, batch_size=batch_size, workers=workers, output=output
     )
     print((result if per_class else replace(result, per_class={})).table())
 
@@ -122,70 +144,79 @@ def evaluate(
 def convert(
     source: Positional[Annotated[Path, arg(metavar="SOURCE", help="What frcnn.load_checkpoint reads.")]],
     target: Positional[Annotated[Path, arg(metavar="TARGET", help="Ending in .safetensors or .pth.")]],
-    recipe: Annotated[str | None, arg(metavar="RECIPE")] = None,
+    recipe: Annotated[str | None, default("RECIPE", "what the file says")] = None,
 ) -> None:
     """Rewrite a checkpoint of MMDetection, torchvision or detectron2 as a plain file of weights.
 
     Args:
-        recipe: What the weights are of; default: what the file says.
+        recipe: What the weights are of.
     """
     from frcnn.zoo.convert import convert
 
+    check_writable(target)
     convert(source, target, recipe)
 
 
 def verify(
-    cases: Positional[Annotated[tuple[str, ...], arg(metavar="[CASE …]", help="Default: all.")]] = (),
-    device: str = "cpu",
-    reference: Path | None = None,
+    cases: Positional[Annotated[tuple[str, ...], default("[CASE …]", "all", "Names of cases.")]] = (),
+    device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
+    reference: Annotated[Path | None, default("DIR", "the small ones of the package")] = None,
 ) -> int:
     """Recompute MMDetection's numbers on this machine and print the comparison.
 
     Args:
         device: Where to compute.
-        reference: Folder with full reference cases; default: the small ones that come with the package.
+        reference: Folder with full reference cases.
     """
+    from frcnn.precision import resolve_device
     from frcnn.zoo.verify import verify
 
-    return 0 if verify(cases, device, reference) else 1
+    if reference is not None:
+        _check_exists(reference)
+    return 0 if verify(cases, resolve_device(device), reference) else 1
 
 
-def train_command(default: Recipe) -> Callable[..., None]:
-    """`frcnn train` with the values of one recipe as the defaults of its --data and --schedule options."""
+def train_command(recipe: Recipe | None) -> Callable[..., None]:
+    """`frcnn train` with the values of a recipe as the defaults of its schedule, data and model.
+
+    Without a recipe those settings have no defaults worth showing, so the help leaves them out.
+    """
+    base = recipe or Recipe("recipe")
 
     def train(
         recipe: Positional[
-            Annotated[str, arg(metavar="RECIPE", help="See `frcnn models`; or small_r18_fpn.")]
+            Annotated[str, arg(metavar="RECIPE", help="One of `frcnn models`, or a run's recipe.json.")]
         ],
         train_annotations: Annotations,
         train_images: Images,
-        val_annotations: Annotated[Path | None, arg(metavar="FILE")] = None,
-        val_images: Annotated[Path | None, arg(metavar="DIR")] = None,
-        work_dir: Path | None = None,
-        epochs: int | None = None,
-        batch_size: int | None = None,
+        val_annotations: Annotated[Path | None, default("FILE", "none")] = None,
+        val_images: Annotated[Path | None, default("DIR", "none")] = None,
+        work_dir: Annotated[Path | None, default("DIR", "work_dirs/RECIPE")] = None,
+        epochs: Annotated[int | None, default("INT", "the recipe's")] = None,
+        batch_size: Annotated[int | None, default("INT", "the recipe's")] = None,
         workers: int = 2,
         seed: int = 0,
         device: Device = None,
         precision: Literal["float32", "bfloat16"] = "float32",
-        weights: Annotated[str | None, arg(metavar="PATH|coco|random")] = None,
+        weights: Annotated[str | None, default("PATH|coco|random", "the recipe's backbone")] = None,
         reinit_heads: bool = False,
         resume: bool = False,
         eval_every: int = 1,
         save_every: int = 1000,
         log_every: int = 50,
-        schedule: ScheduleConfig = default.schedule,
-        data: DataConfig = default.data,
+        schedule: Annotated[ScheduleConfig, FlagConversionOff] = base.schedule,
+        data: Annotated[DataConfig, FlagConversionOff] = base.data,
+        model: Annotated[ModelConfig, FlagConversionOff] = base.model,
     ) -> None:
         """Train a recipe on a data set in COCO format; its classes are taken from the file.
 
-        For several GPUs: torchrun --nproc-per-node N -m frcnn train …
+        More settings: `frcnn train RECIPE --help`. Several GPUs: torchrun --nproc-per-node N -m frcnn train …
 
         Args:
             val_annotations: COCO annotations to evaluate on after every epoch.
             val_images: The folder of those images.
-            work_dir: Folder for checkpoints and logs; default: work_dirs/RECIPE.
-            epochs: Instead of the recipe's; its learning rate decays move in proportion.
+            work_dir: Folder for checkpoints and logs.
+            epochs: How many; the recipe's learning rate decays move in proportion.
             batch_size: Images per process and step; the learning rate follows linearly.
             workers: Processes that read and augment images.
             seed: For everything random.
@@ -200,9 +231,11 @@ def train_command(default: Recipe) -> Callable[..., None]:
         from frcnn.engine.interrupt import Interrupted
         from frcnn.engine.train import train
 
+        if model.num_classes != base.model.num_classes:
+            raise ValueError("model.num_classes cannot be set: the classes are those of train_annotations")
         try:
             result = train(
-                replace(default, schedule=schedule, data=data),
+                replace(base, schedule=schedule, data=data, model=model),
                 train_annotations,
                 train_images,
                 val_annotations,
@@ -226,70 +259,117 @@ def train_command(default: Recipe) -> Callable[..., None]:
             raise SystemExit(130) from None
         checkpoint = result.best or result.checkpoint
         print(f"checkpoint  {checkpoint}\nlog         {result.work_dir / 'log.jsonl'}")
-        print(f"curves      tensorboard --logdir {shlex.quote(str(result.work_dir))}")
+        if (result.work_dir / "tensorboard").is_dir():  # it is an extra
+            print(f"curves      tensorboard --logdir {shlex.quote(str(result.work_dir))}")
         print(f"detect      frcnn detect PATH --model {shlex.quote(str(checkpoint))}")
 
+    if base is not recipe:
+        for name in ("schedule", "data", "model"):
+            train.__annotations__[name] = tyro.conf.Suppress[train.__annotations__[name]]
     return train
 
 
-def resume_command(argv: Sequence[str]) -> str:
-    """The command line that continues the run which `argv` started."""
-    arguments = [*argv[1:], *([] if "--resume" in argv else ["--resume"])]
-    return shlex.join([PROGRAM, *arguments])
+def resume_command(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> str:
+    """The command line that continues the run which `argv` started, by torchrun where that did."""
+    command = shlex.join([PROGRAM, *argv[1:], *([] if "--resume" in argv else ["--resume"])])
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return command
+    count, here = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+    # how several machines find each other, only the user knows
+    nodes = f"--nnodes {count // here} … " if count > here else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m {command}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the command line; expected errors end with one message, without a traceback."""
+    """Entry point of the command line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        train = train_command(_named_recipe(arguments))
-        commands = {
-            "train": train,
-            "eval": evaluate,
-            "detect": detect,
-            "models": models,
-            "convert": convert,
-            "verify": verify,
-        }
-        code = tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog=PROGRAM,
-            description=DESCRIPTION,
-            args=arguments or ["--help"],
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+    commands = {
+        "train": train_command(None),
+        "eval": evaluate,
+        "detect": detect,
+        "models": models,
+        "convert": convert,
+        "verify": verify,
+    }
+
+    def run() -> int | None:
+        if arguments[:1] == ["--version"]:
+            print(version())
+            return 0
+        _check_words(arguments, commands)
+        if not command:  # the help of all, or a shell's completion
+            return tyro.extras.subcommand_cli_from_dict(
+                commands, prog=PROGRAM, description=DESCRIPTION, args=arguments or ["--help"]
+            )
+        if command == "train":
+            commands["train"] = train_command(_named_recipe(arguments))
+        return tyro.cli(
+            commands[command],
+            prog=f"{PROGRAM} {command}",
+            args=arguments[1:],
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ArithmeticError, KeyError) as error:
-        # KeyError's text is the repr of its message
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
-        raise SystemExit(1) from None
-    raise SystemExit(code or 0)
+
+    command = next((word for word in arguments[:1] if word in commands), None)
+    options = option_names(commands[command]) if command else set()
+    # Not from inside its handling: the exception would keep a loader's processes from being closed in order.
+    raise SystemExit(exit_code(run, options, arguments))
 
 
-def _named_recipe(arguments: Sequence[str]) -> Recipe:
+def _check_words(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> None:
+    """Refuse an unknown command or option, before anything else is asked for, and suggest the nearest."""
+    if not arguments or arguments[0].startswith(("-h", "--help", "--tyro")):
+        return
+    command = arguments[0]
+    if command not in commands:
+        raise unknown("command", command, [*commands, "--help", "--version"])
+    known = {option_spelling(name) for name in ("help", *option_names(commands[command]))}
+    for word in arguments[1:]:
+        option = word.split("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in known:
+            raise unknown(f"option of {PROGRAM} {command}:", option, sorted(known))
+
+
+def _named_recipe(arguments: Sequence[str]) -> Recipe | None:
     """The recipe that a train command names, for the defaults of its options."""
-    if arguments[:1] != ["train"]:
-        return Recipe("recipe")
-    if len(arguments) < 2 or arguments[1].startswith("-"):
-        if set(arguments) & {"-h", "--help"} or len(arguments) < 2:
-            return Recipe("recipe")
-        raise ValueError(
-            "`frcnn train` takes the recipe's name first: frcnn train small_r18_fpn --train-annotations …"
-        )
-    return recipe_named(arguments[1])
+    if len(arguments) > 1 and not arguments[1].startswith("-"):
+        if Path(arguments[1]).suffix in CHECKPOINTS:
+            raise UsageError(
+                f"`frcnn train` takes a recipe's name first; to start from {arguments[1]}, "
+                f"add weights={arguments[1]}"
+            )
+        return recipe_named(arguments[1])
+    if len(arguments) < 2 or set(arguments) & {"-h", "--help"}:
+        return None
+    raise UsageError(
+        "`frcnn train` takes the recipe's name first: frcnn train small_r18_fpn --train-annotations …"
+    )
 
 
 def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     """A checkpoint that training wrote, or a recipe with weights."""
-    import torch
-
-    from frcnn.engine.checkpoint import model_from_checkpoint
+    from frcnn.engine.checkpoint import load
+    from frcnn.precision import resolve_device
     from frcnn.zoo.build import build
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if Path(model).suffix in {".pth", ".pt", ".safetensors"} and weights is None:
-        return model_from_checkpoint(model, device)
-    return build(model, weights=weights or "coco", device=device)
+    chosen = resolve_device(device)
+    path = Path(model)
+    if path.suffix in CHECKPOINTS:
+        if weights is not None:
+            raise UsageError(f"{model} is a checkpoint: weights= goes with a recipe's name as the model")
+        return load(path, chosen)
+    if path.is_dir():
+        raise UsageError(f"{model} is a folder: name a checkpoint in it, such as {path / 'best.pth'}")
+    return build(model, weights=weights or "coco", device=chosen)
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{folder}: a file is there, so it cannot be the output folder") from None

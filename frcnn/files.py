@@ -42,3 +42,17 @@ def replace_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8 by `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before hours of work whether `path` can be written when they are done.
+
+    Raises OSError where its folder is missing or may not be written to, or where `path` is a folder itself.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: its folder may not be written to")

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from frcnn.files import replace_text, replacing
+from frcnn.files import check_writable, replace_text, replacing
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -30,3 +30,24 @@ def test_files_have_the_usual_permissions(tmp_path):
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("no/a.json", FileNotFoundError), ("folder", IsADirectoryError), ("file/a.json", FileNotFoundError)],
+)
+def test_what_cannot_be_written_is_found_out_before(name, error, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "a.json")
+    check_writable(tmp_path / "file")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]  # nothing was made on trial
+    with pytest.raises(error, match=name):
+        check_writable(tmp_path / name)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission_is_found_out_before(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=r"a\.json"):
+        check_writable(tmp_path / "a.json")

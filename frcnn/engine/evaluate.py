@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco
 from frcnn.engine.processes import Processes
+from frcnn.files import check_writable, replace_text
 from frcnn.structures import Detections
 
 STATISTICS = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_mAP_s", "bbox_mAP_m", "bbox_mAP_l")
@@ -64,8 +65,10 @@ def evaluate(
     regions absorb detections, and objects too small to train on still count. Under torchrun every process
     detects a share and all get the same result.
 
-    Raises DatasetError on an unusable data set or other classes than the model's.
+    Raises DatasetError on an unusable data set or other classes than the model's, ValueError on `batch_size`
+    or `workers` out of range, OSError where `output` cannot be written; all before any work.
     """
+    check_options(batch_size, workers, output)
     dataset = annotations if isinstance(annotations, CocoDataset) else load_coco(annotations, images)
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
@@ -73,9 +76,19 @@ def evaluate(
     results = _detect(model, dataset, category_ids, share, batch_size, workers, progress and processes.first)
     results = [result for part in processes.gather(results) for result in part]
     if output is not None and processes.first:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(json.dumps(results))
+        replace_text(output, json.dumps(results))
     return score(dataset, results)
+
+
+def check_options(batch_size: int, workers: int, output: str | Path | None) -> None:
+    """What `evaluate` checks before work; makes the folder of `output`. Raises ValueError, OSError."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
+    if workers < 0:
+        raise ValueError(f"workers={workers}: it is a whole number, 0 or more")
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        check_writable(output)
 
 
 def match_classes(model: nn.Module, dataset: CocoDataset) -> tuple[int, ...]:

@@ -10,7 +10,9 @@ recipe of your own starts from one of these::
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import replace
+from pathlib import Path
 
 from frcnn.config import (
     BackboneConfig,
@@ -222,27 +224,60 @@ _RECIPES: tuple[Recipe, ...] = (
         MULTI_SCALE_DATA,
     ),
 )
-_BY_NAME = {recipe.name: recipe for recipe in _RECIPES}
+LARGEST_RECIPE = 1 << 20
+"""Bytes; those that training writes have some 3,000."""
+
+_BY_NAME = {recipe.name: recipe for recipe in (*_RECIPES, small_r18_fpn())}
+
+
+class UnknownRecipe(KeyError):
+    """No recipe has that name; the message says which are near."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError's own text is the repr of it
 
 
 def list_recipes() -> list[str]:
     """Names of the zoo's recipes, in the order of the published table."""
-    return list(_BY_NAME)
+    return [recipe.name for recipe in _RECIPES]
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name: one of the zoo, or small_r18_fpn.
+def recipe(name: str | Path) -> Recipe:
+    """The recipe of that name, one of the zoo or small_r18_fpn; or that in the recipe.json of a training run.
 
     Raises:
-        KeyError: no such recipe; the message names the closest ones.
+        UnknownRecipe: no such recipe, a KeyError.
+        ValueError, OSError: the file cannot be read or holds no recipe.
     """
-    if name == "small_r18_fpn":
-        return small_r18_fpn()
-    if name not in _BY_NAME:
-        # MMDetection 3 writes faster-rcnn_r50_fpn_1x_coco, and older files end in .py.
-        wanted = name.removesuffix(".py").replace("-", "_")
-        if wanted in _BY_NAME:
-            return _BY_NAME[wanted]
-        near = difflib.get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.0)
-        raise KeyError(f"no recipe is called {name!r}; the closest are {', '.join(near)}")
-    return _BY_NAME[name]
+    name = str(name)
+    if name.endswith(".json"):
+        return _read_recipe(Path(name))
+    # MMDetection 3 writes faster-rcnn_r50_fpn_1x_coco, and older files end in .py.
+    wanted = name.removesuffix(".py").replace("-", "_")
+    if wanted in _BY_NAME:
+        return _BY_NAME[wanted]
+    if name.endswith((".pth", ".pt", ".safetensors")):
+        raise UnknownRecipe(
+            f"{name} is a checkpoint's name, not a recipe's: frcnn.load({name!r}) loads a model that frcnn "
+            f"trained; other weights go into a recipe, as in frcnn.build(RECIPE, weights={name!r})"
+        )
+    near = difflib.get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.0)
+    raise UnknownRecipe(f"no recipe is called {name!r}; the closest are {', '.join(near)}")
+
+
+def _read_recipe(path: Path) -> Recipe:
+    """The recipe in a file that training wrote; nothing but settings is read from it."""
+    from frcnn.engine.checkpoint import from_plain  # needs torch, which names of recipes do not
+
+    if path.stat().st_size > LARGEST_RECIPE:
+        raise ValueError(f"{path}: too large for a recipe, {path.stat().st_size} bytes")
+    try:
+        plain = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable recipe in JSON ({error})") from None
+    if not isinstance(plain, dict) or not isinstance(plain.get("name"), str):
+        raise ValueError(f"{path} holds no recipe: an object with a name, model, data and schedule")
+    try:
+        return from_plain(Recipe, plain)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

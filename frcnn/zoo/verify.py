@@ -116,7 +116,7 @@ def case_recipe(name: str) -> Recipe:
     """The recipe that a case was computed with, by the beginning of its name ("r50_caffe", "r101", …).
 
     Raises:
-        KeyError: no recipe is known for the name.
+        ValueError: no recipe is known for the name.
     """
     known = {
         "r50": "faster_rcnn_r50_fpn_1x_coco",
@@ -138,7 +138,7 @@ def case_recipe(name: str) -> Recipe:
         return replace(base, name="r50_ciou", model=replace(base.model, roi_head=roi_head))
     matches = [key for key in known if name == key or name.startswith(f"{key}_")]
     if not matches:
-        raise KeyError(f"no recipe is known for a case called {name!r}")
+        raise ValueError(f"no recipe is known for a case called {name!r}")
     return recipe(known[max(matches, key=len)])
 
 

@@ -52,8 +52,31 @@ def test_different_conditions_are_warned_of(tmp_path):
     assert "Warning: torch differ: 2.13.0 and 2.14.0" in compare(before, after)
 
 
-def test_results_that_share_nothing_say_so(tmp_path):
+def test_results_that_share_nothing_are_an_error(tmp_path):
     before = write(tmp_path / "a.json", timing(1, 1, 1), timing(1, 1, 1))
     after = tmp_path / "b.json"
     after.write_text(before.read_text().replace('"r50"', '"other"'))
-    assert "share no measurement" in compare(before, after)
+    with pytest.raises(ValueError, match="share no measurement"):
+        compare(before, after)
+
+
+def test_columns_are_told_apart_by_the_folders_where_names_are_equal(tmp_path):
+    for machine in ("cpu", "gpu"):
+        (tmp_path / machine).mkdir()
+        write(tmp_path / machine / "x.json", timing(1, 1, 1), timing(1, 1, 1))
+    header = compare(tmp_path / "cpu" / "x.json", tmp_path / "gpu" / "x.json").splitlines()[0]
+    assert header == "| recipe | measurement | cpu/x.json ms | gpu/x.json ms | change | verdict |"
+    assert "| x.json ms | x.json ms |" in compare(*[tmp_path / "cpu" / "x.json"] * 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "no JSON", "[1]", "{}", '{"recipes": []}', '{"recipes": [{"inference": [3]}]}', "[" * 10_000],
+)
+def test_a_file_that_is_no_result_is_named(content, tmp_path):
+    path = write(tmp_path / "a.json", timing(1, 1, 1), timing(1, 1, 1))
+    (tmp_path / "b.json").write_text(content)
+    with pytest.raises(ValueError, match=r"b\.json is not a result"):
+        compare(path, tmp_path / "b.json")
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        compare(tmp_path / "absent.json", path)

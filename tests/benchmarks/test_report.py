@@ -1,7 +1,6 @@
-import copy
-
 import pytest
 
+import frcnn
 from benchmarks.report import markdown, number, plot, published
 
 PEER = "torchvision 0.26.0 float32"
@@ -143,13 +142,51 @@ def test_no_recipe_that_worked_still_makes_a_report(result, tmp_path):
     plot(result, tmp_path / "fps.png")
 
 
-def test_the_plot_shows_recipes_with_a_published_speed(result, tmp_path):
-    plot(result, tmp_path / "with.png")
-    only = copy.deepcopy(result)
-    only["recipes"] = only["recipes"][1:]
-    plot(only, tmp_path / "without.png")
-    assert (tmp_path / "with.png").stat().st_size > 10_000
-    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Plots a result; returns the axes."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+
+    def draw(result):
+        plot(result, tmp_path / "fps.png")
+        figure = plt.gcf()
+        figure.canvas.draw()
+        return figure.axes[0]
+
+    yield draw
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_the_plot_has_a_bar_and_its_number_for_every_speed(result, drawn):
+    axes = drawn(result)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "r50_fpn_1x_coco",
+        "r50_caffe_fpn_1x_coco",
+    ]
+    numbers = sorted(text.get_text() for text in axes.texts)
+    assert numbers == sorted(["10", "11.1", "4", "21.4"])  # ours, ours, the peer, the published
+    assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx([4, 10, 1000 / 90, 21.4])
+
+
+@pytest.mark.parametrize("recipes", [1, 2, 15])
+def test_the_plot_s_numbers_are_inside_its_frame(recipes, result, drawn):
+    result["recipes"] = [row(name, 100.0 + i, 250.0) for i, name in enumerate(frcnn.list_recipes()[:recipes])]
+    axes = drawn(result)
+    frame = axes.get_window_extent()
+    assert len(axes.texts) >= 2 * recipes
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(ticks) > 2 and all(ticks)
+
+
+def test_a_quick_plot_has_no_published_speeds(result, drawn):
+    result["settings"]["size"] = [128, 224]
+    assert sorted(text.get_text() for text in drawn(result).texts) == sorted(["10", "11.1", "4"])
 
 
 def test_a_recipe_outside_the_zoo_has_nothing_published(result):

@@ -1,6 +1,8 @@
 """The command line's choices, and a whole measurement in miniature."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -322,3 +324,24 @@ def test_compare_prints_a_table_and_measures_nothing(result, monkeypatch, tmp_pa
     assert run.main(replace(settings, compare=(file, file))) is None
     out = capsys.readouterr().out
     assert out.count("+0.0% | same") == 2 * 4  # two batches, from pictures, training
+
+
+@pytest.mark.parametrize("content", [None, "garbage"])
+def test_what_cannot_be_compared_is_one_message(content, tmp_path):
+    """As users see it: no traceback."""
+    file = tmp_path / "b.json"
+    if content is not None:
+        file.write_text(content)
+    command = [sys.executable, run.__file__, "--compare", file, file]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("--compare: ") and "b.json" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch": (0,)}, {"size": (0, 0)}, {"threads": 0}, {"seconds": -1.0}, {"seconds": float("nan")}]
+)
+def test_settings_are_checked_before_anything_is_measured(wrong, monkeypatch):
+    monkeypatch.setattr(run.machine, "describe", None)
+    with pytest.raises(run.UsageError, match=f"--{next(iter(wrong))}"):
+        run.main(run.Settings(**wrong))

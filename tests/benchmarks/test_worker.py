@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from benchmarks.worker import Worker, WorkerError
+from benchmarks import startup
+from benchmarks.worker import SEARCH, Worker, WorkerError
 
 SUBJECT = """
 import os, signal
@@ -59,3 +60,16 @@ def test_closing_ends_the_process(worker):
     worker.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process, signal.SIGTERM)
+
+
+def test_the_checkout_does_not_shadow_an_installed_package(tmp_path, monkeypatch):
+    """After a plain `pip install .` the checkout's frcnn_ops has no compiled part, and stands in the way."""
+    clone = tmp_path / "clone"
+    (clone / "frcnn_ops").mkdir(parents=True)
+    (clone / "frcnn_ops" / "__init__.py").write_text("raise ImportError('not compiled')")
+    (tmp_path / "uses_operators.py").write_text("import frcnn_ops\n" + SUBJECT)
+    monkeypatch.chdir(clone)  # where `python benchmarks/run.py` is typed
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with Worker("uses_operators", sys.executable, threads=1) as worker:
+        assert worker.call("add", number=1) == 1
+    assert startup.SCRIPT.startswith(SEARCH)

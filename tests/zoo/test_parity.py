@@ -122,7 +122,7 @@ def test_unknown_cases_are_named(tmp_path):
         verify(["r152"])
     with pytest.raises(FileNotFoundError, match="no case at all"):
         verify(reference=tmp_path)
-    with pytest.raises(KeyError, match="r152"):
+    with pytest.raises(ValueError, match="r152"):
         case_recipe("r152")
 
 
