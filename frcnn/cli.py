@@ -6,6 +6,7 @@ break another.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -174,6 +175,8 @@ def train_command(default: Recipe) -> Callable[..., None]:
         eval_every: int = 1,
         save_every: int = 1000,
         log_every: int = 50,
+        timeout: float = 600.0,
+        max_bad_images: float = 0.01,
         schedule: ScheduleConfig = default.schedule,
         data: DataConfig = default.data,
     ) -> None:
@@ -196,6 +199,8 @@ def train_command(default: Recipe) -> Callable[..., None]:
             eval_every: Epochs between evaluations.
             save_every: Steps between checkpoints, besides the one after every epoch.
             log_every: Steps between log lines.
+            timeout: Under torchrun, seconds after which a process that waits for another gives up.
+            max_bad_images: The share of the training images that may be unusable before training stops.
         """
         from frcnn.engine.interrupt import Interrupted
         from frcnn.engine.train import train
@@ -220,10 +225,14 @@ def train_command(default: Recipe) -> Callable[..., None]:
                 eval_every=eval_every,
                 save_every=save_every,
                 log_every=log_every,
+                timeout=timeout,
+                max_bad_images=max_bad_images,
             )
         except Interrupted as interrupted:
-            print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)
-            raise SystemExit(130) from None
+            if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would say the same
+                hint = f"\ncontinue with: {resume_command(sys.argv)}" if interrupted.resumable else ""
+                print(f"{interrupted}{hint}", file=sys.stderr)
+            raise SystemExit(interrupted.exit_code) from None
         checkpoint = result.best or result.checkpoint
         print(f"checkpoint  {checkpoint}\nlog         {result.work_dir / 'log.jsonl'}")
         print(f"curves      tensorboard --logdir {shlex.quote(str(result.work_dir))}")
@@ -233,9 +242,14 @@ def train_command(default: Recipe) -> Callable[..., None]:
 
 
 def resume_command(argv: Sequence[str]) -> str:
-    """The command line that continues the run which `argv` started."""
+    """The command line that continues the run which `argv` started, by torchrun where that did."""
     arguments = [*argv[1:], *([] if "--resume" in argv else ["--resume"])]
-    return shlex.join([PROGRAM, *arguments])
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join([PROGRAM, *arguments])
+    count, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    # how several machines find each other, only the user knows
+    nodes = f"--nnodes {count // here} … " if count > here else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m {shlex.join([PROGRAM, *arguments])}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Number formats and threads: what this machine can do, and how to ask torch for it."""
+"""Devices, number formats and threads: what this machine can do, and how to ask torch for it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,25 @@ DTYPES = {
     "float16": torch.float16,
 }
 X86_FEATURES = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name; None takes CUDA where there is one, else the CPU.
+
+    Raises ValueError, naming what there is, where this machine has no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = torch.accelerator.current_accelerator()
+    there = [] if kind is None else [f"{kind.type}:{i}" for i in range(torch.accelerator.device_count())]
+    try:
+        chosen = torch.device(device)
+        if chosen.type in ("cpu", "meta") or f"{chosen.type}:{chosen.index or 0}" in there:
+            return chosen
+    except RuntimeError:  # not a device's name at all
+        pass
+    without = "; this torch is built for CPUs only" if kind is None else ""
+    raise ValueError(f"no device {str(device)!r}: this machine has {', '.join(['cpu', *there])}{without}")
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -1,13 +1,13 @@
 """Training: one plain loop.
 
-A step's number (`iteration`, counted from 0 over all epochs) determines its pictures, their augmentation and
+A step's number (`iteration`, counted from 0 over all epochs) determines its images, their augmentation and
 its learning rate. With the weights, the momentum and the random state it is all that resuming needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
 import random
 import time
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frcnn.config import Recipe
-from frcnn.data import CocoDataset, TrainingBatches, load_coco, training_loader
+from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
+from frcnn.data.loader import BadImage
+from frcnn.engine.bad_images import BadImages
 from frcnn.engine.checkpoint import (
     FORMAT,
     random_state,
-    read_training_state,
     save_checkpoint,
     set_random_state,
     to_plain,
@@ -34,11 +35,12 @@ from frcnn.engine.evaluate import evaluate, match_classes
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
+from frcnn.engine.options import check_options
 from frcnn.engine.processes import Processes, started_processes
+from frcnn.engine.run_folder import RunFolder, fingerprint
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
-from frcnn.zoo.checkpoint import CheckpointError
 from frcnn.zoo.recipes import recipe as recipe_named
 
 CONTINUE, STOP, NOT_FINITE = 0, 1, 2
@@ -50,6 +52,7 @@ class TrainResult:
 
     checkpoint: last.pth, from which training resumes; best: best.pth, the weights of the epoch with the best
     validation AP (None without a validation set). metrics: of the last evaluation; history: of all of them.
+    bad_images: path of a training image that could not be used -> how often another one took its place.
     """
 
     work_dir: Path
@@ -57,6 +60,7 @@ class TrainResult:
     best: Path | None
     metrics: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
+    bad_images: dict[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -79,6 +83,8 @@ def train(
     eval_every: int = 1,
     save_every: int = 1000,
     log_every: int = 50,
+    timeout: float = 600.0,
+    max_bad_images: float = 0.01,
 ) -> TrainResult:
     """Train a recipe on a COCO data set; under torchrun, one process per device.
 
@@ -93,30 +99,61 @@ def train(
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `resume` continues from last.pth;
-    on a CPU the weights end up the same, bit for bit, as without the interruption. Ctrl-C finishes the step
-    and saves.
+    on a CPU the weights end up the same, bit for bit, as without the interruption, given the same number of
+    torch's threads (another number is said).
 
-    Raises DatasetError, CheckpointError, NonFiniteLoss, Interrupted.
+    Ctrl-C and SIGTERM, to the process, its group or torchrun, finish the step and save (an evaluation is cut
+    short); a second one, two seconds or more later, ends the process at once.
+
+    An image that cannot be used (unreadable, gone, of another size than the annotations say) is replaced by
+    the next one of the data set, named in the log once and listed at the end. `max_bad_images` is the share
+    of the training images for which this holds (at least one image unless it is 0): past it training saves
+    and raises DatasetError. Under torchrun a process that waits `timeout` seconds for another gives up.
+
+    Raises ValueError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
+    Interrupted; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
+    and ConnectionError where another process hangs or ends.
     """
     if isinstance(recipe, str):
         recipe = recipe_named(recipe)
+    check_options(
+        recipe,
+        device=device,
+        precision=precision,
+        weights=weights,
+        reinit_heads=reinit_heads,
+        max_bad_images=max_bad_images,
+        timeout=timeout,
+        workers=workers,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        eval_every=eval_every,
+        save_every=save_every,
+        log_every=log_every,
+    )
     schedule = recipe.schedule if epochs is None else with_epochs(recipe.schedule, epochs)
     schedule = replace(schedule, images_per_process=batch_size or schedule.images_per_process)
     recipe = replace(recipe, schedule=schedule)
     if (val_annotations is None) != (val_images is None):
         raise ValueError("validation needs both its annotation file and its image folder")
-    with started_processes(device) as (processes, torch_device), StopRequest() as stop:
-        run = _Run(
-            recipe,
-            load_coco(train_annotations, train_images).for_training(recipe.data.min_image_side),
-            None if val_annotations is None else load_coco(val_annotations, val_images),
-            Path(work_dir or Path("work_dirs") / recipe.name),
-            _Settings(seed, precision, processes.count),
-            workers,
-            _Start(weights, reinit_heads, resume),
-            torch_device,
-            processes,
-        )
+    with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
+        try:
+            with stop.at_once():
+                run = _Run(
+                    recipe,
+                    load_coco(train_annotations, train_images).for_training(recipe.data.min_image_side),
+                    None if val_annotations is None else load_coco(val_annotations, val_images),
+                    Path(work_dir or Path("work_dirs") / recipe.name),
+                    _Settings(seed, precision, processes.count),
+                    workers,
+                    max_bad_images,
+                    _Start(weights, reinit_heads, resume),
+                    torch_device,
+                    processes,
+                )
+        except KeyboardInterrupt:
+            raise Interrupted("stopped before the first step", stop.number, resumable=resume) from None
         return run.loop(stop, eval_every, save_every, log_every)
 
 
@@ -149,6 +186,7 @@ class _Run:
         work_dir: Path,
         settings: _Settings,
         workers: int,
+        max_bad_images: float,
         begin: _Start,
         device: torch.device,
         processes: Processes,
@@ -157,11 +195,13 @@ class _Run:
         self.dataset, self.validation = dataset, validation
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
-        self.work_dir = work_dir
-        self.last, self.best = work_dir / "last.pth", work_dir / "best.pth"
+        self.folder = RunFolder(work_dir)
         self.history: list[dict[str, float]] = []
+        self.bad_images = BadImages(dataset, max_bad_images)
+        self.log_state: dict | None = None
+        self.notes: list[str] = []
         self.start = 0
-        self._check_work_dir(begin.resume)
+        self.folder.check(begin.resume)
 
         _seed(settings.seed)
         weights = begin.weights
@@ -187,9 +227,10 @@ class _Run:
             self._resume()
         self.distributed: nn.Module = self.model
         if processes.count > 1:
-            self.distributed = DistributedDataParallel(
-                self.model, device_ids=[device.index] if device.type == "cuda" else None
-            )
+            with processes.waiting("the same model from the other processes"):
+                self.distributed = DistributedDataParallel(
+                    self.model, device_ids=[device.index] if device.type == "cuda" else None
+                )
         self.batches = TrainingBatches(
             dataset.widths >= dataset.heights,
             schedule.images_per_process,
@@ -199,17 +240,29 @@ class _Run:
             processes.count,
             self.start,
         )
+        if processes.first:
+            self.folder.prepare(self.recipe)
 
     def loop(self, stop: StopRequest, eval_every: int, save_every: int, log_every: int) -> TrainResult:
         steps_per_epoch = self.batches.steps_per_epoch
         total = self.recipe.schedule.epochs * steps_per_epoch
-        log = TrainingLog(self.work_dir, self.start, total, steps_per_epoch, self.processes.first)
+        evaluated = [int(entry["epoch"]) for entry in self.history]
+        log = TrainingLog(
+            self.folder.path, self.start, total, steps_per_epoch, self.processes.first, evaluated
+        )
+        if self.log_state is not None:
+            log.restore(self.log_state)
         self._introduce(log)
-        pin_memory = self.device.type == "cuda"
-        loader = training_loader(self.dataset, self.recipe.data, self.batches, self.workers, pin_memory)
-        batches = iter(loader)
+        loader = training_loader(
+            self.dataset,
+            self.recipe.data,
+            self.batches,
+            self.workers,
+            pin_memory=self.device.type == "cuda",
+            max_bad_images=self.bad_images.share,
+        )
         iteration = self.start
-        try:
+        with contextlib.closing(log), running(loader) as batches:
             while True:
                 epoch, step = divmod(iteration, steps_per_epoch)
                 if step == 0 and epoch > 0 and (epoch % eval_every == 0 or iteration == total):
@@ -217,39 +270,55 @@ class _Run:
                 if iteration == total:
                     break
                 started = time.perf_counter()
-                batch, indices = next(batches)
+                batch, indices, bad = next(batches)
                 data_time = time.perf_counter() - started
                 lr = self._learning_rate(iteration)
-                values, stopping = self._step(iteration, lr, batch, indices, stop)
+                values, stopping = self._step(iteration, lr, batch, indices, bad, log, stop)
                 values |= {"time": time.perf_counter() - started, "data_time": data_time}
                 log.step(iteration, lr, values, self.device)
                 iteration += 1
                 if iteration % steps_per_epoch % log_every == 0 or iteration % steps_per_epoch == 0:
                     log.write(iteration - 1, lr, self.device)
                 if stopping:
-                    self._save(iteration)
-                    raise self._interrupted(iteration, total)
+                    self._save(iteration, log)
+                    raise self._interrupted(iteration, total, stop)
                 if iteration % steps_per_epoch == 0 or iteration % save_every == 0:
-                    self._save(iteration)
-        finally:
-            log.close()
-        best = self.best if self.validation is not None else None
+                    self._save(iteration, log)
+            bad_images = self.bad_images.lines()
+            if bad_images:
+                log.say(f"{len(bad_images)} images could not be used, and others took their place:")
+                log.say("\n".join(f"  {line}" for line in bad_images))
         return TrainResult(
-            self.work_dir, self.last, best, self.history[-1] if self.history else {}, self.history
+            self.folder.path,
+            self.folder.last,
+            self.folder.best if self.validation is not None else None,
+            self.history[-1] if self.history else {},
+            self.history,
+            self.bad_images.counts(),
         )
 
     def _step(
-        self, iteration: int, lr: float, batch: Batch, indices: tuple[int, ...], stop: StopRequest
+        self,
+        iteration: int,
+        lr: float,
+        batch: Batch,
+        indices: tuple[int, ...],
+        bad: list[BadImage],
+        log: TrainingLog,
+        stop: StopRequest,
     ) -> tuple[dict[str, float], bool]:
         """One SGD step; returns the losses and whether to stop after it."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         on_device = batch.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            losses: dict[str, Tensor] = self.distributed(on_device)
-        loss = sum(losses.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.processes.waiting(f"the gradients of step {iteration + 1}"):
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
+            ):
+                losses: dict[str, Tensor] = self.distributed(on_device)
+            loss = sum(losses.values())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         grad_norm = self._gradient_norm()
 
         # One transfer for everything that is looked at: each would wait for the device on its own.
@@ -263,14 +332,27 @@ class _Run:
             wanted = NOT_FINITE
         elif stop.requested:
             wanted = STOP
-        verdict = self.processes.highest(wanted, self.device)
+        verdict, any_bad = self.processes.highest(
+            [wanted, int(bool(bad))], self.device, f"the end of step {iteration + 1}"
+        )
+        if any_bad:
+            self._count_bad(bad, iteration, log)
         if verdict == NOT_FINITE:
             images = [(self.dataset.image_path(i), int(self.dataset.image_ids[i])) for i in indices]
             suffix = f"_process{self.processes.rank}" if self.processes.count > 1 else ""
-            file = self.work_dir / f"not_finite{suffix}.json"
+            file = self.folder.path / f"not_finite{suffix}.json"
             raise not_finite(file, iteration, lr, values, images, batch, self.model)
         self.optimizer.step()
         return values, verdict == STOP
+
+    def _count_bad(self, bad: list[BadImage], iteration: int, log: TrainingLog) -> None:
+        """Count the step's bad images, of all processes; past the limit save what was before the step."""
+        for found in self.processes.gather(bad, f"the bad images of step {iteration + 1}"):
+            for image in self.bad_images.add(found):
+                log.bad_image(iteration + 1, self.dataset.image_path(image.index), image.reason)
+        if self.bad_images.too_many:
+            self._save(iteration, log)
+            raise self.bad_images.error(f"The {iteration} steps before are in {self.folder.last}")
 
     def _gradient_norm(self) -> Tensor:
         gradients = [
@@ -291,6 +373,7 @@ class _Run:
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
         if self.validation is None or any(entry["epoch"] == epoch for entry in self.history):
             return
+        total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
         try:
             with stop.at_once():
                 result = evaluate(
@@ -300,19 +383,24 @@ class _Run:
                     workers=self.workers,
                 )
         except KeyboardInterrupt:
-            total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
-            raise self._interrupted(iteration, total) from None
+            raise self._interrupted(iteration, total, stop) from None
+        except ConnectionError:
+            if not stop.requested:
+                raise
+            raise self._interrupted(iteration, total, stop) from None  # another process was faster to stop
+        if result.failed:
+            log.say(result.failures())
         log.validation(iteration, self._learning_rate(iteration - 1), result.metrics)
         previous = max((entry["bbox_mAP"] for entry in self.history), default=-math.inf)
         self.history.append({"epoch": epoch, **result.metrics})
-        self._save(iteration, best=result.metrics["bbox_mAP"] > previous)
+        self._save(iteration, log, best=result.metrics["bbox_mAP"] > previous)
 
-    def _save(self, iteration: int, best: bool = False) -> None:
-        states = self.processes.gather(random_state())
+    def _save(self, iteration: int, log: TrainingLog, best: bool = False) -> None:
+        states = self.processes.gather(random_state(), "the random state for the checkpoint")
         if not self.processes.first:
             return
         content = {
-            "state_dict": self.model.state_dict(),
+            "state_dict": dict(self.model.state_dict()),
             "meta": {
                 "recipe": to_plain(self.recipe),
                 "dataset_meta": {"classes": list(self.dataset.class_names)},
@@ -321,66 +409,39 @@ class _Run:
             },
         }
         if best:
-            save_checkpoint(self.best, content)
+            save_checkpoint(self.folder.best, content)
         training = {
             "format": FORMAT,
             "settings": dataclasses.asdict(self.settings),
-            "data": self._fingerprint(),
+            "data": fingerprint(self.dataset),
+            "threads": torch.get_num_threads(),
             "random_states": states,
             "history": self.history,
+            "bad_images": self.bad_images.state(),
+            "log": log.state(),
         }
         save_checkpoint(
-            self.last, {**content, "optimizer": self.optimizer.state_dict(), "training": training}
+            self.folder.last, {**content, "optimizer": self.optimizer.state_dict(), "training": training}
         )
 
     def _resume(self) -> None:
-        checkpoint = read_training_state(self.last)
+        checkpoint = self.folder.state_to_resume(self.recipe, dataclasses.asdict(self.settings), self.dataset)
         training = checkpoint["training"]
-        differing = _differences(
-            {
-                "recipe": checkpoint["meta"]["recipe"],
-                "settings": training["settings"],
-                "data": training["data"],
-            },
-            {
-                "recipe": to_plain(self.recipe),
-                "settings": dataclasses.asdict(self.settings),
-                "data": self._fingerprint(),
-            },
-        )
-        if differing:
-            raise CheckpointError(
-                f"{self.last} comes from a run with other settings, so it cannot be continued exactly: "
-                + "; ".join(differing)
-                + ". Resume with the settings of that run, or train anew in another work_dir with weights="
-                + str(self.last)
-            )
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         set_random_state(training["random_states"][self.processes.rank])
         self.history = training["history"]
+        self.bad_images.restore(training["bad_images"])
+        self.log_state = training["log"]
         self.start = checkpoint["meta"]["iter"]
-
-    def _fingerprint(self) -> dict:
-        """What tells one training set from another."""
-        return {
-            "images": len(self.dataset),
-            "boxes": len(self.dataset.boxes),
-            "image_id_sum": int(self.dataset.image_ids.sum()),
-            "box_sum": float(self.dataset.boxes.sum(dtype=np.float64)),
-            "classes": list(self.dataset.class_names),
-        }
-
-    def _check_work_dir(self, resume: bool) -> None:
-        if resume and not self.last.is_file():
-            raise CheckpointError(f"nothing to resume: {self.last} does not exist")
-        if not resume and self.last.exists():
-            raise CheckpointError(
-                f"{self.last} exists: resume that run, give another work_dir, or delete it to start over"
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and threads != training["threads"]:
+            # not set here: their number belongs to the whole program, and may be chosen for the machine
+            self.notes.append(
+                f"torch computes with {threads} threads, and did with {training['threads']} before: sums "
+                "are rounded in another order, so the weights will differ from an uninterrupted run's, at "
+                f"first in the last bits; resume with OMP_NUM_THREADS={training['threads']} for the same"
             )
-        if self.processes.first:
-            self.work_dir.mkdir(parents=True, exist_ok=True)
-            (self.work_dir / "recipe.json").write_text(json.dumps(to_plain(self.recipe), indent=2) + "\n")
 
     def _introduce(self, log: TrainingLog) -> None:
         log.say(f"training set   {self.dataset.summary()}")
@@ -392,28 +453,20 @@ class _Run:
             f"{self.recipe.name}: {millions:.1f} M trainable parameters, "
             f"{len(self.dataset.class_names)} classes, {schedule.epochs} epochs of "
             f"{self.batches.steps_per_epoch} steps of {schedule.images_per_process} images on "
-            f"{self.processes.count} x {self.device}, {self.settings.precision}; work_dir {self.work_dir}"
+            f"{self.processes.count} x {self.device}, {self.settings.precision}; work_dir {self.folder.path}"
         )
         if self.start:
             log.say(f"resuming after step {self.start}")
+        for note in self.notes:
+            log.say(f"note: {note}")
 
-    def _interrupted(self, iteration: int, total: int) -> Interrupted:
-        return Interrupted(f"stopped after step {iteration} of {total}; everything is in {self.last}")
+    def _interrupted(self, iteration: int, total: int, stop: StopRequest) -> Interrupted:
+        return Interrupted(
+            f"stopped after step {iteration} of {total}; everything is in {self.folder.last}", stop.number
+        )
 
 
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _differences(was: dict, now: dict, path: str = "") -> list[str]:
-    """'name: old -> new' for every leaf that differs."""
-    lines = []
-    for name in sorted(was.keys() | now.keys()):
-        old, new = was.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{path}{name}.")
-        elif old != new:
-            lines.append(f"{path}{name} was {old}, is {new}")
-    return lines

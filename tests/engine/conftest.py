@@ -1,20 +1,13 @@
-"""A tiny recipe and a tiny data set: a training step takes milliseconds."""
+"""The tiny recipe and a tiny data set: a training step takes milliseconds."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_coco import write_tiny
+from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
-from frcnn.config import (
-    BackboneConfig,
-    DataConfig,
-    ModelConfig,
-    Recipe,
-    RoIHeadConfig,
-    RPNConfig,
-    ScheduleConfig,
-)
+from frcnn.config import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +22,7 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def slim(monkeypatch):
     """A ResNet-18 of few channels, so that steps and checkpoints cost little."""
-    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", (16, 16, 32, 32))
+    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", STAGE_CHANNELS)
 
 
 @pytest.fixture
@@ -41,22 +34,6 @@ def tiny(tmp_path):
 @pytest.fixture
 def recipe() -> Recipe:
     return tiny_recipe()
-
-
-def tiny_recipe() -> Recipe:
-    return Recipe(
-        "tiny",
-        ModelConfig(
-            backbone=BackboneConfig(depth=18, frozen_stages=-1, norm_eval=False),
-            fpn_channels=16,
-            rpn=RPNConfig(scales=(3.0,), samples=32, pre_nms_train=100, post_nms_train=50, post_nms_test=50),
-            roi_head=RoIHeadConfig(sampling_ratio=2, finest_scale=16.0, fc_channels=32, samples=32),
-        ),
-        DataConfig(size=(64, 48), train_short_sides=(40, 48)),
-        ScheduleConfig(
-            epochs=2, decay_epochs=(1,), lr=0.02, lr_batch=2, images_per_process=2, warmup_iterations=3
-        ),
-    )
 
 
 @pytest.fixture
