@@ -192,13 +192,11 @@ def running(loader: DataLoader) -> Iterator[Iterator]:
     dies; torch raises that in the midst of whatever the main thread is doing, so it covers the whole block.
     """
     before = set(multiprocessing.active_children())
-    iterator, workers = None, set()
+    iterator = None
     try:
-        try:
-            with _signals_held():
-                iterator = iter(loader)
-        finally:
-            workers = set(multiprocessing.active_children()) - before
+        with _signals_held():
+            iterator = iter(loader)
+        workers = set(multiprocessing.active_children()) - before
         yield map(_checked, iterator)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
@@ -209,9 +207,9 @@ def running(loader: DataLoader) -> Iterator[Iterator]:
     finally:
         if hasattr(iterator, "_shutdown_workers"):  # torch's own way out, else taken when memory is reclaimed
             iterator._shutdown_workers()
-        for worker in workers:
-            if worker.is_alive():  # stuck, and deaf to the SIGTERM that torch and Python end workers with
-                worker.kill()
+            for worker in workers:
+                if worker.is_alive():  # stuck, and deaf to the SIGTERM that torch and Python end workers with
+                    worker.kill()
 
 
 def _checked(batch: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def evaluate(
     workers: int = 2,
     output: str | Path | None = None,
     progress: bool = True,
+    stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Detect on every picture of a COCO data set and score the detections.
 
@@ -75,6 +77,7 @@ def evaluate(
     the data set's own image and category ids. The annotation file is scored as pycocotools reads it: crowd
     regions absorb detections, and objects too small to train on still count. Under torchrun every process
     detects a share and all get the same result. An image that cannot be used is named in the result.
+    `stop` is asked before every batch: where it says yes in one process, all of them raise KeyboardInterrupt.
 
     Raises DatasetError on an unusable data set, other classes than the model's, or if no image can be used.
     """
@@ -82,10 +85,14 @@ def evaluate(
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
     share = list(range(processes.rank, len(dataset), processes.count))
-    part = _detect(model, dataset, category_ids, share, batch_size, workers, progress and processes.first)
+    stop = stop or (lambda: False)
+    progress = progress and processes.first
+    part = _detect(model, dataset, category_ids, share, batch_size, workers, progress, stop)
     results: list[dict] = []
     failed: dict[str, str] = {}
-    for found, unusable in processes.gather(part, "the detections of the other processes"):
+    for found, unusable, complete in processes.gather(part, "the detections of the other processes"):
+        if not complete:
+            raise KeyboardInterrupt
         results += found
         failed |= unusable
     if len(failed) == len(dataset):
@@ -134,8 +141,9 @@ def _detect(
     batch_size: int,
     workers: int,
     progress: bool,
-) -> tuple[list[dict], dict[str, str]]:
-    """Detections in COCO's results form, and why which image could not be used, by path."""
+    stop: Callable[[], bool],
+) -> tuple[list[dict], dict[str, str], bool]:
+    """Detections in COCO's results form, why which image could not be used, whether `stop` let it finish."""
     device = model.device if hasattr(model, "device") else next(model.parameters()).device
     loader = evaluation_loader(
         dataset, model.data, indices, batch_size, workers, pin_memory=device.type == "cuda"
@@ -158,6 +166,8 @@ def _detect(
             running(loader) as batches,
         ):
             for batch, scales, batch_indices, bad in batches:
+                if stop():
+                    return results, failed, False
                 failed |= {str(dataset.image_path(image.index)): image.reason for image in bad}
                 if batch is not None:
                     detections = model.detect(batch.to(device, non_blocking=True), scales)
@@ -168,7 +178,7 @@ def _detect(
     finally:
         if training:
             model.train()
-    return results, failed
+    return results, failed, True
 
 
 def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...]) -> list[dict]:

@@ -1,7 +1,7 @@
 """Ctrl-C and termination while training: finish the step, save, stop; a second one ends the process at once.
 
-Two parties look at a signal. Python's handler runs in the main thread, between two of its instructions: it
-notes the request, and cuts work short that needs no saving. While the main thread is inside native code, such
+Two parties look at a signal. Python's handler runs in the main thread, between two of its instructions, and
+notes the request; only while training starts up it raises. While the main thread is inside native code, such
 as waiting for another process, no handler runs; a second signal is therefore the affair of a small thread of
 its own, which reads every signal's number from Python's wake-up descriptor.
 """
@@ -81,7 +81,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Work that may be cut short by KeyboardInterrupt, as nothing of it needs saving."""
+        """Work that KeyboardInterrupt may cut short anywhere: it has nothing to save and no children."""
         self._at_once = True
         try:
             if self.requested:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-from frcnn.config import Recipe
 from frcnn.precision import check_precision, resolve_device
 
 
 def check_options(
-    recipe: Recipe,
     *,
     device: str | None,
     precision: str,
@@ -27,8 +25,6 @@ def check_options(
             _check_whole(name, value, 1)
     _check_whole("workers", workers, 0)
     _check_whole("seed", seed, 0, 2**63 - 1)
-    _check_whole("schedule.epochs", recipe.schedule.epochs, 1)
-    _check_whole("schedule.images_per_process", recipe.schedule.images_per_process, 1)
     if not 0 <= max_bad_images <= 1:
         raise ValueError(f"max_bad_images={max_bad_images}: it is a share of the training images, 0 to 1")
     if not 0 < timeout < math.inf:

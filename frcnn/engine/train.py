@@ -117,7 +117,6 @@ def train(
     if isinstance(recipe, str):
         recipe = recipe_named(recipe)
     check_options(
-        recipe,
         device=device,
         precision=precision,
         weights=weights,
@@ -375,19 +374,15 @@ class _Run:
             return
         total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
         try:
-            with stop.at_once():
-                result = evaluate(
-                    self.model,
-                    self.validation,
-                    batch_size=self.recipe.schedule.images_per_process,
-                    workers=self.workers,
-                )
+            result = evaluate(
+                self.model,
+                self.validation,
+                batch_size=self.recipe.schedule.images_per_process,
+                workers=self.workers,
+                stop=lambda: stop.requested,
+            )
         except KeyboardInterrupt:
             raise self._interrupted(iteration, total, stop) from None
-        except ConnectionError:
-            if not stop.requested:
-                raise
-            raise self._interrupted(iteration, total, stop) from None  # another process was faster to stop
         if result.failed:
             log.say(result.failures())
         log.validation(iteration, self._learning_rate(iteration - 1), result.metrics)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from runs import Run
 from tiny_coco import write_tiny
 from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
@@ -39,3 +40,23 @@ def recipe() -> Recipe:
 @pytest.fixture
 def longer(recipe):
     return replace(recipe, schedule=replace(recipe.schedule, epochs=4, decay_epochs=(3,)))
+
+
+@pytest.fixture
+def start(tiny, tmp_path):
+    """``start("run", "--epochs", 4, slow_step=0.1)``: `frcnn train` of the tiny recipe in a process of its
+    own, into the folder of that name; what is left of it is killed at the end."""
+    runs = []
+
+    def start(name, *options, validate=False, data=tiny, **hooks):
+        arguments = ["train", "tiny", "--train-annotations", data[0], "--train-images", data[1]]
+        if validate:
+            arguments += ["--val-annotations", data[0], "--val-images", data[1]]
+        arguments += ["--work-dir", tmp_path / name, "--device", "cpu", *options]
+        runs.append(Run(arguments, tmp_path / f"output{len(runs)}.txt", **hooks))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.is_alive():
+            run.kill()
