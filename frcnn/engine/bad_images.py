@@ -45,9 +45,10 @@ class BadImages:
             "mend the images or allow more, then resume"
         )
 
-    def lines(self) -> list[str]:
-        """One line per image: why, and how often another one took its place."""
-        return [f"{self.reasons[index]} ({times}x)" for index, times in self.times.items()]
+    def summary(self) -> str:
+        """All of them in lines for people: why, and how often another one took the place."""
+        head = f"{len(self.times)} images could not be used, and others took their place:"
+        return "\n".join([head, *(f"  {self.reasons[index]} ({n}x)" for index, n in self.times.items())])
 
     def counts(self) -> dict[str, int]:
         """The image's path -> how often another one took its place."""

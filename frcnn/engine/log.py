@@ -73,7 +73,7 @@ class TrainingLog:
             self.board = None
             self.say("tensorboard is not installed: curves go to log.jsonl only")
         if dropped:
-            self.say(f"{self.file}: {dropped} incomplete lines, cut off while being written, are taken out")
+            self.say(f"{self.file}: lines that were cut off while being written, taken out: {dropped}")
 
     def say(self, text: str) -> None:
         if self.active:

@@ -68,8 +68,8 @@ class Processes:
             this = f"process {self.rank} of {self.count}"
             if "timed out" in text.lower() or "timeout" in text.lower():
                 raise TimeoutError(
-                    f"{this} waited in vain for {what}: another process hangs or is much slower; the time "
-                    "limit is timeout (seconds)"
+                    f"{this} waited in vain for {what}: another process hangs, or needs longer than "
+                    "timeout=SECONDS allows"
                 ) from None
             reason = text.splitlines()[0]
             raise ConnectionError(

@@ -24,20 +24,14 @@ from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
 from frcnn.data.loader import BadImage
 from frcnn.engine.bad_images import BadImages
-from frcnn.engine.checkpoint import (
-    FORMAT,
-    random_state,
-    save_checkpoint,
-    set_random_state,
-    to_plain,
-)
+from frcnn.engine.checkpoint import random_state
 from frcnn.engine.evaluate import evaluate, match_classes
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
 from frcnn.engine.processes import Processes, started_processes
-from frcnn.engine.run_folder import RunFolder, fingerprint
+from frcnn.engine.run_folder import RunFolder, RunState
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
@@ -194,12 +188,7 @@ class _Run:
         self.dataset, self.validation = dataset, validation
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
-        self.folder = RunFolder(work_dir)
-        self.history: list[dict[str, float]] = []
-        self.bad_images = BadImages(dataset, max_bad_images)
-        self.log_state: dict | None = None
-        self.notes: list[str] = []
-        self.start = 0
+        self.folder = RunFolder(work_dir, self.recipe, dataclasses.asdict(settings), dataset)
         self.folder.check(begin.resume)
 
         _seed(settings.seed)
@@ -218,12 +207,12 @@ class _Run:
             match_classes(self.model, validation)
         schedule = self.recipe.schedule
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             trainable, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
         )
         _seed(settings.seed + processes.rank)
-        if begin.resume:
-            self._resume()
+        self.state = RunState(self.model, optimizer, BadImages(dataset, max_bad_images))
+        self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
         self.distributed: nn.Module = self.model
         if processes.count > 1:
             with processes.waiting("the same model from the other processes"):
@@ -237,20 +226,21 @@ class _Run:
             settings.seed,
             processes.rank,
             processes.count,
-            self.start,
+            self.state.steps,
         )
         if processes.first:
-            self.folder.prepare(self.recipe)
+            self.folder.prepare()
 
     def loop(self, stop: StopRequest, eval_every: int, save_every: int, log_every: int) -> TrainResult:
         steps_per_epoch = self.batches.steps_per_epoch
         total = self.recipe.schedule.epochs * steps_per_epoch
-        evaluated = [int(entry["epoch"]) for entry in self.history]
+        iteration = self.state.steps
+        evaluated = [entry["epoch"] for entry in self.state.history]
         log = TrainingLog(
-            self.folder.path, self.start, total, steps_per_epoch, self.processes.first, evaluated
+            self.folder.path, iteration, total, steps_per_epoch, self.processes.first, evaluated
         )
-        if self.log_state is not None:
-            log.restore(self.log_state)
+        if self.state.log is not None:
+            log.restore(self.state.log)
         self._introduce(log)
         loader = training_loader(
             self.dataset,
@@ -258,9 +248,8 @@ class _Run:
             self.batches,
             self.workers,
             pin_memory=self.device.type == "cuda",
-            max_bad_images=self.bad_images.share,
+            max_bad_images=self.state.bad_images.share,
         )
-        iteration = self.start
         with contextlib.closing(log), running(loader) as batches:
             while True:
                 epoch, step = divmod(iteration, steps_per_epoch)
@@ -283,17 +272,15 @@ class _Run:
                     raise self._interrupted(iteration, total, stop)
                 if iteration % steps_per_epoch == 0 or iteration % save_every == 0:
                     self._save(iteration, log)
-            bad_images = self.bad_images.lines()
-            if bad_images:
-                log.say(f"{len(bad_images)} images could not be used, and others took their place:")
-                log.say("\n".join(f"  {line}" for line in bad_images))
+            if self.state.bad_images.times:
+                log.say(self.state.bad_images.summary())
         return TrainResult(
             self.folder.path,
             self.folder.last,
             self.folder.best if self.validation is not None else None,
-            self.history[-1] if self.history else {},
-            self.history,
-            self.bad_images.counts(),
+            self.state.history[-1] if self.state.history else {},
+            self.state.history,
+            self.state.bad_images.counts(),
         )
 
     def _step(
@@ -307,7 +294,7 @@ class _Run:
         stop: StopRequest,
     ) -> tuple[dict[str, float], bool]:
         """One SGD step; returns the losses and whether to stop after it."""
-        for group in self.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = lr
         on_device = batch.to(self.device, non_blocking=True)
         with self.processes.waiting(f"the gradients of step {iteration + 1}"):
@@ -316,7 +303,7 @@ class _Run:
             ):
                 losses: dict[str, Tensor] = self.distributed(on_device)
             loss = sum(losses.values())
-            self.optimizer.zero_grad(set_to_none=True)
+            self.state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         grad_norm = self._gradient_norm()
 
@@ -341,26 +328,29 @@ class _Run:
             suffix = f"_process{self.processes.rank}" if self.processes.count > 1 else ""
             file = self.folder.path / f"not_finite{suffix}.json"
             raise not_finite(file, iteration, lr, values, images, batch, self.model)
-        self.optimizer.step()
+        self.state.optimizer.step()
         return values, verdict == STOP
 
     def _count_bad(self, bad: list[BadImage], iteration: int, log: TrainingLog) -> None:
         """Count the step's bad images, of all processes; past the limit save what was before the step."""
         for found in self.processes.gather(bad, f"the bad images of step {iteration + 1}"):
-            for image in self.bad_images.add(found):
+            for image in self.state.bad_images.add(found):
                 log.bad_image(iteration + 1, self.dataset.image_path(image.index), image.reason)
-        if self.bad_images.too_many:
+        if self.state.bad_images.too_many:
             self._save(iteration, log)
-            raise self.bad_images.error(f"The {iteration} steps before are in {self.folder.last}")
+            raise self.state.bad_images.error(f"The {iteration} steps before are in {self.folder.last}")
 
     def _gradient_norm(self) -> Tensor:
         gradients = [
-            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+            p.grad
+            for group in self.state.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
         limit = self.recipe.schedule.clip_grad_norm
         if limit is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm
 
@@ -370,7 +360,7 @@ class _Run:
         return learning_rate(iteration, self.batches.steps_per_epoch, global_batch, schedule)
 
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
-        if self.validation is None or any(entry["epoch"] == epoch for entry in self.history):
+        if self.validation is None or any(entry["epoch"] == epoch for entry in self.state.history):
             return
         total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
         try:
@@ -386,57 +376,16 @@ class _Run:
         if result.failed:
             log.say(result.failures())
         log.validation(iteration, self._learning_rate(iteration - 1), result.metrics)
-        previous = max((entry["bbox_mAP"] for entry in self.history), default=-math.inf)
-        self.history.append({"epoch": epoch, **result.metrics})
+        previous = max((entry["bbox_mAP"] for entry in self.state.history), default=-math.inf)
+        self.state.history.append({"epoch": epoch, **result.metrics})
         self._save(iteration, log, best=result.metrics["bbox_mAP"] > previous)
 
     def _save(self, iteration: int, log: TrainingLog, best: bool = False) -> None:
-        states = self.processes.gather(random_state(), "the random state for the checkpoint")
-        if not self.processes.first:
-            return
-        content = {
-            "state_dict": dict(self.model.state_dict()),
-            "meta": {
-                "recipe": to_plain(self.recipe),
-                "dataset_meta": {"classes": list(self.dataset.class_names)},
-                "epoch": iteration // self.batches.steps_per_epoch,
-                "iter": iteration,
-            },
-        }
-        if best:
-            save_checkpoint(self.folder.best, content)
-        training = {
-            "format": FORMAT,
-            "settings": dataclasses.asdict(self.settings),
-            "data": fingerprint(self.dataset),
-            "threads": torch.get_num_threads(),
-            "random_states": states,
-            "history": self.history,
-            "bad_images": self.bad_images.state(),
-            "log": log.state(),
-        }
-        save_checkpoint(
-            self.folder.last, {**content, "optimizer": self.optimizer.state_dict(), "training": training}
-        )
-
-    def _resume(self) -> None:
-        checkpoint = self.folder.state_to_resume(self.recipe, dataclasses.asdict(self.settings), self.dataset)
-        training = checkpoint["training"]
-        self.model.load_state_dict(checkpoint["state_dict"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        set_random_state(training["random_states"][self.processes.rank])
-        self.history = training["history"]
-        self.bad_images.restore(training["bad_images"])
-        self.log_state = training["log"]
-        self.start = checkpoint["meta"]["iter"]
-        threads = torch.get_num_threads()
-        if self.device.type == "cpu" and threads != training["threads"]:
-            # not set here: their number belongs to the whole program, and may be chosen for the machine
-            self.notes.append(
-                f"torch computes with {threads} threads, and did with {training['threads']} before: sums "
-                "are rounded in another order, so the weights will differ from an uninterrupted run's, at "
-                f"first in the last bits; resume with OMP_NUM_THREADS={training['threads']} for the same"
-            )
+        random_states = self.processes.gather(random_state(), "the random state for the checkpoint")
+        if self.processes.first:
+            self.state.steps, self.state.log = iteration, log.state()
+            epoch = iteration // self.batches.steps_per_epoch
+            self.folder.save(self.state, epoch, random_states, best)
 
     def _introduce(self, log: TrainingLog) -> None:
         log.say(f"training set   {self.dataset.summary()}")
@@ -450,8 +399,8 @@ class _Run:
             f"{self.batches.steps_per_epoch} steps of {schedule.images_per_process} images on "
             f"{self.processes.count} x {self.device}, {self.settings.precision}; work_dir {self.folder.path}"
         )
-        if self.start:
-            log.say(f"resuming after step {self.start}")
+        if self.state.steps:
+            log.say(f"resuming after step {self.state.steps}")
         for note in self.notes:
             log.say(f"note: {note}")
 

@@ -1,5 +1,6 @@
 """The tiny recipe and a tiny data set: a training step takes milliseconds."""
 
+import socket
 from dataclasses import replace
 
 import pytest
@@ -60,3 +61,20 @@ def start(tiny, tmp_path):
     for run in runs:
         if run.process.is_alive():
             run.kill()
+
+
+@pytest.fixture
+def pair(start):
+    """``pair(...)``: two processes that train together, without torchrun."""
+
+    def pair(*options, hooks=({}, {}), **common):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            start("run", *options, environment={**shared, "RANK": str(rank)}, **common, **hooks[rank])
+            for rank in (0, 1)
+        ]
+
+    return pair

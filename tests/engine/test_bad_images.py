@@ -65,7 +65,7 @@ def test_a_resumed_run_knows_the_bad_images_and_ends_bit_identical(longer, damag
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_past_the_share_training_saves_and_stops(longer, damaged, tmp_path, workers):
-    *data, bad = damaged
+    *data, _ = damaged
     (data[1] / "4.png").write_bytes(b"")
     run = tmp_path / "run"
     with pytest.raises(DatasetError) as caught:
@@ -79,11 +79,24 @@ def test_past_the_share_training_saves_and_stops(longer, damaged, tmp_path, work
     assert len(result.bad_images) == 2
 
 
+def test_processes_count_bad_images_together(pair, damaged, tmp_path):
+    """Whoever meets the second one, both save and stop in the same step."""
+    *data, _ = damaged
+    (data[1] / "4.png").write_bytes(b"")
+    run = tmp_path / "run"
+    processes = pair("--workers", 0, "--epochs", 4, data=data)
+    assert [process.end() for process in processes] == [1, 1]
+    steps = read_training_state(run / "last.pth")["meta"]["iter"]
+    for process in processes:
+        assert f"2 of the 6 training images of {data[0]} cannot be used" in process.text()
+        assert f"The {steps} steps before are in {run / 'last.pth'}" in process.text()
+        assert "Traceback" not in process.text()
+    assert processes[0].text().count("another image takes the place of a bad one") == 2
+
+
 def test_none_may_be_bad(longer, damaged, tmp_path):
-    *data, bad = damaged
-    with pytest.raises(
-        DatasetError, match=r"1 of the 6 training images .*max_bad_images=0 allows 0: .*1\.png"
-    ):
+    *data, _ = damaged
+    with pytest.raises(DatasetError, match=r"1 of the 6 .*max_bad_images=0 allows 0: .*1\.png"):
         train(longer, *data, work_dir=tmp_path / "run", max_bad_images=0)
 
 
@@ -95,12 +108,12 @@ def test_allowed_shares():
 def test_only_the_first_few_are_named(tiny):
     images = BadImages(load_coco(*tiny), 0.5)
     images.add([BadImage(0, "a"), BadImage(1, "b"), BadImage(2, "c"), BadImage(0, "a")])
-    assert not images.too_many and images.lines() == ["a (2x)", "b (1x)", "c (1x)"]
+    assert not images.too_many and images.summary().endswith("place:\n  a (2x)\n  b (1x)\n  c (1x)")
     images.add([BadImage(3, "d"), BadImage(4, "e"), BadImage(5, "f")])
     assert images.too_many and ": a; b; c; d; e; …. What" in str(images.error("What"))
     again = BadImages(load_coco(*tiny), 0.5)
     again.restore(images.state())
-    assert again.lines() == images.lines() and again.counts() == images.counts()
+    assert again.summary() == images.summary() and again.counts() == images.counts()
 
 
 def test_evaluation_counts_the_objects_of_a_bad_image_as_missed(recipe, damaged):

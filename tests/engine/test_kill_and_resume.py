@@ -29,8 +29,6 @@ def log_of(folder):
 def assert_same_end(whole, parts):
     """Weights, momentum, random states, metrics and log are equal bit for bit, and nothing else is left."""
     first, second = read_training_state(whole / "last.pth"), read_training_state(parts / "last.pth")
-    for content in (first, second):
-        del content["training"]["log"]
     assert checksum(first) == checksum(second)
     assert log_of(whole) == log_of(parts)
     assert sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in parts.iterdir())
@@ -68,9 +66,9 @@ def test_killed_runs_end_as_uninterrupted_ones(start, tmp_path, stress, record_p
         run.signal(signal.SIGKILL, group=True)
         run.end()
     record_property("tried", f"{kills} SIGKILLs of a training run, {in_writing} while it wrote a checkpoint")
-    assert uninterrupted.end() == 0, uninterrupted.text()
+    assert uninterrupted.end(300) == 0, uninterrupted.text()
     last = start("parts", *options, "--resume", validate=True)
-    assert last.end() == 0, last.text()
+    assert last.end(300) == 0, last.text()
     assert_same_end(tmp_path / "whole", parts)
 
 
@@ -143,7 +141,10 @@ def test_cut_log_lines_are_dropped(longer, tiny, tmp_path, break_off, capsys):
         with open(copy / "log.jsonl", "ab") as file:
             file.write(end)
         train(longer, *tiny, work_dir=copy, log_every=1, resume=True)
-        assert "log.jsonl: 1 incomplete lines" in capsys.readouterr().out, name
+        assert (
+            "log.jsonl: lines that were cut off while being written, taken out: 1\n"
+            in capsys.readouterr().out
+        ), name
         assert_same_end(whole, copy)
 
 
@@ -166,7 +167,7 @@ def test_a_refused_resume_changes_nothing(longer, tiny, tmp_path, break_off):
     for recipe, options in ((other, {"resume": True}), (longer, {"resume": True, "seed": 1}), (other, {})):
         with pytest.raises(CheckpointError):
             train(recipe, *tiny, work_dir=run, **options)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_temporary_files_of_killed_runs_are_cleared_away(longer, tiny, tmp_path, break_off):

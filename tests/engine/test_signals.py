@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -142,23 +141,6 @@ def test_sigterm_to_torchrun_saves_and_says_how_to_go_on(tiny, tmp_path):
     assert f"stopped after step {steps_in(tmp_path / 'run')} of 100" in text
     assert text.count("continue with: torchrun --nproc-per-node 2 -m frcnn train tiny") == 1
     assert "[rank" not in text  # torch's mark on a rank's traceback; the last one is torchrun's own
-
-
-@pytest.fixture
-def pair(start):
-    """``pair(...)``: two processes that train together, without torchrun."""
-
-    def pair(*options, hooks=({}, {}), **common):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [
-            start("run", *options, environment={**shared, "RANK": str(rank)}, **common, **hooks[rank])
-            for rank in (0, 1)
-        ]
-
-    return pair
 
 
 def end_of(run: Run, seconds=30):
