@@ -81,7 +81,7 @@ def file_limit(size):
 
 
 def stuck_at(step):
-    """The main thread never returns from native code."""
+    """The main thread never returns from native code: it waits for a lock that it holds itself."""
     import ctypes
 
     import frcnn.engine.train as module
@@ -90,10 +90,11 @@ def stuck_at(step):
 
     def learning_rate(iteration, *rest):
         if iteration == step:
-            pause = ctypes.CDLL(None).pause
+            lock = ctypes.CDLL(None).pthread_mutex_lock
+            mutex = ctypes.create_string_buffer(256)  # of zeros, which is an open one
+            lock(mutex)
             print("stuck", flush=True)
-            while True:
-                pause()
+            lock(mutex)
         return original(iteration, *rest)
 
     module.learning_rate = learning_rate
