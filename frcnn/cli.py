@@ -121,7 +121,7 @@ def evaluate(
     batch_size: int = 1,
     workers: int = 2,
     device: Device = None,
-) -> None:
+) -> int:
     """Score a model on a COCO data set by pycocotools.
 
     Args:
@@ -139,6 +139,7 @@ def evaluate(
         _load(model, weights, device), dataset, batch_size=batch_size, workers=workers, output=output
     )
     print((result if per_class else replace(result, per_class={})).table())
+    return 1 if result.failed else 0
 
 
 def convert(
@@ -204,6 +205,8 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         eval_every: int = 1,
         save_every: int = 1000,
         log_every: int = 50,
+        timeout: float = 600.0,
+        max_bad_images: float = 0.01,
         schedule: Annotated[ScheduleConfig, FlagConversionOff] = base.schedule,
         data: Annotated[DataConfig, FlagConversionOff] = base.data,
         model: Annotated[ModelConfig, FlagConversionOff] = base.model,
@@ -227,6 +230,8 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
             eval_every: Epochs between evaluations.
             save_every: Steps between checkpoints, besides the one after every epoch.
             log_every: Steps between log lines.
+            timeout: Under torchrun, seconds after which a process that waits for another gives up.
+            max_bad_images: The share of the training images that may be unusable before training stops.
         """
         from frcnn.engine.interrupt import Interrupted
         from frcnn.engine.train import train
@@ -253,10 +258,14 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
                 eval_every=eval_every,
                 save_every=save_every,
                 log_every=log_every,
+                timeout=timeout,
+                max_bad_images=max_bad_images,
             )
         except Interrupted as interrupted:
-            print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)
-            raise SystemExit(130) from None
+            if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would say the same
+                hint = f"\ncontinue with: {resume_command(sys.argv)}" if interrupted.resumable else ""
+                print(f"{interrupted}{hint}", file=sys.stderr)
+            raise SystemExit(interrupted.exit_code) from None
         checkpoint = result.best or result.checkpoint
         print(f"checkpoint  {checkpoint}\nlog         {result.work_dir / 'log.jsonl'}")
         if (result.work_dir / "tensorboard").is_dir():  # it is an extra

@@ -249,8 +249,6 @@ def test_every_public_name_is_there():
 
 # --- options are checked before work
 
-TRAINING = "arrives with the checks of frcnn.train"
-CONFIG = "arrives with the checks of the recipes' dataclasses"
 DETECTION = "arrives with the checks of frcnn.engine.detect"
 
 
@@ -261,26 +259,26 @@ def later(reason, *values):
 @pytest.mark.parametrize(
     ("naming", "options"),
     [
-        later(TRAINING, "device 'gpu'", ["--device", "gpu"]),
-        later(TRAINING, "device 'cuda:99'", ["--device", "cuda:99"]),
+        ("device 'gpu'", ["--device", "gpu"]),
+        ("device 'cuda:99'", ["--device", "cuda:99"]),
         ("epoch", ["--epochs", "0"]),
         ("num-classes", ["--model.num-classes", "3"]),
         ("validation", ["--val-annotations", "x.json"]),
         ("no such", ["--weights", "nowhere.pth"]),
-        later(TRAINING, "batch-size", ["--batch-size", "0"]),
-        later(TRAINING, "workers", ["--workers", "-1"]),
-        later(TRAINING, "seed", ["--seed", "-1"]),
-        later(TRAINING, "log-every", ["--log-every", "0"]),
-        later(TRAINING, "save-every", ["--save-every", "0"]),
-        later(TRAINING, "eval-every", ["--eval-every", "0"]),
-        later(TRAINING, "reinit-heads", ["--reinit-heads"]),
-        later(CONFIG, "epochs", ["--schedule.epochs", "0"]),
-        later(CONFIG, "lr", ["--schedule.lr", "-1"]),
-        later(CONFIG, "size", ["--data.size", "0", "0"]),
-        later(CONFIG, "flip", ["--data.flip", "2"]),
-        later(CONFIG, "nms", ["--model.roi-head.nms-iou", "50"]),
-        later(CONFIG, "frozen", ["--model.backbone.frozen-stages", "5"]),
-        later(CONFIG, "strides", ["--model.strides", "4", "8"]),
+        ("batch-size", ["--batch-size", "0"]),
+        ("workers", ["--workers", "-1"]),
+        ("seed", ["--seed", "-1"]),
+        ("log-every", ["--log-every", "0"]),
+        ("save-every", ["--save-every", "0"]),
+        ("eval-every", ["--eval-every", "0"]),
+        ("reinit-heads", ["--reinit-heads"]),
+        ("epochs", ["--schedule.epochs", "0"]),
+        ("lr", ["--schedule.lr", "-1"]),
+        ("size", ["--data.size", "0", "0"]),
+        ("flip", ["--data.flip", "2"]),
+        ("nms", ["--model.roi-head.nms-iou", "50"]),
+        ("frozen", ["--model.backbone.frozen-stages", "5"]),
+        ("strides", ["--model.strides", "4", "8"]),
         ("box-loss", ["--model.roi-head.box-loss", "smooth_l1"]),
         ("epochs", ["--epochs", "many"]),
         ("data.rgb", ["--data.rgb", "yes"]),

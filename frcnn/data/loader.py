@@ -1,63 +1,162 @@
 """From a data set to batches, in worker processes.
 
-What a batch holds does not depend on the workers: the augmentation of a picture is seeded by
-(seed, epoch, picture), never by who computes it or when.
+What a batch holds does not depend on the workers: the augmentation of an image is seeded by
+(seed, epoch, image), never by who computes it or when, and the image that takes the place of a bad one is the
+next good one of the data set.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from frcnn.config import DataConfig
 from frcnn.data.augment import augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
-from frcnn.preprocess import normalise, pad, read_image, resize
+from frcnn.preprocess import ImageError, normalise, pad, read_image, resize
 from frcnn.structures import Batch
 
-
-class TrainingImages(Dataset):
-    """Augmented pictures with their boxes, by SampleKey."""
-
-    def __init__(self, dataset: CocoDataset, data: DataConfig, seed: int):
-        self.dataset = dataset
-        self.data = data
-        self.seed = seed
-
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, Tensor, int]:
-        rng = np.random.default_rng((self.seed, key.epoch, key.index))
-        image = _read(self.dataset, key.index)
-        boxes, labels = self.dataset.boxes_of(key.index)
-        return (*augment(image, boxes, labels, self.data, rng), key.index)
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-class EvaluationImages(Dataset):
-    """Pictures as the recipe's test size has them, by index: picture, (x, y) scale, index."""
+class BadImage(NamedTuple):
+    """An image of the data set that cannot be used; the reason names its file."""
+
+    index: int
+    reason: str
+
+
+class TrainingSample(NamedTuple):
+    """image [3, H, W], boxes [G, 4], labels [G], the index in the data set, and the bad images whose place it
+    takes."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    index: int
+    bad: tuple[BadImage, ...]
+
+
+class EvaluationSample(NamedTuple):
+    """image [3, H, W] and its (x, y) scale."""
+
+    image: Tensor
+    scale: tuple[float, float]
+    index: int
+
+
+class _Failure(NamedTuple):
+    """An error in a worker, as text: an exception would arrive with the worker's traceback in its message."""
+
+    text: str
+
+
+def allowed_bad_images(images: int, share: float) -> int:
+    """How many of so many training images may be bad: `share` of them, at least one unless it is 0."""
+    return max(1, int(images * share)) if share else 0
+
+
+class _Images(Dataset):
+    """Images of a data set. What goes wrong in a worker, bad images aside, comes back as a `_Failure`."""
 
     def __init__(self, dataset: CocoDataset, data: DataConfig):
         self.dataset = dataset
         self.data = data
 
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._sample(key)
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            path = self.dataset.image_path(getattr(key, "index", key))
+            return _Failure(f"{path}: {type(error).__name__}: {error} (workers=0 shows where)")
+
+    def _sample(self, key: Any) -> Any:
+        raise NotImplementedError
+
+    def _read(self, index: int) -> np.ndarray:
+        image = read_image(self.dataset.image_path(index))
+        expected = (int(self.dataset.heights[index]), int(self.dataset.widths[index]))
+        if image.shape[:2] != expected:
+            raise ImageError(
+                f"{self.dataset.image_path(index)} is {image.shape[1]}x{image.shape[0]} pixels (width x "
+                f"height, upright) but {self.dataset.annotation_file} says {expected[1]}x{expected[0]}: its "
+                "boxes would not fit; correct the file"
+            )
+        return image
+
+    def _bad(self, index: int, error: Exception) -> BadImage:
+        path, reason = str(self.dataset.image_path(index)), str(error)
+        return BadImage(index, reason if path in reason else f"{path}: {reason}")
+
+
+class TrainingImages(_Images):
+    """Augmented images with their boxes, by SampleKey.
+
+    The next image of the data set takes the place of one that cannot be used. Where more than `allowed` in a
+    row cannot be, which is where training stops, a blank image without boxes does.
+    """
+
+    def __init__(self, dataset: CocoDataset, data: DataConfig, seed: int, allowed: int):
+        super().__init__(dataset, data)
+        self.seed = seed
+        self.allowed = allowed
+
+    def _sample(self, key: SampleKey) -> TrainingSample:
+        bad = []
+        for step in range(min(self.allowed + 1, len(self.dataset))):
+            index = (key.index + step) % len(self.dataset)
+            rng = np.random.default_rng((self.seed, key.epoch, key.index))
+            boxes, labels = self.dataset.boxes_of(index)
+            try:
+                image = augment(self._read(index), boxes, labels, self.data, rng)
+            except (ImageError, OSError) as error:
+                bad.append(self._bad(index, error))
+            else:
+                return TrainingSample(*image, index, tuple(bad))
+        side = min(self.data.size)
+        blank = torch.zeros(3, side, side), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        return TrainingSample(*blank, key.index, tuple(bad))
+
+
+class EvaluationImages(_Images):
+    """Images as the recipe's test size has them, by index; a `BadImage` for one that cannot be used."""
+
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, tuple[float, float], int]:
-        resized, scale = resize(_read(self.dataset, index), self.data.size)
-        return normalise(resized, self.data), scale, index
+    def _sample(self, index: int) -> EvaluationSample | BadImage:
+        try:
+            resized, scale = resize(self._read(index), self.data.size)
+        except (ImageError, OSError) as error:
+            return self._bad(index, error)
+        return EvaluationSample(normalise(resized, self.data), scale, index)
 
 
 def training_loader(
-    dataset: CocoDataset, data: DataConfig, batches: TrainingBatches, workers: int, pin_memory: bool = False
+    dataset: CocoDataset,
+    data: DataConfig,
+    batches: TrainingBatches,
+    workers: int,
+    pin_memory: bool = False,
+    max_bad_images: float = 0.01,
 ) -> DataLoader:
-    """Yields (Batch, indices of its pictures in the data set) for every step that `batches` lists."""
+    """To be iterated by `running`: (Batch, indices of its images in the data set, bad images that others took
+    the place of), for every step that `batches` lists."""
+    allowed = allowed_bad_images(len(dataset), max_bad_images)
     return DataLoader(
-        TrainingImages(dataset, data, batches.seed),
+        TrainingImages(dataset, data, batches.seed, allowed),
         batch_sampler=batches,
         collate_fn=_TrainingCollate(data.pad_divisor),
         **_worker_options(workers, pin_memory),
@@ -72,7 +171,10 @@ def evaluation_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Yields (Batch, (x, y) scales, indices) over the given pictures, in order."""
+    """To be iterated by `running`: (Batch, (x, y) scales, indices, bad images), over these images in order.
+
+    The batch has the good images only, and is None where there is none.
+    """
     return DataLoader(
         EvaluationImages(dataset, data),
         sampler=indices,
@@ -82,13 +184,67 @@ def evaluation_loader(
     )
 
 
+@contextmanager
+def running(loader: DataLoader) -> Iterator[Iterator]:
+    """The batches of a loader; whatever happens, its workers end with the block.
+
+    Raises DatasetError where an image fails otherwise than by being bad, and ChildProcessError where a worker
+    dies; torch raises that in the midst of whatever the main thread is doing, so it covers the whole block.
+    """
+    before = set(multiprocessing.active_children())
+    iterator = None
+    try:
+        with _signals_held():
+            iterator = iter(loader)
+        workers = set(multiprocessing.active_children()) - before
+        yield map(_checked, iterator)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise ChildProcessError(
+            f"{error}: it reads images; if the system ended it for want of memory, take fewer workers"
+        ) from None
+    finally:
+        if hasattr(iterator, "_shutdown_workers"):  # torch's own way out, else taken when memory is reclaimed
+            iterator._shutdown_workers()
+            for worker in workers:
+                if worker.is_alive():  # stuck, and deaf to the SIGTERM that torch and Python end workers with
+                    worker.kill()
+
+
+def _checked(batch: Any) -> Any:
+    if isinstance(batch, _Failure):
+        raise DatasetError(batch.text)
+    return batch
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that start meanwhile do not get SIGINT and SIGTERM: `_start_worker` is too late for one that
+    is sent to the whole group at that moment."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _TrainingCollate:
     def __init__(self, divisor: int):
         self.divisor = divisor
 
-    def __call__(self, samples: list[tuple[Tensor, Tensor, Tensor, int]]) -> tuple[Batch, tuple[int, ...]]:
-        images, boxes, labels, indices = zip(*samples, strict=True)
-        return Batch(pad(images, self.divisor), _sizes(images), boxes, labels), indices
+    def __call__(
+        self, samples: list[TrainingSample | _Failure]
+    ) -> tuple[Batch, tuple[int, ...], list[BadImage]] | _Failure:
+        for sample in samples:
+            if isinstance(sample, _Failure):
+                return sample
+        images, boxes, labels, indices, bad = zip(*samples, strict=True)
+        batch = Batch(pad(images, self.divisor), _sizes(images), boxes, labels)
+        return batch, indices, [image for several in bad for image in several]
 
 
 class _EvaluationCollate:
@@ -96,27 +252,21 @@ class _EvaluationCollate:
         self.divisor = divisor
 
     def __call__(
-        self, samples: list[tuple[Tensor, tuple[float, float], int]]
-    ) -> tuple[Batch, list[tuple[float, float]], list[int]]:
-        images, scales, indices = zip(*samples, strict=True)
-        return Batch(pad(images, self.divisor), _sizes(images)), list(scales), list(indices)
+        self, samples: list[EvaluationSample | BadImage | _Failure]
+    ) -> tuple[Batch | None, list[tuple[float, float]], list[int], list[BadImage]] | _Failure:
+        for sample in samples:
+            if isinstance(sample, _Failure):
+                return sample
+        bad = [sample for sample in samples if isinstance(sample, BadImage)]
+        good = [sample for sample in samples if isinstance(sample, EvaluationSample)]
+        if not good:
+            return None, [], [], bad
+        images, scales, indices = zip(*good, strict=True)
+        return Batch(pad(images, self.divisor), _sizes(images)), list(scales), list(indices), bad
 
 
 def _sizes(images: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
     return tuple((image.shape[1], image.shape[2]) for image in images)
-
-
-def _read(dataset: CocoDataset, index: int) -> np.ndarray:
-    path = dataset.image_path(index)
-    image = read_image(path)
-    expected = (int(dataset.heights[index]), int(dataset.widths[index]))
-    if image.shape[:2] != expected:
-        raise DatasetError(
-            f"{path} is {image.shape[1]}x{image.shape[0]} pixels (width x height, upright) but "
-            f"{dataset.annotation_file} says {expected[1]}x{expected[0]}: "
-            "its boxes would not fit; correct the file"
-        )
-    return image
 
 
 def _worker_options(workers: int, pin_memory: bool) -> dict:
@@ -133,5 +283,6 @@ def _worker_options(workers: int, pin_memory: bool) -> dict:
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # one worker is one core; OpenCV's own threads would fight over them
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Both reach the whole group; the main process decides. A worker's end would tear it out of its step.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

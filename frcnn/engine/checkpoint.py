@@ -7,18 +7,20 @@ MMDetection's, so its weights load wherever MMDetection's do, `frcnn.load_checkp
     optimizer    the optimiser's state
     meta         recipe (a plain dict), dataset_meta {"classes": names}, epoch, iter
     training     what resuming needs besides: settings that must not change, random states per process,
-                 history of metrics (absent from a file that holds weights only)
+                 history of metrics, bad images, the log's sums since its last line, the number of threads
+                 (absent from a file that holds weights only)
+    checksum     SHA-256 of all of the above: the archive's own CRC is not looked at by torch.load
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
-import pickle
 import random
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +29,83 @@ import torch
 
 from frcnn.config import Recipe
 from frcnn.detector import FasterRCNN
+from frcnn.files import replacing
 from frcnn.zoo.build import build
 from frcnn.zoo.checkpoint import CheckpointError, read_checkpoint
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: whoever reads `path`, even after a crash, finds the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write atomically, with a checksum: who reads `path`, even after a crash, finds the old file or the new.
+
+    Raises OSError, for example where the disk is full.
+    """
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with replacing(path) as file:
+            torch.save({**content, "checksum": checksum(content)}, file)
+    except (OSError, RuntimeError) as error:
+        # Where a write fails, torch complains of the position in its archive; the cause is the context.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(
+            cause.errno,
+            f"{path} could not be written ({cause.strerror or cause}); an older one is as it was: make room, "
+            "then resume from there",
+        ) from None
+
+
+def checksum(content: Any) -> str:
+    """SHA-256, in hexadecimal, of tensors and plain values in dicts, lists and tuples."""
+    digest = hashlib.sha256()
+    _update(digest, content)
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        digest.update(f"mapping {len(value)}".encode())
+        for key, item in value.items():
+            digest.update(repr(key).encode())
+            _update(digest, item)
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{type(value).__name__} {len(value)}".encode())
+        for item in value:
+            _update(digest, item)
+    else:
+        digest.update(f"{type(value).__name__} {value!r}".encode())
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
     """The whole content of a last.pth that training wrote. Raises CheckpointError."""
+    remedy = (
+        "Delete it and train anew, in another work_dir or from the best weights so far: "
+        f"weights={path.with_name('best.pth')}"
+    )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file may fail anywhere in torch's reader
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is not a readable checkpoint: it is truncated, damaged, or of another program "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-            "Delete it and train anew; best.pth beside it still has the best weights (weights=best.pth)"
+            f"({reason}). {remedy}"
         ) from None
-    if not isinstance(content, dict) or content.get("training", {}).get("format") != FORMAT:
+    training = content.get("training") if isinstance(content, dict) else None
+    if not isinstance(training, dict) or training.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} does not hold the state of a training run of this version of frcnn; its weights "
             "may still do as a start (weights=)"
+        )
+    if content.pop("checksum", None) != checksum(content):
+        raise CheckpointError(
+            f"{path} is damaged: its checksum is not that of its content, so a bit or more of it has changed "
+            f"since it was written. {remedy}"
         )
     return content
 

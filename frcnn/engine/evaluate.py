@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from tqdm import tqdm
 
-from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco
+from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco, running
 from frcnn.engine.processes import Processes
 from frcnn.files import check_writable, replace_text
 from frcnn.structures import Detections
@@ -31,15 +32,26 @@ class Evaluation:
 
     metrics: bbox_mAP (IoU 0.50:0.95), bbox_mAP_50, bbox_mAP_75, bbox_mAP_s/m/l (by object size),
     bbox_AR_1/10/100 (by detections per image), bbox_AR_s/m/l. per_class: class name -> (AP, AP50); NaN for a
-    class without objects.
+    class without objects. failed: path of an image that could not be used -> why; nothing is detected on it,
+    and its objects count as missed.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, tuple[float, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def failures(self) -> str:
+        """How many images could not be used, and why, in lines for people."""
+        reasons = [f"  {reason}" for reason in self.failed.values()]
+        return "\n".join(
+            [f"{len(reasons)} images could not be used; their objects count as missed:", *reasons]
+        )
 
     def table(self) -> str:
         """The metrics in lines for people."""
         lines = [f"{name:<12} {value:6.3f}" for name, value in self.metrics.items()]
+        if self.failed:
+            lines += ["", self.failures()]
         if self.per_class:
             width = max(map(len, [*self.per_class, "class"]))
             lines += ["", f"{'class':<{width}}     AP   AP50"]
@@ -56,6 +68,7 @@ def evaluate(
     workers: int = 2,
     output: str | Path | None = None,
     progress: bool = True,
+    stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Detect on every picture of a COCO data set and score the detections.
 
@@ -63,21 +76,36 @@ def evaluate(
     name (by number where the model has no names). `output` takes the detections as a COCO results file, with
     the data set's own image and category ids. The annotation file is scored as pycocotools reads it: crowd
     regions absorb detections, and objects too small to train on still count. Under torchrun every process
-    detects a share and all get the same result.
+    detects a share and all get the same result. An image that cannot be used is named in the result.
+    `stop` is asked before every batch: where it says yes in one process, all of them raise KeyboardInterrupt.
 
-    Raises DatasetError on an unusable data set or other classes than the model's, ValueError on `batch_size`
-    or `workers` out of range, OSError where `output` cannot be written; all before any work.
+    Raises DatasetError on an unusable data set, other classes than the model's, or if no image can be used;
+    ValueError on `batch_size` or `workers` out of range, OSError where `output` cannot be written, before any
+    work.
     """
     check_options(batch_size, workers, output)
     dataset = annotations if isinstance(annotations, CocoDataset) else load_coco(annotations, images)
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
     share = list(range(processes.rank, len(dataset), processes.count))
-    results = _detect(model, dataset, category_ids, share, batch_size, workers, progress and processes.first)
-    results = [result for part in processes.gather(results) for result in part]
+    stop = stop or (lambda: False)
+    progress = progress and processes.first
+    part = _detect(model, dataset, category_ids, share, batch_size, workers, progress, stop)
+    results: list[dict] = []
+    failed: dict[str, str] = {}
+    for found, unusable, complete in processes.gather(part, "the detections of the other processes"):
+        if not complete:
+            raise KeyboardInterrupt
+        results += found
+        failed |= unusable
+    if len(failed) == len(dataset):
+        raise DatasetError(
+            f"none of the {len(dataset)} images of {dataset.annotation_file} can be used: "
+            + next(iter(failed.values()))
+        )
     if output is not None and processes.first:
         replace_text(output, json.dumps(results))
-    return score(dataset, results)
+    return replace(score(dataset, results), failed=failed)
 
 
 def check_options(batch_size: int, workers: int, output: str | Path | None) -> None:
@@ -126,7 +154,9 @@ def _detect(
     batch_size: int,
     workers: int,
     progress: bool,
-) -> list[dict]:
+    stop: Callable[[], bool],
+) -> tuple[list[dict], dict[str, str], bool]:
+    """Detections in COCO's results form, why which image could not be used, whether `stop` let it finish."""
     device = model.device if hasattr(model, "device") else next(model.parameters()).device
     loader = evaluation_loader(
         dataset, model.data, indices, batch_size, workers, pin_memory=device.type == "cuda"
@@ -135,21 +165,33 @@ def _detect(
     if training:
         model.eval()
     results: list[dict] = []
+    failed: dict[str, str] = {}
     started = time.perf_counter()
     try:
-        with tqdm(
-            total=len(indices), desc="evaluating", unit="img", leave=False, disable=None if progress else True
-        ) as bar:
-            for batch, scales, batch_indices in loader:
-                detections = model.detect(batch.to(device, non_blocking=True), scales)
-                for index, found in zip(batch_indices, detections, strict=True):
-                    results += _coco_results(int(dataset.image_ids[index]), found, category_ids)
-                bar.update(len(batch_indices))
+        with (
+            tqdm(
+                total=len(indices),
+                desc="evaluating",
+                unit="img",
+                leave=False,
+                disable=None if progress else True,
+            ) as bar,
+            running(loader) as batches,
+        ):
+            for batch, scales, batch_indices, bad in batches:
+                if stop():
+                    return results, failed, False
+                failed |= {str(dataset.image_path(image.index)): image.reason for image in bad}
+                if batch is not None:
+                    detections = model.detect(batch.to(device, non_blocking=True), scales)
+                    for index, found in zip(batch_indices, detections, strict=True):
+                        results += _coco_results(int(dataset.image_ids[index]), found, category_ids)
+                bar.update(len(batch_indices) + len(bad))
                 bar.set_postfix_str(f"{bar.n / (time.perf_counter() - started):.1f} img/s", refresh=False)
     finally:
         if training:
             model.train()
-    return results
+    return results, failed, True
 
 
 def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...]) -> list[dict]:

@@ -2,19 +2,29 @@
 
 The JSON lines have the keys of MMDetection's log.json, so its tools and habits keep working: training lines
 have mode, epoch, iter (inside the epoch), lr, memory (MB), time and data_time (seconds per step), the losses
-and acc; validation lines have mode, epoch, iter, lr and the metrics.
+and acc; validation lines have mode, epoch, iter, lr and the metrics. A line of mode bad_image names an image
+that cannot be used and the step in which it was met; it has no epoch, by which those tools pass over it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import resource
 import sys
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from frcnn.files import replace_text
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 SHOWN = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
 """Metrics on the terminal; the log has all."""
@@ -23,10 +33,19 @@ SHOWN = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
 class TrainingLog:
     """Writes nothing but in the first process.
 
-    Lines of steps after `start` are taken out of the log: a resumed run repeats those steps.
+    Lines of steps after `start`, and of validations of other epochs than `evaluated`, are taken out of the
+    log: a resumed run repeats them.
     """
 
-    def __init__(self, folder: Path, start: int, total: int, steps_per_epoch: int, active: bool):
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        total: int,
+        steps_per_epoch: int,
+        active: bool,
+        evaluated: Collection[int] = (),
+    ):
         self.active = active
         self.total = total
         self.steps_per_epoch = steps_per_epoch
@@ -35,7 +54,7 @@ class TrainingLog:
         self.count = 0
         if not active:
             return
-        self._forget_after(start)
+        dropped = self._forget_after(start, evaluated)
         # on a terminal only: in a file, the log lines say the same
         self.bar = tqdm(
             total=total,
@@ -53,6 +72,8 @@ class TrainingLog:
         except ImportError:
             self.board = None
             self.say("tensorboard is not installed: curves go to log.jsonl only")
+        if dropped:
+            self.say(f"{self.file}: lines that were cut off while being written, taken out: {dropped}")
 
     def say(self, text: str) -> None:
         if self.active:
@@ -106,37 +127,82 @@ class TrainingLog:
         self._scalars("val", iteration, metrics)
         self.say(f"epoch {epoch} val " + " ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN))
 
+    def bad_image(self, steps: int, path: Path, reason: str) -> None:
+        """Name an image that cannot be used, met in the step that made it `steps` steps."""
+        if not self.active:
+            return
+        self._append({"mode": "bad_image", "step": steps, "image": str(path), "reason": reason})
+        self.say(f"another image takes the place of a bad one: {reason}")
+
+    def state(self) -> dict[str, Any]:
+        """What the next line has summed up so far, as plain values."""
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.sums.update(state["sums"])
+        self.count = state["count"]
+
     def close(self) -> None:
         if self.active:
             self.bar.close()
             if self.board is not None:
-                self.board.close()
+                # on a full disk it fails a second time, over the error that has ended training
+                with contextlib.suppress(OSError):
+                    self.board.close()
 
     def _append(self, line: dict) -> None:
-        with open(self.file, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{self.file} could not be written ({error.strerror}): make room, then resume"
+            ) from None
 
     def _scalars(self, group: str, iteration: int, values: dict[str, float]) -> None:
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{group}/{name}", value, iteration)
 
-    def _forget_after(self, start: int) -> None:
+    def _forget_after(self, start: int, evaluated: Collection[int]) -> int:
+        """Leave in the log what a run that starts after `start` steps has behind it; returns how many lines
+        were dropped because they are no JSON, as a crash or a full disk leaves them."""
         if not self.file.exists():
-            return
-        kept = []
-        for line in self.file.read_text().splitlines():
-            entry = json.loads(line)
-            if (entry["epoch"] - 1) * self.steps_per_epoch + entry["iter"] <= start:
+            return 0
+        text = self.file.read_text(encoding="utf-8", errors="replace")
+        kept, dropped = [], 0
+        for line in filter(None, text.split("\n")):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                dropped += 1
+                continue
+            if self._is_behind(entry, start, evaluated):
                 kept.append(line + "\n")
-        self.file.write_text("".join(kept))
+        if "".join(kept) != text:
+            replace_text(self.file, "".join(kept))
+        return dropped
+
+    def _is_behind(self, entry: object, start: int, evaluated: Collection[int]) -> bool:
+        match entry:
+            case {"mode": "train", "epoch": int(epoch), "iter": int(step)}:
+                return (epoch - 1) * self.steps_per_epoch + step <= start
+            case {"mode": "val", "epoch": int(epoch)}:
+                return epoch in evaluated
+            case {"mode": "bad_image", "step": int(steps)}:
+                return steps <= start
+        return True  # not training's
 
 
 def memory_mb(device: torch.device) -> int:
-    """Peak memory: of the CUDA allocator, or resident in this process on a CPU."""
+    """Peak memory: of the CUDA allocator, or resident in this process on a CPU (0 on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux kilobytes
 
 
 def duration(seconds: float) -> str:

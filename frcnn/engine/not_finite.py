@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from frcnn.files import replace_text
 from frcnn.structures import Batch
 
 
@@ -25,9 +26,9 @@ def not_finite(
     batch: Batch,
     model: nn.Module,
 ) -> NonFiniteLoss:
-    """Write the step's losses, pictures, boxes and bad gradients to a JSON file; returns the error to raise.
+    """Write the step's losses, images, boxes and bad gradients to a JSON file; returns the error to raise.
 
-    values: losses and other watched numbers by name; images: file and image id of each picture of the batch.
+    values: losses and other watched numbers by name; images: file and image id of each image of the batch.
     """
     culprits = [name for name, value in values.items() if not math.isfinite(value)]
     evidence = {
@@ -52,11 +53,11 @@ def not_finite(
             )
         ],
     }
-    file.write_text(json.dumps(evidence, indent=2) + "\n")
+    replace_text(file, json.dumps(evidence, indent=2) + "\n")
     files = ", ".join(str(path) for path, _ in images)
     what = ", ".join(culprits) or "a value of another process"
     return NonFiniteLoss(
         f"step {iteration}: {what} not finite, at lr {lr:.3g}, on {files}. The step was not taken; {file} "
-        "has its losses and boxes. Look at the boxes of these pictures; if they are sound, lower "
+        "has its losses and boxes. Look at the boxes of these images; if they are sound, lower "
         "schedule.lr, lengthen the warm-up or set schedule.clip_grad_norm"
     )

@@ -1,13 +1,13 @@
 """Training: one plain loop.
 
-A step's number (`iteration`, counted from 0 over all epochs) determines its pictures, their augmentation and
+A step's number (`iteration`, counted from 0 over all epochs) determines its images, their augmentation and
 its learning rate. With the weights, the momentum and the random state it is all that resuming needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
 import random
 import time
@@ -21,24 +21,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frcnn.config import Recipe
-from frcnn.data import CocoDataset, TrainingBatches, load_coco, training_loader
-from frcnn.engine.checkpoint import (
-    FORMAT,
-    random_state,
-    read_training_state,
-    save_checkpoint,
-    set_random_state,
-    to_plain,
-)
+from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
+from frcnn.data.loader import BadImage
+from frcnn.engine.bad_images import BadImages
+from frcnn.engine.checkpoint import random_state
 from frcnn.engine.evaluate import evaluate, match_classes
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
+from frcnn.engine.options import check_options
 from frcnn.engine.processes import Processes, started_processes
+from frcnn.engine.run_folder import RunFolder, RunState
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
-from frcnn.zoo.checkpoint import CheckpointError
 from frcnn.zoo.recipes import recipe as recipe_named
 
 CONTINUE, STOP, NOT_FINITE = 0, 1, 2
@@ -50,6 +46,7 @@ class TrainResult:
 
     checkpoint: last.pth, from which training resumes; best: best.pth, the weights of the epoch with the best
     validation AP (None without a validation set). metrics: of the last evaluation; history: of all of them.
+    bad_images: path of a training image that could not be used -> how often another one took its place.
     """
 
     work_dir: Path
@@ -57,6 +54,7 @@ class TrainResult:
     best: Path | None
     metrics: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
+    bad_images: dict[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -79,6 +77,8 @@ def train(
     eval_every: int = 1,
     save_every: int = 1000,
     log_every: int = 50,
+    timeout: float = 600.0,
+    max_bad_images: float = 0.01,
 ) -> TrainResult:
     """Train a recipe on a COCO data set; under torchrun, one process per device.
 
@@ -93,30 +93,60 @@ def train(
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `resume` continues from last.pth;
-    on a CPU the weights end up the same, bit for bit, as without the interruption. Ctrl-C finishes the step
-    and saves.
+    on a CPU the weights end up the same, bit for bit, as without the interruption, given the same number of
+    torch's threads (another number is said).
 
-    Raises DatasetError, CheckpointError, NonFiniteLoss, Interrupted.
+    Ctrl-C and SIGTERM, to the process, its group or torchrun, finish the step and save (an evaluation is cut
+    short); a second one, two seconds or more later, ends the process at once.
+
+    An image that cannot be used (unreadable, gone, of another size than the annotations say) is replaced by
+    the next one of the data set, named in the log once and listed at the end. `max_bad_images` is the share
+    of the training images for which this holds (at least one image unless it is 0): past it training saves
+    and raises DatasetError. Under torchrun a process that waits `timeout` seconds for another gives up.
+
+    Raises ValueError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
+    Interrupted; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
+    and ConnectionError where another process hangs or ends.
     """
     if isinstance(recipe, str):
         recipe = recipe_named(recipe)
+    check_options(
+        device=device,
+        precision=precision,
+        weights=weights,
+        reinit_heads=reinit_heads,
+        max_bad_images=max_bad_images,
+        timeout=timeout,
+        workers=workers,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        eval_every=eval_every,
+        save_every=save_every,
+        log_every=log_every,
+    )
     schedule = recipe.schedule if epochs is None else with_epochs(recipe.schedule, epochs)
     schedule = replace(schedule, images_per_process=batch_size or schedule.images_per_process)
     recipe = replace(recipe, schedule=schedule)
     if (val_annotations is None) != (val_images is None):
         raise ValueError("validation needs both its annotation file and its image folder")
-    with started_processes(device) as (processes, torch_device), StopRequest() as stop:
-        run = _Run(
-            recipe,
-            load_coco(train_annotations, train_images).for_training(recipe.data.min_image_side),
-            None if val_annotations is None else load_coco(val_annotations, val_images),
-            Path(work_dir or Path("work_dirs") / recipe.name),
-            _Settings(seed, precision, processes.count),
-            workers,
-            _Start(weights, reinit_heads, resume),
-            torch_device,
-            processes,
-        )
+    with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
+        try:
+            with stop.at_once():
+                run = _Run(
+                    recipe,
+                    load_coco(train_annotations, train_images).for_training(recipe.data.min_image_side),
+                    None if val_annotations is None else load_coco(val_annotations, val_images),
+                    Path(work_dir or Path("work_dirs") / recipe.name),
+                    _Settings(seed, precision, processes.count),
+                    workers,
+                    max_bad_images,
+                    _Start(weights, reinit_heads, resume),
+                    torch_device,
+                    processes,
+                )
+        except KeyboardInterrupt:
+            raise Interrupted("stopped before the first step", stop.number, resumable=resume) from None
         return run.loop(stop, eval_every, save_every, log_every)
 
 
@@ -149,6 +179,7 @@ class _Run:
         work_dir: Path,
         settings: _Settings,
         workers: int,
+        max_bad_images: float,
         begin: _Start,
         device: torch.device,
         processes: Processes,
@@ -157,11 +188,8 @@ class _Run:
         self.dataset, self.validation = dataset, validation
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
-        self.work_dir = work_dir
-        self.last, self.best = work_dir / "last.pth", work_dir / "best.pth"
-        self.history: list[dict[str, float]] = []
-        self.start = 0
-        self._check_work_dir(begin.resume)
+        self.folder = RunFolder(work_dir, self.recipe, dataclasses.asdict(settings), dataset)
+        self.folder.check(begin.resume)
 
         _seed(settings.seed)
         weights = begin.weights
@@ -179,17 +207,18 @@ class _Run:
             match_classes(self.model, validation)
         schedule = self.recipe.schedule
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             trainable, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
         )
         _seed(settings.seed + processes.rank)
-        if begin.resume:
-            self._resume()
+        self.state = RunState(self.model, optimizer, BadImages(dataset, max_bad_images))
+        self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
         self.distributed: nn.Module = self.model
         if processes.count > 1:
-            self.distributed = DistributedDataParallel(
-                self.model, device_ids=[device.index] if device.type == "cuda" else None
-            )
+            with processes.waiting("the same model from the other processes"):
+                self.distributed = DistributedDataParallel(
+                    self.model, device_ids=[device.index] if device.type == "cuda" else None
+                )
         self.batches = TrainingBatches(
             dataset.widths >= dataset.heights,
             schedule.images_per_process,
@@ -197,19 +226,31 @@ class _Run:
             settings.seed,
             processes.rank,
             processes.count,
-            self.start,
+            self.state.steps,
         )
+        if processes.first:
+            self.folder.prepare()
 
     def loop(self, stop: StopRequest, eval_every: int, save_every: int, log_every: int) -> TrainResult:
         steps_per_epoch = self.batches.steps_per_epoch
         total = self.recipe.schedule.epochs * steps_per_epoch
-        log = TrainingLog(self.work_dir, self.start, total, steps_per_epoch, self.processes.first)
+        iteration = self.state.steps
+        evaluated = [entry["epoch"] for entry in self.state.history]
+        log = TrainingLog(
+            self.folder.path, iteration, total, steps_per_epoch, self.processes.first, evaluated
+        )
+        if self.state.log is not None:
+            log.restore(self.state.log)
         self._introduce(log)
-        pin_memory = self.device.type == "cuda"
-        loader = training_loader(self.dataset, self.recipe.data, self.batches, self.workers, pin_memory)
-        batches = iter(loader)
-        iteration = self.start
-        try:
+        loader = training_loader(
+            self.dataset,
+            self.recipe.data,
+            self.batches,
+            self.workers,
+            pin_memory=self.device.type == "cuda",
+            max_bad_images=self.state.bad_images.share,
+        )
+        with contextlib.closing(log), running(loader) as batches:
             while True:
                 epoch, step = divmod(iteration, steps_per_epoch)
                 if step == 0 and epoch > 0 and (epoch % eval_every == 0 or iteration == total):
@@ -217,39 +258,53 @@ class _Run:
                 if iteration == total:
                     break
                 started = time.perf_counter()
-                batch, indices = next(batches)
+                batch, indices, bad = next(batches)
                 data_time = time.perf_counter() - started
                 lr = self._learning_rate(iteration)
-                values, stopping = self._step(iteration, lr, batch, indices, stop)
+                values, stopping = self._step(iteration, lr, batch, indices, bad, log, stop)
                 values |= {"time": time.perf_counter() - started, "data_time": data_time}
                 log.step(iteration, lr, values, self.device)
                 iteration += 1
                 if iteration % steps_per_epoch % log_every == 0 or iteration % steps_per_epoch == 0:
                     log.write(iteration - 1, lr, self.device)
                 if stopping:
-                    self._save(iteration)
-                    raise self._interrupted(iteration, total)
+                    self._save(iteration, log)
+                    raise self._interrupted(iteration, total, stop)
                 if iteration % steps_per_epoch == 0 or iteration % save_every == 0:
-                    self._save(iteration)
-        finally:
-            log.close()
-        best = self.best if self.validation is not None else None
+                    self._save(iteration, log)
+            if self.state.bad_images.times:
+                log.say(self.state.bad_images.summary())
         return TrainResult(
-            self.work_dir, self.last, best, self.history[-1] if self.history else {}, self.history
+            self.folder.path,
+            self.folder.last,
+            self.folder.best if self.validation is not None else None,
+            self.state.history[-1] if self.state.history else {},
+            self.state.history,
+            self.state.bad_images.counts(),
         )
 
     def _step(
-        self, iteration: int, lr: float, batch: Batch, indices: tuple[int, ...], stop: StopRequest
+        self,
+        iteration: int,
+        lr: float,
+        batch: Batch,
+        indices: tuple[int, ...],
+        bad: list[BadImage],
+        log: TrainingLog,
+        stop: StopRequest,
     ) -> tuple[dict[str, float], bool]:
         """One SGD step; returns the losses and whether to stop after it."""
-        for group in self.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = lr
         on_device = batch.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            losses: dict[str, Tensor] = self.distributed(on_device)
-        loss = sum(losses.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.processes.waiting(f"the gradients of step {iteration + 1}"):
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
+            ):
+                losses: dict[str, Tensor] = self.distributed(on_device)
+            loss = sum(losses.values())
+            self.state.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         grad_norm = self._gradient_norm()
 
         # One transfer for everything that is looked at: each would wait for the device on its own.
@@ -263,23 +318,39 @@ class _Run:
             wanted = NOT_FINITE
         elif stop.requested:
             wanted = STOP
-        verdict = self.processes.highest(wanted, self.device)
+        verdict, any_bad = self.processes.highest(
+            [wanted, int(bool(bad))], self.device, f"the end of step {iteration + 1}"
+        )
+        if any_bad:
+            self._count_bad(bad, iteration, log)
         if verdict == NOT_FINITE:
             images = [(self.dataset.image_path(i), int(self.dataset.image_ids[i])) for i in indices]
             suffix = f"_process{self.processes.rank}" if self.processes.count > 1 else ""
-            file = self.work_dir / f"not_finite{suffix}.json"
+            file = self.folder.path / f"not_finite{suffix}.json"
             raise not_finite(file, iteration, lr, values, images, batch, self.model)
-        self.optimizer.step()
+        self.state.optimizer.step()
         return values, verdict == STOP
+
+    def _count_bad(self, bad: list[BadImage], iteration: int, log: TrainingLog) -> None:
+        """Count the step's bad images, of all processes; past the limit save what was before the step."""
+        for found in self.processes.gather(bad, f"the bad images of step {iteration + 1}"):
+            for image in self.state.bad_images.add(found):
+                log.bad_image(iteration + 1, self.dataset.image_path(image.index), image.reason)
+        if self.state.bad_images.too_many:
+            self._save(iteration, log)
+            raise self.state.bad_images.error(f"The {iteration} steps before are in {self.folder.last}")
 
     def _gradient_norm(self) -> Tensor:
         gradients = [
-            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+            p.grad
+            for group in self.state.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
         limit = self.recipe.schedule.clip_grad_norm
         if limit is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm
 
@@ -289,98 +360,32 @@ class _Run:
         return learning_rate(iteration, self.batches.steps_per_epoch, global_batch, schedule)
 
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
-        if self.validation is None or any(entry["epoch"] == epoch for entry in self.history):
+        if self.validation is None or any(entry["epoch"] == epoch for entry in self.state.history):
             return
+        total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
         try:
-            with stop.at_once():
-                result = evaluate(
-                    self.model,
-                    self.validation,
-                    batch_size=self.recipe.schedule.images_per_process,
-                    workers=self.workers,
-                )
+            result = evaluate(
+                self.model,
+                self.validation,
+                batch_size=self.recipe.schedule.images_per_process,
+                workers=self.workers,
+                stop=lambda: stop.requested,
+            )
         except KeyboardInterrupt:
-            total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
-            raise self._interrupted(iteration, total) from None
+            raise self._interrupted(iteration, total, stop) from None
+        if result.failed:
+            log.say(result.failures())
         log.validation(iteration, self._learning_rate(iteration - 1), result.metrics)
-        previous = max((entry["bbox_mAP"] for entry in self.history), default=-math.inf)
-        self.history.append({"epoch": epoch, **result.metrics})
-        self._save(iteration, best=result.metrics["bbox_mAP"] > previous)
+        previous = max((entry["bbox_mAP"] for entry in self.state.history), default=-math.inf)
+        self.state.history.append({"epoch": epoch, **result.metrics})
+        self._save(iteration, log, best=result.metrics["bbox_mAP"] > previous)
 
-    def _save(self, iteration: int, best: bool = False) -> None:
-        states = self.processes.gather(random_state())
-        if not self.processes.first:
-            return
-        content = {
-            "state_dict": self.model.state_dict(),
-            "meta": {
-                "recipe": to_plain(self.recipe),
-                "dataset_meta": {"classes": list(self.dataset.class_names)},
-                "epoch": iteration // self.batches.steps_per_epoch,
-                "iter": iteration,
-            },
-        }
-        if best:
-            save_checkpoint(self.best, content)
-        training = {
-            "format": FORMAT,
-            "settings": dataclasses.asdict(self.settings),
-            "data": self._fingerprint(),
-            "random_states": states,
-            "history": self.history,
-        }
-        save_checkpoint(
-            self.last, {**content, "optimizer": self.optimizer.state_dict(), "training": training}
-        )
-
-    def _resume(self) -> None:
-        checkpoint = read_training_state(self.last)
-        training = checkpoint["training"]
-        differing = _differences(
-            {
-                "recipe": checkpoint["meta"]["recipe"],
-                "settings": training["settings"],
-                "data": training["data"],
-            },
-            {
-                "recipe": to_plain(self.recipe),
-                "settings": dataclasses.asdict(self.settings),
-                "data": self._fingerprint(),
-            },
-        )
-        if differing:
-            raise CheckpointError(
-                f"{self.last} comes from a run with other settings, so it cannot be continued exactly: "
-                + "; ".join(differing)
-                + ". Resume with the settings of that run, or train anew in another work_dir with weights="
-                + str(self.last)
-            )
-        self.model.load_state_dict(checkpoint["state_dict"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        set_random_state(training["random_states"][self.processes.rank])
-        self.history = training["history"]
-        self.start = checkpoint["meta"]["iter"]
-
-    def _fingerprint(self) -> dict:
-        """What tells one training set from another."""
-        return {
-            "images": len(self.dataset),
-            "boxes": len(self.dataset.boxes),
-            "image_id_sum": int(self.dataset.image_ids.sum()),
-            "box_sum": float(self.dataset.boxes.sum(dtype=np.float64)),
-            "classes": list(self.dataset.class_names),
-        }
-
-    def _check_work_dir(self, resume: bool) -> None:
-        if resume and not self.last.is_file():
-            raise CheckpointError(f"nothing to resume: {self.last} does not exist")
-        if not resume and self.last.exists():
-            raise CheckpointError(
-                f"{self.last} exists: resume that run, give another work_dir, or delete it to start over"
-            )
+    def _save(self, iteration: int, log: TrainingLog, best: bool = False) -> None:
+        random_states = self.processes.gather(random_state(), "the random state for the checkpoint")
         if self.processes.first:
-            self.work_dir.mkdir(parents=True, exist_ok=True)
-            (self.work_dir / "recipe.json").write_text(json.dumps(to_plain(self.recipe), indent=2) + "\n")
+            self.state.steps, self.state.log = iteration, log.state()
+            epoch = iteration // self.batches.steps_per_epoch
+            self.folder.save(self.state, epoch, random_states, best)
 
     def _introduce(self, log: TrainingLog) -> None:
         log.say(f"training set   {self.dataset.summary()}")
@@ -392,28 +397,20 @@ class _Run:
             f"{self.recipe.name}: {millions:.1f} M trainable parameters, "
             f"{len(self.dataset.class_names)} classes, {schedule.epochs} epochs of "
             f"{self.batches.steps_per_epoch} steps of {schedule.images_per_process} images on "
-            f"{self.processes.count} x {self.device}, {self.settings.precision}; work_dir {self.work_dir}"
+            f"{self.processes.count} x {self.device}, {self.settings.precision}; work_dir {self.folder.path}"
         )
-        if self.start:
-            log.say(f"resuming after step {self.start}")
+        if self.state.steps:
+            log.say(f"resuming after step {self.state.steps}")
+        for note in self.notes:
+            log.say(f"note: {note}")
 
-    def _interrupted(self, iteration: int, total: int) -> Interrupted:
-        return Interrupted(f"stopped after step {iteration} of {total}; everything is in {self.last}")
+    def _interrupted(self, iteration: int, total: int, stop: StopRequest) -> Interrupted:
+        return Interrupted(
+            f"stopped after step {iteration} of {total}; everything is in {self.folder.last}", stop.number
+        )
 
 
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _differences(was: dict, now: dict, path: str = "") -> list[str]:
-    """'name: old -> new' for every leaf that differs."""
-    lines = []
-    for name in sorted(was.keys() | now.keys()):
-        old, new = was.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{path}{name}.")
-        elif old != new:
-            lines.append(f"{path}{name} was {old}, is {new}")
-    return lines

@@ -12,6 +12,7 @@ import torch
 
 from frcnn.config import Recipe
 from frcnn.detector import FasterRCNN
+from frcnn.precision import resolve_device
 from frcnn.zoo.backbone_weights import load_backbone, untrained_consequences
 from frcnn.zoo.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from frcnn.zoo.coco import COCO_CLASSES
@@ -42,10 +43,12 @@ def build(
 
     Raises:
         KeyError: no such recipe.
-        ValueError: class names and number contradict each other, or no checkpoint is published.
+        ValueError: class names and number contradict each other, no checkpoint is published, or this machine
+            has no such device.
         DownloadError: "coco" or "imagenet" could not be downloaded; the message says which file to put where.
         CheckpointError: the checkpoint cannot be read or does not fit.
     """
+    device = resolve_device(device or "cpu")
     entry = recipe(name_or_recipe) if isinstance(name_or_recipe, str) else name_or_recipe
     if class_names is not None and num_classes not in (None, len(class_names)):
         raise ValueError(f"num_classes={num_classes} contradicts the {len(class_names)} class_names")
@@ -68,7 +71,7 @@ def build(
     elif weights == "random":
         for consequence in untrained_consequences(entry.model.backbone):
             warnings.warn(consequence, stacklevel=2)
-    return model.to(device or "cpu").eval()
+    return model.to(device).eval()
 
 
 def _published(entry: Recipe) -> Checkpoint:

@@ -1,20 +1,15 @@
-"""A tiny recipe and a tiny data set: a training step takes milliseconds."""
+"""The tiny recipe and a tiny data set: a training step takes milliseconds."""
 
+import socket
 from dataclasses import replace
 
 import pytest
 import torch
+from runs import Run
 from tiny_coco import write_tiny
+from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
-from frcnn.config import (
-    BackboneConfig,
-    DataConfig,
-    ModelConfig,
-    Recipe,
-    RoIHeadConfig,
-    RPNConfig,
-    ScheduleConfig,
-)
+from frcnn.config import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +24,7 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def slim(monkeypatch):
     """A ResNet-18 of few channels, so that steps and checkpoints cost little."""
-    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", (16, 16, 32, 32))
+    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", STAGE_CHANNELS)
 
 
 @pytest.fixture
@@ -43,22 +38,43 @@ def recipe() -> Recipe:
     return tiny_recipe()
 
 
-def tiny_recipe() -> Recipe:
-    return Recipe(
-        "tiny",
-        ModelConfig(
-            backbone=BackboneConfig(depth=18, frozen_stages=-1, norm_eval=False),
-            fpn_channels=16,
-            rpn=RPNConfig(scales=(3.0,), samples=32, pre_nms_train=100, post_nms_train=50, post_nms_test=50),
-            roi_head=RoIHeadConfig(sampling_ratio=2, finest_scale=16.0, fc_channels=32, samples=32),
-        ),
-        DataConfig(size=(64, 48), train_short_sides=(40, 48)),
-        ScheduleConfig(
-            epochs=2, decay_epochs=(1,), lr=0.02, lr_batch=2, images_per_process=2, warmup_iterations=3
-        ),
-    )
-
-
 @pytest.fixture
 def longer(recipe):
     return replace(recipe, schedule=replace(recipe.schedule, epochs=4, decay_epochs=(3,)))
+
+
+@pytest.fixture
+def start(tiny, tmp_path):
+    """``start("run", "--epochs", 4, slow_step=0.1)``: `frcnn train` of the tiny recipe in a process of its
+    own, into the folder of that name; what is left of it is killed at the end."""
+    runs = []
+
+    def start(name, *options, validate=False, data=tiny, **hooks):
+        arguments = ["train", "tiny", "--train-annotations", data[0], "--train-images", data[1]]
+        if validate:
+            arguments += ["--val-annotations", data[0], "--val-images", data[1]]
+        arguments += ["--work-dir", tmp_path / name, "--device", "cpu", *options]
+        runs.append(Run(arguments, tmp_path / f"output{len(runs)}.txt", **hooks))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.is_alive():
+            run.kill()
+
+
+@pytest.fixture
+def pair(start):
+    """``pair(...)``: two processes that train together, without torchrun."""
+
+    def pair(*options, hooks=({}, {}), **common):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            start("run", *options, environment={**shared, "RANK": str(rank)}, **common, **hooks[rank])
+            for rank in (0, 1)
+        ]
+
+    return pair

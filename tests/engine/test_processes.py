@@ -24,8 +24,9 @@ here, folder = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path[:0] = [str(here), str(here.parent)]
 import frcnn.backbone
 
-frcnn.backbone.STAGE_CHANNELS = (16, 16, 32, 32)
-from conftest import tiny_recipe
+from tiny_recipe import STAGE_CHANNELS, tiny_recipe
+
+frcnn.backbone.STAGE_CHANNELS = STAGE_CHANNELS
 from frcnn.detector import FasterRCNN
 from frcnn.engine.processes import Processes, started_processes
 from frcnn.engine.train import train
@@ -45,13 +46,13 @@ with started_processes("cpu") as (processes, device):
     sum(parallel(batch).values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        other = processes.gather(parameter.grad)
+        other = processes.gather(parameter.grad, name)
         assert torch.equal(other[0], other[1]), name
-    assert processes.highest(processes.rank, device) == 1
+    assert processes.highest([processes.rank, 3], device, "the test") == [1, 3]
 
     result = train(recipe, annotations, images, annotations, images, work_dir=folder / "run", workers=0,
                    device="cpu")
-    weights = processes.gather({"metrics": result.metrics, "rank": processes.rank})
+    weights = processes.gather({"metrics": result.metrics, "rank": processes.rank}, "the metrics")
     assert [entry["rank"] for entry in weights] == [0, 1]
     assert weights[0]["metrics"] == weights[1]["metrics"]
 """

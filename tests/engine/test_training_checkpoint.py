@@ -1,5 +1,6 @@
 """Checkpoints are whole, plain, and say what is wrong with them."""
 
+import os
 import random
 
 import numpy as np
@@ -30,9 +31,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_the_file_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     events = []
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda descriptor: events.append("fsync"))
-    replace = checkpoint.os.replace
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *a: (events.append("replace"), replace(*a)))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append("fsync"))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *a: (events.append("replace"), replace(*a)))
     checkpoint.save_checkpoint(tmp_path / "last.pth", {})
     assert events == ["fsync", "replace", "fsync"]
 
@@ -57,7 +58,7 @@ def test_other_contents_are_refused(tmp_path):
 
 def test_objects_are_not_unpickled(tmp_path):
     path = tmp_path / "last.pth"
-    torch.save({"training": {"format": 1}, "object": random.Random(0)}, path)
+    torch.save({"training": {"format": checkpoint.FORMAT}, "object": random.Random(0)}, path)
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         checkpoint.read_training_state(path)
 

@@ -1,0 +1,161 @@
+"""The folder of a training run: whether a run may start or go on there, and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frcnn.config import Recipe
+from frcnn.data import CocoDataset
+from frcnn.detector import FasterRCNN
+from frcnn.engine.bad_images import BadImages
+from frcnn.engine.checkpoint import (
+    FORMAT,
+    checksum,
+    read_training_state,
+    save_checkpoint,
+    set_random_state,
+    to_plain,
+)
+from frcnn.files import replace_text
+from frcnn.zoo.checkpoint import CheckpointError
+
+
+@dataclass
+class RunState:
+    """All that changes in a run, random states aside."""
+
+    model: FasterRCNN
+    optimizer: torch.optim.Optimizer
+    bad_images: BadImages
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every evaluation, and its epoch."""
+    log: dict[str, Any] | None = None
+    """What the log has summed up for its next line."""
+    steps: int = 0
+
+
+class RunFolder:
+    """last.pth, best.pth, log.jsonl, recipe.json and tensorboard/ of one run.
+
+    settings: besides recipe and data, what a resumed run must have in common with the interrupted one.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, settings: dict[str, Any], dataset: CocoDataset):
+        self.path = path
+        self.last = path / "last.pth"
+        self.best = path / "best.pth"
+        self.recipe = recipe
+        self.settings = settings
+        self.dataset = dataset
+
+    def check(self, resume: bool) -> None:
+        """Raise CheckpointError where there is nothing to resume, or another run to overwrite."""
+        if resume and not self.last.is_file():
+            raise CheckpointError(f"nothing to resume: {self.last} does not exist")
+        if not resume and self.last.exists():
+            raise CheckpointError(
+                f"{self.last} exists: resume that run, give another work_dir, or delete it to start over"
+            )
+
+    def prepare(self) -> None:
+        """The first change to the folder, made when nothing can be refused any more."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in (self.last.name, self.best.name, "recipe.json", "log.jsonl"):
+            (self.path / f".{name}.tmp").unlink(missing_ok=True)  # of a run that was killed
+        replace_text(self.path / "recipe.json", json.dumps(to_plain(self.recipe), indent=2) + "\n")
+
+    def save(self, state: RunState, epoch: int, random_states: list[dict], best: bool) -> None:
+        """Write last.pth, and best.pth if this is the best. random_states: of every process."""
+        content = {
+            "state_dict": dict(state.model.state_dict()),
+            "meta": {
+                "recipe": to_plain(self.recipe),
+                "dataset_meta": {"classes": list(self.dataset.class_names)},
+                "epoch": epoch,
+                "iter": state.steps,
+            },
+        }
+        if best:
+            save_checkpoint(self.best, content)
+        training = {
+            "format": FORMAT,
+            "settings": self.settings,
+            "data": _fingerprint(self.dataset),
+            "threads": torch.get_num_threads(),
+            "random_states": random_states,
+            "history": state.history,
+            "bad_images": state.bad_images.state(),
+            "log": state.log,
+        }
+        save_checkpoint(
+            self.last, {**content, "optimizer": state.optimizer.state_dict(), "training": training}
+        )
+
+    def resume(self, state: RunState, rank: int) -> list[str]:
+        """Fill `state`, and set this process's random state, from last.pth; returns notes for the user.
+
+        Raises CheckpointError where that is damaged, or of a run with other settings or data.
+        """
+        content = read_training_state(self.last)
+        training = content["training"]
+        was = {
+            "recipe": content["meta"]["recipe"],
+            "settings": training["settings"],
+            "data": training["data"],
+        }
+        now = {
+            "recipe": to_plain(self.recipe),
+            "settings": self.settings,
+            "data": _fingerprint(self.dataset),
+        }
+        differing = _differences(was, now)
+        if differing:
+            raise CheckpointError(
+                f"{self.last} comes from a run with other settings, so it cannot be continued exactly: "
+                + "; ".join(differing)
+                + ". Resume with the settings of that run, or train anew in another work_dir with weights="
+                + str(self.last)
+            )
+        state.model.load_state_dict(content["state_dict"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        set_random_state(training["random_states"][rank])
+        state.bad_images.restore(training["bad_images"])
+        state.history, state.log = training["history"], training["log"]
+        state.steps = content["meta"]["iter"]
+        threads = torch.get_num_threads()
+        if state.model.device.type != "cpu" or threads == training["threads"]:
+            return []
+        # not set here: their number belongs to the whole program, and may be chosen for the machine
+        return [
+            f"torch computes with {threads} threads, and did with {training['threads']} before: sums are "
+            "rounded in another order, so the weights will differ from an uninterrupted run's, at first in "
+            f"the last bits; resume with OMP_NUM_THREADS={training['threads']} for the same"
+        ]
+
+
+def _fingerprint(dataset: CocoDataset) -> dict[str, Any]:
+    """What tells one training set from another, as plain values."""
+    arrays = dataset.image_ids, dataset.boxes, dataset.labels
+    return {
+        "images": len(dataset),
+        "boxes": len(dataset.boxes),
+        "content": checksum([torch.from_numpy(array) for array in arrays]),
+        "classes": list(dataset.class_names),
+    }
+
+
+def _differences(was: dict, now: dict, path: str = "") -> list[str]:
+    """'name was old, is new' for every leaf that differs."""
+    lines = []
+    for name in sorted(was.keys() | now.keys()):
+        old, new = was.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(old, new, f"{path}{name}.")
+        elif old != new:
+            lines.append(f"{path}{name} was {old}, is {new}")
+    return lines

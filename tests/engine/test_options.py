@@ -1,0 +1,52 @@
+"""Training's options are checked before any work."""
+
+import pytest
+import torch
+
+import frcnn
+from frcnn.engine import train as train_module
+from frcnn.engine.train import train
+from frcnn.precision import resolve_device
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("epochs", 0, "epochs=0: it is a whole number, 1 or more"),
+        ("batch_size", 0, "batch_size=0: it is a whole number, 1 or more"),
+        ("batch_size", 2.5, "batch_size=2.5: it is a whole number"),
+        ("log_every", 0, "log_every=0"),
+        ("eval_every", 0, "eval_every=0"),
+        ("save_every", -1, "save_every=-1"),
+        ("save_every", True, "save_every=True"),
+        ("workers", -1, "workers=-1: it is a whole number, 0 or more"),
+        ("seed", -1, "seed=-1: it is a whole number, 0 to 9223372036854775807"),
+        ("seed", 2**63, "seed=9223372036854775808"),
+        ("timeout", 0, "timeout=0: it is a number of seconds above 0"),
+        ("timeout", float("nan"), "timeout=nan"),
+        ("max_bad_images", 1.5, "max_bad_images=1.5: it is a share of the training images, 0 to 1"),
+        ("max_bad_images", float("nan"), "max_bad_images=nan"),
+        ("precision", "float16", "precision='float16': training computes in"),
+        ("reinit_heads", True, "reinit_heads=True leaves out .* there is no checkpoint"),
+        ("device", "gpu", "no device 'gpu': this machine has cpu"),
+        ("device", "cuda:99", "no device 'cuda:99': this machine has cpu"),
+    ],
+)
+def test_options_out_of_their_range(recipe, tiny, tmp_path, monkeypatch, option, value, message):
+    monkeypatch.setattr(train_module, "load_coco", lambda *arguments: pytest.fail("work was begun"))
+    with pytest.raises(ValueError, match=message):
+        train(recipe, *tiny, work_dir=tmp_path / "run", **{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_is_refused_where_it_would_be_slow(recipe, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("frcnn.precision.cpu_computes", lambda precision: False)
+    with pytest.raises(ValueError, match=r'has no bfloat16 arithmetic .*use precision="float32"'):
+        train(recipe, *tiny, work_dir=tmp_path / "run", device="cpu", precision="bfloat16")
+
+
+def test_devices():
+    assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
+    assert resolve_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="no device 'nonsense'"):
+        frcnn.build("small_r18_fpn", device="nonsense")
