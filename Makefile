@@ -48,11 +48,12 @@ SANITIZED := build/sanitize
 SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 FUZZ_CALLS ?= 100000
 sanitize: $(INSTALLED)
+	rm -rf $(SANITIZED)/lib
 	CXXFLAGS="$(SANITIZERS) -g1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZERS)" FORCE_CUDA=0 $(BIN)/python \
 	    setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	    PYTHONPATH=$(SANITIZED)/lib OMP_NUM_THREADS=2 FUZZ_CALLS=$(FUZZ_CALLS) $(BIN)/pytest tests/ops -x \
+	    PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib OMP_NUM_THREADS=2 FUZZ_CALLS=$(FUZZ_CALLS) $(BIN)/pytest tests/ops -x \
 	    --ignore tests/ops/test_build.py -k "not opcheck and not compile and not registration" $(TEST_ARGS)
 
 test-gpu: $(INSTALLED)

@@ -249,30 +249,36 @@ GENERATORS = {
 def spoiled_tensor(r: random.Random, t: Tensor):
     if t.layout != torch.strided or t.is_complex() or t.numel() > 2**20:  # spoiled already
         return t
-    kind = r.randrange(9)
+    if r.random() < 0.5:
+        return spoiled_values(r, t)
+    kind = r.randrange(7) if t.dim() else 0
     if kind == 0:
-        return t.to(
-            r.choice((torch.float16, torch.float64, torch.int32, torch.int64, torch.bool, torch.complex64))
-        )
+        dtypes = torch.float16, torch.float64, torch.int32, torch.int64, torch.bool, torch.complex64
+        return t.to(r.choice(dtypes))
     if kind == 1:
+        return t.to_sparse()
+    if kind == 2:
         return t.unsqueeze(r.randint(0, t.dim()))
-    if kind == 2 and t.dim():
-        return t.select(r.randrange(t.dim()), 0) if t.numel() else t.flatten()
-    if kind == 3 and t.dim():
-        return t.narrow(dim := r.randrange(t.dim()), 0, t.shape[dim] // 2)
-    if kind == 4 and t.dim():
-        return torch.cat([t, t], dim=r.randrange(t.dim()))
-    if kind == 5 and t.dim():  # no memory, and more of it than there is
-        shape = list(t.shape)
-        shape[r.randrange(t.dim())] = r.choice((2**31, 2**32, 2**40))
-        return t.flatten()[:1].sum().expand(shape) if math.prod(shape) < 2**60 else t.new_zeros(0)
-    if kind == 6 and t.dtype == torch.int64 and t.numel():
-        flat = t.flatten().clone()
-        flat[r.randrange(len(flat))] = r.choice(HOSTILE_INTS)
-        return flat.view(t.shape)
-    if kind == 7:
-        return t.to_sparse() if t.dim() else None
-    return odd_numbers(r, t.contiguous().clone()) if t.is_floating_point() and t.dim() else None
+    dim = r.randrange(t.dim())
+    if kind == 3:
+        return t.select(dim, 0) if t.numel() else t.flatten()
+    if kind == 4:
+        return t.narrow(dim, 0, t.shape[dim] // 2)
+    if kind == 5:
+        return torch.cat([t, t], dim=dim)
+    # larger than memory, though it takes none
+    shape = [*t.shape[:dim], r.choice((2**31, 2**32, 2**40)), *t.shape[dim + 1 :]]
+    return t.flatten()[:1].sum().expand(shape) if math.prod(shape) < 2**60 else t
+
+
+def spoiled_values(r: random.Random, t: Tensor) -> Tensor:
+    flat = t.flatten().clone()
+    for _ in range(min(r.randint(1, 3), len(flat))):
+        if t.dtype == torch.int64:
+            flat[r.randrange(len(flat))] = r.choice((*HOSTILE_INTS, 1000))
+        elif t.is_floating_point():
+            flat[r.randrange(len(flat))] = r.choice((*NUMBERS, -1.0, 1000.0))
+    return flat.view(t.shape)
 
 
 def spoiled(r: random.Random, value):

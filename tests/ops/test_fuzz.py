@@ -12,6 +12,7 @@ import pytest
 from fuzz_arguments import GENERATORS
 
 import frcnn_ops
+from frcnn_ops.extension import _C
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 
@@ -23,13 +24,17 @@ def test_every_operator_has_a_generator():
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of time and memory are those of POSIX")
 @pytest.mark.stress
 def test_calls_agree_with_the_reference_or_name_the_operator(stress, record_property):
-    """FUZZ_CALLS overrides how many; `make sanitize` runs this with a build that checks every access."""
+    """FUZZ_CALLS overrides how many; `make sanitize` runs this in a build that checks every access."""
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        assert b"__asan_init" in Path(_C.__file__).read_bytes(), f"{_C.__file__} is not the build to check"
     calls = int(os.environ.get("FUZZ_CALLS") or (100_000 if stress else 2_000))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(FUZZ), "0", str(calls)], capture_output=True, text=True
     )
-    last = done.stderr.rstrip().splitlines()[-20:]
-    assert done.returncode == 0, f"ended with {done.returncode}\n{done.stdout}\n" + "\n".join(last)
+    lines = done.stderr.splitlines()
+    last = max((i for i, line in enumerate(lines) if line.isdigit()), default=0)
+    said = "\n".join([done.stdout, "the last seed and what followed:", *lines[last : last + 20]])
+    assert done.returncode == 0, f"ended with {done.returncode}\n{said}"
     found = json.loads(done.stdout)
     for name in GENERATORS:
         outcomes = {outcome for outcome in ("valid", "refused") if f"{name}: {outcome}" in found["counts"]}
