@@ -1,4 +1,4 @@
-"""Training augmentation of one picture: a random size and a random horizontal flip."""
+"""Training augmentation of one image: a random size and a random horizontal flip."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from frcnn.preprocess import normalise, resize
 def augment(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, data: DataConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """HWC uint8 BGR picture and its boxes [G, 4] in pixels -> what the network trains on.
+    """HWC uint8 BGR image and its boxes [G, 4] in pixels -> what the network trains on.
 
-    Returns the normalised picture [3, H, W], the boxes in its pixels and their labels. Boxes are clipped to
-    the picture; one of which nothing remains is dropped, since its size has no logarithm to learn.
+    Returns the normalised image [3, H, W], the boxes in its pixels and their labels. Boxes are clipped to
+    the image; one of which nothing remains is dropped, since its size has no logarithm to learn.
     """
     short_side = int(rng.choice(data.train_short_sides))
     flip = rng.random() < data.flip

@@ -232,6 +232,7 @@ MEANINGS = [
         for bad in range(4)
         for value in (None, NAN, INF, -INF, 1e39, TOO_LARGE, -1e300, 2**24 + 1, HUGE)
     ],
+    ({"bbox": [-1e39, 3, 2e39, 10]}, GONE, "coordinate that is not finite"),  # its float32 sum was NaN
     *[({"image_id": value}, GONE, "unknown image id") for value in (7, -1, 2**63 - 1, 1e15)],
     *[({"category_id": value}, GONE, "unknown category id") for value in (8, -1, 0, -(2**63))],
     *[({"id": value}, LEARNED, None) for value in (None, "a", [], 0, NAN, True, HUGE, LONG)],
@@ -381,7 +382,7 @@ def mutated(rng: random.Random, valid: dict, data: bytes) -> dict | bytes:
         elif isinstance(node, list) and rng.random() < 0.2:
             node.append(node[key])
         else:
-            node[key] = rng.choice(NASTY)
+            node[key] = copy.deepcopy(rng.choice(NASTY))
         if not content:
             return content
     return content

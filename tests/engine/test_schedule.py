@@ -1,5 +1,6 @@
 """The learning rate of every step."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -34,5 +35,9 @@ def test_other_epochs_move_the_decays_in_proportion():
     assert with_epochs(ONE_X, 24).decay_epochs == (16, 22)
     assert with_epochs(ONE_X, 6).decay_epochs == (4, 6)
     assert with_epochs(ONE_X, 12) == ONE_X
+    assert with_epochs(replace(ONE_X, decay_epochs=(1, 11)), 2).decay_epochs == (
+        1,
+        2,
+    )  # never before the start
     with pytest.raises(ValueError, match="at least one epoch"):
         with_epochs(ONE_X, 0)
