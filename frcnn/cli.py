@@ -63,27 +63,50 @@ def detect(
     min_score: float = 0.3,
     size: tuple[int, int] | None = None,
     draw: bool = True,
+    resume: bool = False,
     device: Device = None,
 ) -> int:
-    """Find objects in images and folders; write annotated pictures and detections.json.
+    """Find objects in images and folders; write annotated images and detections.json.
+
+    No existing file is overwritten. Ctrl-C ends it after the present image; --resume continues.
 
     Args:
         output: Folder for the results.
         min_score: Leave out detections below this score.
-        size: Long and short side that pictures are resized to fit; default: the recipe's.
-        draw: Write annotated pictures besides the JSON file.
+        size: Long and short side that images are resized to fit; default: the recipe's.
+        draw: Write annotated images besides the JSON files.
+        resume: Go on with an earlier run into the same output; what it has done is skipped.
     """
-    from frcnn.engine.detect import detect
+    from frcnn.engine.detect import detect, in_words
+    from frcnn.engine.interrupt import Interrupted
 
     if not paths:
         raise ValueError("name at least one image or folder")
-    result = detect(_load(model, weights, device), paths, output, min_score=min_score, size=size, draw=draw)
+    try:
+        result = detect(
+            _load(model, weights, device),
+            paths,
+            output,
+            min_score=min_score,
+            size=size,
+            draw=draw,
+            resume=resume,
+        )
+    except Interrupted as interrupted:
+        print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)
+        raise SystemExit(130) from None
     for failure in result.failed.values():
         print(f"skipped: {failure}", file=sys.stderr)
+    if result.not_read:
+        print(f"left out{in_words(result.not_read).removeprefix(', but')}", file=sys.stderr)
     print(f"{result.boxes} boxes, {result.seconds_per_image * 1000:.0f} ms per image")
+    if result.resumed:
+        print(f"resumed     {result.resumed} images were done before")
     print(f"detections  {result.detections}")
     if draw:
-        print(f"pictures    {output} ({len(result.pictures)})")
+        print(f"images      {output} ({len(result.drawings)})")
+    if result.failed:
+        print(f"failed      {len(result.failed)} images (above; --resume tries them again)", file=sys.stderr)
     return 1 if result.failed else 0
 
 

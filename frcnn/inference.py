@@ -118,7 +118,7 @@ class FastDetector:
             )
         if soft and mode != "eager":
             raise ValueError(
-                f"soft-NMS visits a number of boxes that depends on the picture, which mode={mode!r} cannot "
+                f"soft-NMS visits a number of boxes that depends on the image, which mode={mode!r} cannot "
                 'express: use mode="eager", or soft_nms="none" in the model\'s roi_head configuration'
             )
         with torch.no_grad():
@@ -233,8 +233,8 @@ class FastDetector:
         for target, item in zip(pixels, batch, strict=True):
             rows, columns = item.size
             if self.device_resize:
-                picture = item.pixels.to(self.device, non_blocking=True)
-                target[:rows, :columns] = resize_bilinear(picture, item.size)
+                image = item.pixels.to(self.device, non_blocking=True)
+                target[:rows, :columns] = resize_bilinear(image, item.size)
             else:
                 target[:rows, :columns] = torch.from_numpy(item.pixels)
         return self._launch(pixels, [item.size for item in batch], [item.scale for item in batch])
@@ -272,20 +272,20 @@ class FastDetector:
         ]
 
 
-def resize_bilinear(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
     """HWC uint8 -> uint8 of (height, width) `size`: bilinear, pixel centres at half coordinates, rounded.
 
     cv2.resize does the same with 11-bit weights, so the two can differ by one grey level.
     """
-    if tuple(picture.shape[:2]) == tuple(size):
-        return picture
-    planes = picture.permute(2, 0, 1)[None].float()
+    if tuple(image.shape[:2]) == tuple(size):
+        return image
+    planes = image.permute(2, 0, 1)[None].float()
     planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
     return planes[0].permute(1, 2, 0).round().to(torch.uint8)
 
 
 class Agreement(NamedTuple):
-    """How far two sets of detections of the same pictures are apart."""
+    """How far two sets of detections of the same images are apart."""
 
     matched: float
     """Matched pairs, divided by the larger set's size (1 where both are empty)."""
@@ -300,14 +300,14 @@ class Agreement(NamedTuple):
 def compare_detections(
     a: Detections | Sequence[Detections], b: Detections | Sequence[Detections], min_iou: float = 0.5
 ) -> Agreement:
-    """Match the detections of the same pictures, as computed in two ways, one to one.
+    """Match the detections of the same images, as computed in two ways, one to one.
 
     Best first, each detection of `a` takes the detection of `b` that overlaps it most among those of its
     class that are still free, if their IoU is at least min_iou.
     """
     a, b = ([found] if isinstance(found, Detections) else list(found) for found in (a, b))
     if len(a) != len(b):
-        raise ValueError(f"cannot compare detections of {len(a)} pictures with those of {len(b)}")
+        raise ValueError(f"cannot compare detections of {len(a)} images with those of {len(b)}")
     scores, boxes = [], []
     for left, right in zip(a, b, strict=True):
         left, right = left.to("cpu"), right.to("cpu")

@@ -230,6 +230,12 @@ def channels_last(image: Tensor) -> Tensor:
     return image
 
 
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of the files that read_image decodes."""
+    known = PIL.Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in known if kind in (*FORMATS, "MPO"))
+
+
 class Prepared(NamedTuple):
     """An image on its way to the network."""
 
