@@ -81,33 +81,55 @@ def detect(
     min_score: float = 0.3,
     size: Annotated[tuple[int, int] | None, default("LONG SHORT", "the recipe's")] = None,
     no_draw: bool = False,
+    resume: bool = False,
     device: Device = None,
 ) -> int:
     """Find objects in images and folders; write annotated images and detections.json.
+
+    No existing file is overwritten. Ctrl-C ends it after the present image; --resume continues.
 
     Args:
         output: Folder for the results.
         min_score: Leave out detections below this score.
         size: Long and short side that images are resized to fit.
-        no_draw: Write detections.json only, no annotated images.
+        no_draw: Write the JSON files only, no annotated images.
+        resume: Go on with an earlier run into the same output; what it has done is skipped.
     """
-    from frcnn.engine.detect import detect
+    from frcnn.engine.detect import check_options, detect, in_words
+    from frcnn.engine.interrupt import Interrupted
 
     if not paths:
         raise UsageError("name at least one image or folder")
+    check_options(min_score, size)
     for path in paths:
         _check_exists(path)
     _make_folder(output)
     check_writable(output / "detections.json")
-    result = detect(
-        _load(model, weights, device), paths, output, min_score=min_score, size=size, draw=not no_draw
-    )
+    try:
+        result = detect(
+            _load(model, weights, device),
+            paths,
+            output,
+            min_score=min_score,
+            size=size,
+            draw=not no_draw,
+            resume=resume,
+        )
+    except Interrupted as interrupted:
+        print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)
+        raise SystemExit(interrupted.exit_code) from None
     for failure in result.failed.values():
         print(f"skipped: {failure}", file=sys.stderr)
+    if result.not_read:
+        print(f"left out{in_words(result.not_read).removeprefix(', but')}", file=sys.stderr)
     print(f"{result.boxes} boxes, {result.seconds_per_image * 1000:.0f} ms per image")
+    if result.resumed:
+        print(f"resumed     {result.resumed} images were done before")
     print(f"detections  {result.detections}")
     if not no_draw:
-        print(f"images      {output} ({len(result.pictures)})")
+        print(f"images      {output} ({len(result.drawings)})")
+    if result.failed:
+        print(f"failed      {len(result.failed)} images (above; --resume tries them again)", file=sys.stderr)
     return 1 if result.failed else 0
 
 

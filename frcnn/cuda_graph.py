@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class CudaCapture:
         torch.cuda.current_stream().wait_stream(stream)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # other threads may prepare their images meanwhile, which must not break the capture
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = function(*inputs)
         return Captured(outputs, graph.replay)
 
@@ -62,6 +64,8 @@ class _Entry:
 
 class GraphCache:
     """Calls `function` by replaying a graph of it, captured once per combination of input shapes.
+
+    Threads may share it: they take turns, since a graph has one set of inputs and outputs.
 
     function: tensors -> tuple of tensors, without host synchronisation or data-dependent shapes.
     capacity: graphs kept; beyond it, the least recently used is dropped for a new one.
@@ -80,12 +84,24 @@ class GraphCache:
         self.capacity = capacity
         self._capture = capture or CudaCapture()
         self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+        self._last: torch.cuda.Event | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         key = tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in inputs)
+        with self._lock:
+            # the turn before may have been given to another stream and still be running there
+            if self._last is not None:
+                torch.cuda.current_stream(inputs[0].device).wait_event(self._last)
+            outputs = self._call(key, inputs)
+            if inputs[0].device.type == "cuda":
+                self._last = torch.cuda.current_stream(inputs[0].device).record_event()
+        return outputs
+
+    def _call(self, key: tuple, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         entry = self._entries.get(key)
         if entry is None:
             own = tuple(tensor.clone() for tensor in inputs)

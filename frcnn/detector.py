@@ -1,15 +1,18 @@
 """Faster R-CNN: the whole path of the data, training and inference.
 
-    pictures -> preprocess -> backbone -> neck (FPN) -> rpn_head -> proposals -> roi_head -> detections
+    images -> preprocess -> backbone -> neck (FPN) -> rpn_head -> proposals -> roi_head -> detections
 
 Shape shorthand: B images, P proposals per image, N detections of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,7 +21,8 @@ from torch import Tensor, nn
 from frcnn.backbone import ResNet
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
-from frcnn.preprocess import as_bgr, normalise, pad, resize
+from frcnn.prefetch import batches_by_key, in_order
+from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, normalise, pad, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
 from frcnn.structures import Batch, Detections
@@ -27,14 +31,12 @@ from frcnn.targets import GroundTruth
 if TYPE_CHECKING:
     from frcnn.inference import FastDetector
 
-Image = str | Path | np.ndarray | Tensor
-
 
 class FasterRCNN(nn.Module):
     """A detector built from a recipe's model and data configuration.
 
     In training mode `model(batch)` returns the four losses; in evaluation mode it returns one Detections per
-    image, in pixels of the network's input. `predict` goes from pictures to detections in one call.
+    image, in pixels of the network's input. `predict` goes from images to detections in one call.
     """
 
     def __init__(self, config: ModelConfig, data: DataConfig | None = None, class_names: Sequence[str] = ()):
@@ -62,7 +64,11 @@ class FasterRCNN(nn.Module):
         return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch."""
+        """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch.
+
+        Raises ValueError, naming the image, for boxes or labels that are missing, of another shape or, where
+        they are on the CPU, of impossible values.
+        """
         self._check(batch)
         gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
         features = self.neck(self.backbone(batch.images))
@@ -85,27 +91,36 @@ class FasterRCNN(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Image | Sequence[Image], size: tuple[int, int] | None = None, batch_size: int = 1
+        self,
+        images: Image | Sequence[Image],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
     ) -> Detections | list[Detections]:
-        """Detect objects in one picture or several.
+        """Detect objects in one image or several, in evaluation mode; threads may do so at the same time.
 
-        images: a path, an HWC uint8 BGR array, a uint8 BGR tensor (HWC or CHW), or a list of these.
-        size: (long side, short side) that pictures are resized to fit, by default the recipe's.
-        Returns one Detections for one picture and a list for a list, boxes in pixels of the originals.
+        images: a path, an array or tensor, a Pillow image, or a list of these. Arrays are BGR, as cv2.imread
+            gives them; `frcnn.preprocess.as_bgr` says which shapes and types they may have.
+        size: (long side, short side) that images are resized to fit, by default the recipe's.
+        batch_size: images that go through the network together, if they pad to the same shape: an image's
+            neighbours do not change its result.
+        rgb: arrays and tensors are RGB instead.
+        Returns one Detections for one image and a list for a list, boxes in pixels of the originals.
+        Raises ImageError or TypeError, naming it, for an image that cannot be used.
         """
-        single = isinstance(images, (str, Path, np.ndarray, Tensor))
-        pending = [images] if single else list(images)
-        was_training = self.training
-        self.eval()
-        try:
-            found = []
-            for start in range(0, len(pending), batch_size):
-                pictures = [as_bgr(image) for image in pending[start : start + batch_size]]
-                batch, scales = self.preprocess(pictures, size or self.data.size)
-                found += self.detect(batch, scales)
-        finally:
-            self.train(was_training)
-        return found[0] if single else found
+        check_size(size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        with evaluating(self):
+            if is_one_image(images):
+                return self._detect_prepared([prepare(images, self.data, size, rgb)])[0]
+            batches = batches_by_key(
+                self._prepared(images, size, rgb),
+                lambda item: item.padded_size,
+                batch_size,
+                patience=8 * batch_size,
+            )
+            return list(in_order(map(self._detect_batch, batches)))
 
     def optimize(self, precision: str = "float32", mode: str = "eager", **options) -> FastDetector:
         """A separate, frozen detector for fast inference; see `frcnn.inference.FastDetector`."""
@@ -114,13 +129,34 @@ class FasterRCNN(nn.Module):
         return FastDetector(self, precision, mode, **options)
 
     def preprocess(
-        self, pictures: Sequence[np.ndarray], size: tuple[int, int]
+        self, images: Sequence[np.ndarray], size: tuple[int, int]
     ) -> tuple[Batch, list[tuple[float, float]]]:
-        """HWC uint8 BGR pictures -> the network's input on its device, and each picture's (x, y) scale."""
-        resized = [resize(picture, size) for picture in pictures]
-        images = pad([normalise(image, self.data) for image, _ in resized], self.data.pad_divisor)
-        sizes = tuple(image.shape[:2] for image, _ in resized)
-        return Batch(images, sizes).to(self.device), [scale for _, scale in resized]
+        """Images -> the network's input on its device, and each image's (x, y) scale."""
+        return self._collate([prepare(image, self.data, size) for image in images])
+
+    def fingerprint(self) -> str:
+        """Equal for models of equal weights and configuration, on any device."""
+        return fingerprint(self, self.config, self.data, self.class_names)
+
+    def _prepared(
+        self, images: Sequence[Image], size: tuple[int, int] | None, rgb: bool
+    ) -> Iterator[Prepared]:
+        for index, image in enumerate(images):
+            with naming(index):
+                item = prepare(image, self.data, size, rgb)
+            yield item
+
+    def _collate(self, prepared: Sequence[Prepared]) -> tuple[Batch, list[tuple[float, float]]]:
+        images = pad([normalise(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
+        batch = Batch(images, tuple(item.size for item in prepared)).to(self.device)
+        return batch, [item.scale for item in prepared]
+
+    def _detect_prepared(self, prepared: Sequence[Prepared]) -> list[Detections]:
+        return self.detect(*self._collate(prepared))
+
+    def _detect_batch(self, batch: list[tuple[int, Prepared]]) -> list[tuple[int, Detections]]:
+        positions, prepared = zip(*batch, strict=True)
+        return list(zip(positions, self._detect_prepared(prepared), strict=True))
 
     def _sizes(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.sizes, dtype=torch.float32).to(batch.images.device, non_blocking=True)
@@ -146,9 +182,55 @@ class FasterRCNN(nn.Module):
                     f"for {len(labels)} labels; expected [{len(labels)}, 4]"
                 )
             known = self.config.num_classes
-            # labels on a GPU are not looked at: reading them would stall it
+            # values on a GPU are not looked at: reading them would stall it
+            if boxes.device.type == "cpu":
+                proper = boxes.isfinite().all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
+                if not proper.all():
+                    wrong = int(proper.long().argmin())
+                    raise ValueError(
+                        f"image {index} of the batch: boxes[{wrong}] is {boxes[wrong].tolist()}; expected "
+                        "finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2 (COCO's x, y, width, height must "
+                        "be converted)"
+                    )
             if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < known:
                 raise ValueError(
                     f"image {index} of the batch has labels from {labels.min()} to {labels.max()}, but the "
                     f"model knows classes 0 to {known - 1}: build it with the data set's num_classes"
                 )
+
+
+_evaluating: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+"""Model -> how many threads are in `evaluating`, and its mode before."""
+_evaluating_lock = threading.Lock()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block. Threads may overlap: the first one in switches, the last one out back.
+
+    The count lives outside the model, so that a model can be copied and pickled at any time.
+    """
+    with _evaluating_lock:
+        threads, was_training = _evaluating.get(model, (0, model.training))
+        _evaluating[model] = threads + 1, was_training
+        if not threads:
+            model.eval()
+    try:
+        yield
+    finally:
+        with _evaluating_lock:
+            threads, was_training = _evaluating.pop(model)
+            if threads > 1:
+                _evaluating[model] = threads - 1, was_training
+            else:
+                model.train(was_training)
+
+
+def fingerprint(module: nn.Module, *settings: object) -> str:
+    """A hash of a module's state and of the settings' text form."""
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for name, tensor in module.state_dict().items():
+        tensor = tensor.to_dense() if tensor.is_mkldnn else tensor
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

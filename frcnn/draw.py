@@ -1,4 +1,4 @@
-"""Boxes with captions drawn on pictures."""
+"""Boxes with captions drawn on images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ GOLDEN_RATIO = 0.618034
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str]
 ) -> np.ndarray:
-    """A copy of an HWC uint8 BGR picture with boxes [N, 4] (x1, y1, x2, y2 in pixels) and their captions.
+    """A copy of an HWC uint8 BGR image with boxes [N, 4] (x1, y1, x2, y2 in pixels) and their captions.
 
     The first box is drawn last and stays on top: give the best first. Lines and letters grow with the
-    picture.
+    image.
     """
     drawn = image.copy()
     height, width = drawn.shape[:2]
@@ -53,7 +53,7 @@ def _caption(
     scale: float,
     thickness: int,
 ) -> None:
-    """Text on a filled bar above the box; inside it or below it where the picture ends."""
+    """Text on a filled bar above the box; inside it or below it where the image ends."""
     height, width = image.shape[:2]
     weight = max(1, round(scale * 1.6))
     (text_width, text_height), baseline = cv2.getTextSize(text, FONT, scale, weight)

@@ -86,7 +86,6 @@ class FoldedConv(nn.Module):
             else weight.to(dtype).contiguous(memory_format=torch.channels_last),
         )
         self.register_buffer("bias", bias.to(dtype))
-        self._packed = False
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         if self.winograd:
@@ -100,17 +99,16 @@ class FoldedConv(nn.Module):
 
     def _onednn(self, x: Tensor, add: Tensor | None) -> Tensor:
         ops, geometry = torch.ops.mkldnn, (self.padding, self.stride, (1, 1), self.groups)
-        if not self._packed:
-            # the layout suits the first picture's size, and works for all
-            self.weight = ops._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
-            self._packed = True
+        weight = self.weight
+        if not weight.is_mkldnn:
+            # The layout suits the first image's size, and works for all. Two threads may both get here: each
+            # has read a weight in the old layout, and either result will do.
+            self.weight = weight = ops._reorder_convolution_weight(weight, *geometry, list(x.shape))
         if add is None:
             unary = "relu" if self.relu else "none"
-            return ops._convolution_pointwise(x, self.weight, self.bias, *geometry, unary, [], "")
+            return ops._convolution_pointwise(x, weight, self.bias, *geometry, unary, [], "")
         unary = "relu" if self.relu else None
-        return ops._convolution_pointwise_(
-            add, x, self.weight, self.bias, *geometry, "add", 1, unary, [], None
-        )
+        return ops._convolution_pointwise_(add, x, weight, self.bias, *geometry, "add", 1, unary, [], None)
 
 
 class FoldedBlock(nn.Module):

@@ -6,23 +6,33 @@ for found in fast.stream(sorted(folder.glob("*.jpg")), batch_size=4): ...
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import frcnn_ops
 from frcnn.cuda_graph import GraphCache
-from frcnn.detector import FasterRCNN, Image
+from frcnn.detector import FasterRCNN, fingerprint
 from frcnn.memory import keep_freed_memory
 from frcnn.precision import DTYPES, Precision, available_cpus, check_precision, fp32_arithmetic, limit_threads
-from frcnn.prefetch import batches_by_key, in_order, prepared_ahead
-from frcnn.preprocess import as_bgr, fit_size, resize
+from frcnn.prefetch import batches_by_key, in_order, one_behind, prepared_ahead
+from frcnn.preprocess import (
+    Image,
+    Prepared,
+    as_bgr,
+    channels_last,
+    check_size,
+    fit_size,
+    is_one_image,
+    naming,
+    padded,
+    prepare,
+)
 from frcnn.static_detector import StaticDetector
 from frcnn.structures import Batch, Detections
 
@@ -44,16 +54,28 @@ class Launched(NamedTuple):
     """When counts can be read; None if at once."""
 
 
-class Prepared(NamedTuple):
-    """A picture on its way to the network."""
+class CompiledByShape:
+    """A function that torch.compile compiles anew for each combination of input shapes, however many.
 
-    pixels: np.ndarray | Tensor
-    """HWC uint8 BGR, resized unless the device does that."""
-    size: tuple[int, int]
-    """(height, width) after resizing."""
-    padded_size: tuple[int, int]
-    scale: tuple[float, float]
-    """(x, y) factors of the resize."""
+    Threads may share it. The first call of a shape is made alone: several at once would all compile, and
+    torch gives up at a function's ninth version unless told otherwise.
+    """
+
+    _compiling = threading.Lock()  # one for all, as torch's limit is one for all
+    _limits: ClassVar = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], backend: str):
+        self._call = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+        self._seen: set[tuple] = set()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        key = (torch.is_inference_mode_enabled(), *((x.shape, x.stride(), x.dtype) for x in inputs))
+        if key in self._seen:
+            return self._call(*inputs)
+        with self._compiling, torch._dynamo.config.patch(self._limits):
+            outputs = self._call(*inputs)
+        self._seen.add(key)
+        return outputs
 
 
 class FastDetector:
@@ -96,13 +118,13 @@ class FastDetector:
             )
         if soft and mode != "eager":
             raise ValueError(
-                f"soft-NMS visits a number of boxes that depends on the picture, which mode={mode!r} cannot "
+                f"soft-NMS visits a number of boxes that depends on the image, which mode={mode!r} cannot "
                 'express: use mode="eager", or soft_nms="none" in the model\'s roi_head configuration'
             )
         with torch.no_grad():
             self._network = StaticDetector(model, DTYPES[precision], fused=mode == "eager")
         if mode == "compiled":
-            self._run = torch.compile(self._network, fullgraph=True, dynamic=False, backend=compile_backend)
+            self._run = CompiledByShape(self._network, compile_backend)
         elif mode == "graph":
             self._run = GraphCache(self._network, graph_capacity)
         else:
@@ -114,6 +136,10 @@ class FastDetector:
 
     def __repr__(self) -> str:
         return f"FastDetector({self.precision}, {self.mode}, {self.device})"
+
+    def fingerprint(self) -> str:
+        """Equal for detectors of equal weights, configuration and precision."""
+        return fingerprint(self._network, self.config, self.data, self.class_names, self.precision)
 
     def __call__(self, batch: Batch) -> list[Detections]:
         """Detections of each image, boxes in pixels of the network's input."""
@@ -128,17 +154,20 @@ class FastDetector:
         images: Image | Iterable[Image],
         size: tuple[int, int] | None = None,
         batch_size: int = 1,
+        rgb: bool = False,
     ) -> Detections | list[Detections]:
-        """Detect objects in one picture or several.
+        """Detect objects in one image or several, as `FasterRCNN.predict` does; threads may share it.
 
-        images: a path, an HWC uint8 BGR array, a uint8 BGR tensor (HWC or CHW), or any number of these.
-        size: (long side, short side) that pictures are resized to fit, by default the recipe's.
-        Returns one Detections for one picture and a list for several, boxes in pixels of the originals.
+        images: an image, or any number of them; see `frcnn.preprocess.as_bgr`. Arrays are BGR.
+        size: (long side, short side) that images are resized to fit, by default the recipe's.
+        rgb: arrays and tensors are RGB instead.
+        Returns one Detections for one image and a list for several, boxes in pixels of the originals.
+        Raises ImageError or TypeError, naming it, for an image that cannot be used.
         """
-        if isinstance(images, (str, Path, np.ndarray, Tensor)):
-            prepared = self._prepare(size or self.data.size, images)
-            return self._unpad(self._launch_prepared([prepared]))[0]
-        return list(self.stream(images, size, batch_size))
+        if is_one_image(images):
+            check_size(size)
+            return self._unpad(self._launch_prepared([self._prepare(images, size, rgb)]))[0]
+        return list(self.stream(images, size, batch_size, rgb=rgb))
 
     def stream(
         self,
@@ -146,51 +175,54 @@ class FastDetector:
         size: tuple[int, int] | None = None,
         batch_size: int = 1,
         threads: int | None = None,
+        rgb: bool = False,
     ) -> Iterator[Detections]:
-        """`predict` for any number of pictures, yielding in their order while later ones are still read.
+        """`predict` for any number of images, yielding in their order while later ones are still read.
 
         Threads decode and resize ahead, and the device is given the next batch before the last one's result
-        is awaited. Pictures that pad to the same shape share a batch, so a picture's neighbours do not change
-        its result. Memory is bounded, whatever the number of pictures.
+        is awaited. Images that pad to the same shape share a batch, so an image's neighbours do not change
+        its result. Memory is bounded, whatever the number of images. An image that cannot be used raises as
+        in `predict`, after the results of all images before it; a new stream can go on behind it.
         threads: for decoding; by default one on a CPU device, whose cores the network needs, else up to 8.
         """
+        check_size(size)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         if threads is None:
             threads = 1 if self.device.type == "cpu" else min(8, available_cpus())
-        prepare = partial(self._prepare, size or self.data.size)
-        ready = prepared_ahead(images, prepare, threads, ahead=2 * max(threads, batch_size))
-        batches = batches_by_key(ready, lambda item: item.padded_size, batch_size, patience=8 * batch_size)
-        return in_order(self._detect_ahead(batches))
 
-    def _detect_ahead(
-        self, batches: Iterable[list[tuple[int, Prepared]]]
-    ) -> Iterator[list[tuple[int, Detections]]]:
-        previous = None
-        for batch in batches:
-            positions = [position for position, _ in batch]
-            launched = positions, self._launch_prepared([item for _, item in batch])
-            if previous is not None:
-                yield list(zip(previous[0], self._unpad(previous[1]), strict=True))
-            previous = launched
-        if previous is not None:
-            yield list(zip(previous[0], self._unpad(previous[1]), strict=True))
+        def prepare(item: tuple[int, Image]) -> Prepared:
+            with naming(item[0]):
+                return self._prepare(item[1], size, rgb)
 
-    def _prepare(self, size: tuple[int, int], image: Image) -> Prepared:
+        ahead = 2 * max(threads, batch_size)
+        return self._stream(prepared_ahead(enumerate(images), prepare, threads, ahead), batch_size)
+
+    def _stream(self, ready: Iterator[Prepared], batch_size: int) -> Iterator[Detections]:
+        with closing(ready):  # its threads, also when the stream ends early
+            batches = batches_by_key(
+                ready, lambda item: item.padded_size, batch_size, patience=8 * batch_size
+            )
+            yield from in_order(one_behind(map(self._launch_batch, batches)))
+
+    def _launch_batch(self, batch: list[tuple[int, Prepared]]) -> Callable[[], list[tuple[int, Detections]]]:
+        positions, images = zip(*batch, strict=True)
+        launched = self._launch_prepared(images)
+        return lambda: list(zip(positions, self._unpad(launched), strict=True))
+
+    def _prepare(self, image: Image, size: tuple[int, int] | None, rgb: bool) -> Prepared:
         """Read and resize; with device_resize, only read."""
-        if self.device_resize:
-            picture = image if isinstance(image, Tensor) else torch.from_numpy(as_bgr(image))
-            if picture.shape[-1] != 3:
-                picture = picture.permute(1, 2, 0)
-            height, width = picture.shape[:2]
-            new_size = fit_size(height, width, size)
-            scale = (new_size[1] / width, new_size[0] / height)
-        else:
-            picture, scale = resize(as_bgr(image), size)
-            new_size = picture.shape[:2]
-        divisor = self.data.pad_divisor
-        padded_size = tuple(-(-side // divisor) * divisor for side in new_size)
-        return Prepared(picture, new_size, padded_size, scale)
+        if not self.device_resize:
+            return prepare(image, self.data, size, rgb)
+        pixels = channels_last(image) if isinstance(image, Tensor) else None
+        if pixels is None or pixels.dtype != torch.uint8 or pixels.shape[2:] != (3,) or rgb:
+            pixels = torch.from_numpy(as_bgr(image, rgb))
+        height, width = pixels.shape[:2]
+        new_size = fit_size(height, width, size or self.data.size)
+        scale = (new_size[1] / width, new_size[0] / height)
+        return Prepared(pixels, new_size, padded(new_size, self.data.pad_divisor), scale)
 
     def _launch_prepared(self, batch: Sequence[Prepared]) -> Launched:
         shape = (len(batch), *batch[0].padded_size, 3)
@@ -201,8 +233,8 @@ class FastDetector:
         for target, item in zip(pixels, batch, strict=True):
             rows, columns = item.size
             if self.device_resize:
-                picture = item.pixels.to(self.device, non_blocking=True)
-                target[:rows, :columns] = resize_bilinear(picture, item.size)
+                image = item.pixels.to(self.device, non_blocking=True)
+                target[:rows, :columns] = resize_bilinear(image, item.size)
             else:
                 target[:rows, :columns] = torch.from_numpy(item.pixels)
         return self._launch(pixels, [item.size for item in batch], [item.scale for item in batch])
@@ -240,20 +272,20 @@ class FastDetector:
         ]
 
 
-def resize_bilinear(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bilinear(image: Tensor, size: tuple[int, int]) -> Tensor:
     """HWC uint8 -> uint8 of (height, width) `size`: bilinear, pixel centres at half coordinates, rounded.
 
     cv2.resize does the same with 11-bit weights, so the two can differ by one grey level.
     """
-    if tuple(picture.shape[:2]) == tuple(size):
-        return picture
-    planes = picture.permute(2, 0, 1)[None].float()
+    if tuple(image.shape[:2]) == tuple(size):
+        return image
+    planes = image.permute(2, 0, 1)[None].float()
     planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
     return planes[0].permute(1, 2, 0).round().to(torch.uint8)
 
 
 class Agreement(NamedTuple):
-    """How far two sets of detections of the same pictures are apart."""
+    """How far two sets of detections of the same images are apart."""
 
     matched: float
     """Matched pairs, divided by the larger set's size (1 where both are empty)."""
@@ -268,14 +300,14 @@ class Agreement(NamedTuple):
 def compare_detections(
     a: Detections | Sequence[Detections], b: Detections | Sequence[Detections], min_iou: float = 0.5
 ) -> Agreement:
-    """Match the detections of the same pictures, as computed in two ways, one to one.
+    """Match the detections of the same images, as computed in two ways, one to one.
 
     Best first, each detection of `a` takes the detection of `b` that overlaps it most among those of its
     class that are still free, if their IoU is at least min_iou.
     """
     a, b = ([found] if isinstance(found, Detections) else list(found) for found in (a, b))
     if len(a) != len(b):
-        raise ValueError(f"cannot compare detections of {len(a)} pictures with those of {len(b)}")
+        raise ValueError(f"cannot compare detections of {len(a)} images with those of {len(b)}")
     scores, boxes = [], []
     for left, right in zip(a, b, strict=True):
         left, right = left.to("cpu"), right.to("cpu")

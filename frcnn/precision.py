@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,21 +79,28 @@ def cpu_computes(precision: Literal["bfloat16", "float16"]) -> bool:
     return bool(features.get({"bfloat16": "bf16", "float16": "fp16_arith"}[precision], False))
 
 
+_arithmetic_lock = threading.RLock()
+
+
 @contextmanager
 def fp32_arithmetic(precision: Literal["ieee", "tf32"], device: torch.device) -> Iterator[None]:
-    """How CUDA multiplies float32 matrices and convolutions meanwhile; torch's settings come back after."""
+    """How CUDA multiplies float32 matrices and convolutions meanwhile; torch's settings come back after.
+
+    The settings are the process's: where they matter, threads take turns.
+    """
     if device.type != "cuda":
         yield
         return
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = precision
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+    with _arithmetic_lock:
+        before = [switch.fp32_precision for switch in switches]
+        try:
+            for switch in switches:
+                switch.fp32_precision = precision
+            yield
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.fp32_precision = value
 
 
 def available_cpus() -> int:

@@ -1,4 +1,4 @@
-"""What flows through the detector: a batch of pictures with their boxes, and detections.
+"""What flows through the detector: a batch of images with their boxes, and detections.
 
 Shape shorthand: B images, G boxes of one image, I ignored boxes, N detections. Boxes are float32
 (x1, y1, x2, y2) in pixels.
@@ -47,9 +47,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections of one picture, best first.
+    """Detections of one image, best first.
 
-    boxes: [N, 4] in pixels of the original picture; scores: [N] in 0…1; labels: int64 [N], an index into
+    boxes: [N, 4] in pixels of the original image; scores: [N] in 0…1; labels: int64 [N], an index into
     class_names (which is empty when the checkpoint named no classes).
     """
 
@@ -85,7 +85,7 @@ class Detections:
         ]
 
     def draw(self, image: np.ndarray, min_score: float = 0.3) -> np.ndarray:
-        """A copy of the HWC uint8 BGR picture with boxes, names and scores drawn on it."""
+        """A copy of the HWC uint8 BGR image with boxes, names and scores drawn on it."""
         from frcnn.draw import draw_boxes
 
         shown = self.above(min_score).to("cpu")

@@ -114,7 +114,7 @@ def test_a_damaged_recipe_is_named(content, tmp_path, capsys):
 def test_flags_say_what_they_do(capsys):
     assert run("detect", "--help") == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--no-draw Write detections.json only, no annotated images. (default: False)" in out
+    assert "--no-draw Write the JSON files only, no annotated images. (default: False)" in out
     assert run("models", "--help") == 0
     assert "usage: frcnn models [-h] [RECIPE]" in capsys.readouterr().out
 

@@ -249,12 +249,6 @@ def test_every_public_name_is_there():
 
 # --- options are checked before work
 
-DETECTION = "arrives with the checks of frcnn.engine.detect"
-
-
-def later(reason, *values):
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=False, reason=reason))
-
 
 @pytest.mark.parametrize(
     ("naming", "options"),
@@ -334,10 +328,10 @@ def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work
 @pytest.mark.parametrize(
     ("naming", "options"),
     [
-        later(DETECTION, "min-score", ["--min-score", "7"]),
-        later(DETECTION, "min-score", ["--min-score", "nan"]),
-        later(DETECTION, "size", ["--size", "0", "0"]),
-        later(DETECTION, "size", ["--size", "640", "-480"]),
+        ("min-score", ["--min-score", "7"]),
+        ("min-score", ["--min-score", "nan"]),
+        ("size", ["--size", "0", "0"]),
+        ("size", ["--size", "640", "-480"]),
     ],
 )
 def test_detect_checks_its_numbers(naming, options, data, tmp_path, monkeypatch, capsys):

@@ -33,6 +33,13 @@ def test_captions_stay_inside_the_picture(box):
     assert (drawn == class_colour(2)).all(axis=2).sum() > 300
 
 
+def test_names_of_any_script_are_drawn():
+    """OpenCV before 5 draws a question mark for every other character than ASCII's."""
+    captions = ("größe", "gr??e", "gr????e", "автомобиль", "汽车", "自転", "??", "??????")
+    drawn = [draw_boxes(GREY, np.array([[50, 60, 200, 180]]), [0], [caption]) for caption in captions]
+    assert all((one != other).any() for i, one in enumerate(drawn) for other in drawn[:i])
+
+
 def test_the_best_box_is_on_top():
     box = np.array([[50, 60, 200, 180]])
     both = draw_boxes(GREY, np.concatenate([box, box]), [0, 1], ["", ""])

@@ -1,13 +1,19 @@
-"""Detection over image files: annotated pictures and one JSON file."""
+"""Detection over image files: annotated images, and the detections in two JSON files.
+
+Nothing that exists is overwritten, and what is done stays: an image that cannot be used is listed and left
+out, and a run that was stopped, by a signal or a full disk, can be continued.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -15,44 +21,54 @@ import numpy as np
 from tqdm import tqdm
 
 from frcnn.detector import FasterRCNN
+from frcnn.engine.interrupt import Interrupted, StopRequest
+from frcnn.engine.result_lines import ResultLines
+from frcnn.files import replace_text, replacing
 from frcnn.prefetch import prepared_ahead
-from frcnn.preprocess import read_image
+from frcnn.preprocess import ImageError, check_size, image_suffixes, read_image
 from frcnn.structures import Detections
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+DRAWN_AS_THEY_ARE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Annotated images keep these suffixes; others get `.png` behind them."""
+
+NOT_READ = frozenset(
+    ".arw .cr2 .cr3 .cur .dds .dng .eps .exr .hdr .heic .heif .ico .jxl .jxr .nef .orf .pcx .psd .raf .rw2 "
+    ".svg .tga .xcf".split()
+)
+"""Suffixes of images that no decoder here reads."""
 
 AHEAD = 4
-"""Pictures read before the model takes them, and drawn after it, that may wait in memory."""
+"""Images read before the model takes them, and drawn after it, that may wait in memory."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """images: each with the path of its drawing below the output folder. not_read: suffix -> files of formats
+    that are not supported, left out."""
+
+    images: list[tuple[Path, Path]]
+    not_read: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class DetectResult:
-    """What `detect` wrote. failed: picture -> why it could not be read."""
+    """What `detect` has written, an earlier run that it continued included.
+
+    detections: the JSON file of all images, and lines: the same line by line.
+    drawings: the annotated images. boxes: how many detections are listed.
+    failed: image -> why it could not be used.
+    not_read: suffix -> how many files in the folders are images of formats that are not supported.
+    resumed: images that the earlier run had done. seconds_per_image: of the others.
+    """
 
     detections: Path
-    pictures: list[Path]
+    lines: Path
+    drawings: list[Path]
     boxes: int
     failed: dict[str, str]
+    not_read: dict[str, int]
+    resumed: int
     seconds_per_image: float
-
-
-def find_images(paths: Sequence[str | Path]) -> list[tuple[Path, Path]]:
-    """(picture, its path below the output folder) for files and, recursively, folders.
-
-    Raises FileNotFoundError for a path that does not exist or a folder without pictures.
-    """
-    found: list[tuple[Path, Path]] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise FileNotFoundError(f"{path}: no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
-            found += [(p, p.relative_to(path)) for p in inside]
-        elif path.exists():
-            found.append((path, Path(path.name)))
-        else:
-            raise FileNotFoundError(f"{path}: no such image or folder")
-    return _told_apart(found)
 
 
 def detect(
@@ -63,72 +79,207 @@ def detect(
     min_score: float = 0.3,
     size: tuple[int, int] | None = None,
     draw: bool = True,
+    resume: bool = False,
 ) -> DetectResult:
-    """Detect objects in image files and folders.
+    """Detect objects in image files and folders, the output folder left out where it lies in one of these.
 
     `output` receives detections.json, a list with an entry {"image", "width", "height", "detections"} per
-    picture, where boxes are x1, y1, x2, y2 in its pixels and only scores of at least `min_score` are listed,
-    and, with `draw`, the annotated pictures. A picture that cannot be read is reported in `failed` and in the
-    JSON file; the others are still done.
+    image, where boxes are x1, y1, x2, y2 in its pixels and only scores of at least `min_score` are listed;
+    and, with `draw`, the annotated images, whose path below `output` is the entry's "drawing". The entries
+    are also written line by line as they are made, to detections.jsonl, behind a first line that holds the
+    settings. An image that cannot be used is reported in `failed` and has an entry {"image", "error"}.
+
+    No existing file is overwritten. With `resume` an earlier run into `output` is continued: what it has done
+    is skipped, what failed is tried again. SIGINT (Ctrl-C) and SIGTERM end the run after the present image.
+
+    Raises, before any work, ValueError for options that cannot be, for results of an earlier run without
+    `resume` or with other settings, and for an output that would overwrite something, and FileNotFoundError
+    for paths without images; OSError where something cannot be written (what is done stays); and
+    `frcnn.engine.interrupt.Interrupted`.
     """
+    check_options(min_score, size)
     output = Path(output)
-    entries, written, failed = [], [], {}
-    boxes, seconds = 0, 0.0
-    images = find_images(paths)
+    found = find_images(paths, output)
+    settings = {
+        "model": model.fingerprint(),
+        "size": list(size or model.data.size),
+        "min_score": min_score,
+        "draw": draw,
+    }
+    lines = ResultLines(output / "detections.jsonl", settings, resume)
+    listing = output / "detections.json"
+    todo = [
+        (path, target)
+        for path, target in _named(found.images, lines.entries)
+        if not _is_done(lines.entries.get(str(path)), output)
+    ]
+    targets = [output / target for _, target in todo if draw]
+    if not lines.entries:
+        targets.append(listing)
+    _refuse_to_overwrite(targets, [path for path, _ in found.images])
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {output} is a file: name a folder")
+    output.mkdir(parents=True, exist_ok=True)
+
+    resumed = len(found.images) - len(todo)
+    failed: dict[str, str] = {}
+    seconds = 0.0
     # One thread reads ahead and one draws, so that the model waits for neither.
-    pictures = prepared_ahead([path for path, _ in images], _read, threads=1, ahead=AHEAD)
-    with ThreadPoolExecutor(1) as artist:
+    ahead = prepared_ahead([path for path, _ in todo], _read, threads=1, ahead=AHEAD)
+    with lines, StopRequest("this image") as stop, ThreadPoolExecutor(1) as artist, closing(ahead):
         drawings: deque[Future[None]] = deque()
-        for (path, relative), image in zip(
-            tqdm(images, desc="detecting", unit="img", disable=None), pictures, strict=True
-        ):
-            if isinstance(image, ValueError):
-                failed[str(path)] = str(image)
-                entries.append({"image": str(path), "error": str(image)})
+        progress = tqdm(todo, desc="detecting", unit="img", disable=None)
+        for done, ((path, target), image) in enumerate(zip(progress, ahead, strict=True), resumed):
+            if stop.requested:
+                raise Interrupted(
+                    f"stopped after {done} of {len(found.images)} images; their results are in {lines.path}",
+                    stop.number,
+                )
+            try:
+                if isinstance(image, Exception):
+                    raise image
+                started = time.perf_counter()
+                detections = model.predict(image, size).above(min_score).to("cpu")
+                seconds += time.perf_counter() - started
+            except (ImageError, OSError) as error:
+                reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+                failed[str(path)] = reason
+                lines.add({"image": str(path), "error": reason})
                 continue
-            started = time.perf_counter()
-            found = model.predict(image, size).above(min_score).to("cpu")
-            seconds += time.perf_counter() - started
-            boxes += len(found)
             height, width = image.shape[:2]
-            detections = found.to_json()
-            entries.append({"image": str(path), "width": width, "height": height, "detections": detections})
+            entry = {"image": str(path), "width": width, "height": height, "detections": detections.to_json()}
+            # The line goes first: an image whose line is there, but not its drawing, is done again.
+            lines.add({**entry, "drawing": str(target)} if draw else entry)
             if draw:
-                target = output / relative
-                drawings.append(artist.submit(_draw, target, found, image, min_score))
-                written.append(target)
+                drawings.append(artist.submit(_draw, output / target, detections, image, min_score))
             while len(drawings) > AHEAD:
                 drawings.popleft().result()
         for drawing in drawings:
             drawing.result()
-    output.mkdir(parents=True, exist_ok=True)
-    listing = output / "detections.json"
-    listing.write_text(json.dumps(entries, indent=1) + "\n")
-    return DetectResult(listing, written, boxes, failed, seconds / max(1, len(entries) - len(failed)))
+    entries = list(lines.entries.values())
+    replace_text(listing, json.dumps(entries, indent=1) + "\n")
+    return DetectResult(
+        listing,
+        lines.path,
+        [output / entry["drawing"] for entry in entries if "drawing" in entry],
+        sum(len(entry.get("detections", ())) for entry in entries),
+        failed,
+        dict(found.not_read),
+        resumed,
+        seconds / max(1, len(todo) - len(failed)),
+    )
 
 
-def _read(path: Path) -> np.ndarray | ValueError:
+def check_options(min_score: float, size: tuple[int, int] | None) -> None:
+    """Raises ValueError for a min_score outside 0 to 1 and for sides that are not positive."""
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score must be within 0 to 1, got {min_score}")
+    check_size(size)
+
+
+def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -> FoundImages:
+    """The images of files and, recursively, folders; of folders without `output`, if that is inside.
+
+    Raises FileNotFoundError for a path that does not exist or a folder without images.
+    """
+    suffixes = image_suffixes()
+    found: dict[Path, Path] = {}
+    not_read: Counter[str] = Counter()
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not _within(p, output, path))
+            inside = [p for p in files if p.suffix.lower() in suffixes]
+            others = Counter(p.suffix.lower() for p in files if p.suffix.lower() in NOT_READ)
+            if not inside:
+                raise FileNotFoundError(
+                    f"{path}: no images ({', '.join(sorted(suffixes))}) in it{in_words(others)}"
+                )
+            not_read += others
+            for p in inside:
+                found.setdefault(p, p.relative_to(path))
+        elif path.exists():
+            found.setdefault(path, Path(path.name))
+        else:
+            raise FileNotFoundError(f"{path}: no such image or folder")
+    return FoundImages(list(found.items()), not_read)
+
+
+def in_words(not_read: dict[str, int]) -> str:
+    """ ", but …" of the files that are images of unsupported formats; "" if there are none."""
+    counts = ", ".join(f"{suffix} {count}" for suffix, count in sorted(not_read.items()))
+    return f", but files of formats that are not supported: {counts}" if counts else ""
+
+
+def _within(file: Path, output: str | Path | None, folder: Path) -> bool:
+    """Whether a file of a scanned folder lies in the output folder, and that in the scanned one."""
+    if output is None:
+        return False
+    inner, outer = Path(output).resolve(), folder.resolve()
+    if outer not in inner.parents:
+        return False
+    below = inner.relative_to(outer).parts
+    return file.relative_to(folder).parts[: len(below)] == below
+
+
+def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tuple[Path, Path]]:
+    """Each image with its drawing: an earlier run's, else a name that no other drawing has.
+
+    Equal names from different folders get a number. Names that differ in case only are equal, as they are
+    for some file systems.
+    """
+    before = {image: entry["drawing"] for image, entry in entries.items() if "drawing" in entry}
+    taken = {name.lower() for name in before.values()}
+    result = []
+    for path, relative in images:
+        if str(path) in before:
+            result.append((path, Path(before[str(path)])))
+            continue
+        if relative.suffix.lower() not in DRAWN_AS_THEY_ARE:
+            relative = relative.with_name(f"{relative.name}.png")
+        target, number = relative, 2
+        while str(target).lower() in taken:
+            target = relative.with_stem(f"{relative.stem}_{number}")
+            number += 1
+        taken.add(str(target).lower())
+        result.append((path, target))
+    return result
+
+
+def _is_done(entry: dict | None, output: Path) -> bool:
+    if entry is None or "error" in entry:
+        return False
+    return "drawing" not in entry or (output / entry["drawing"]).exists()
+
+
+def _refuse_to_overwrite(targets: Iterable[Path], images: Sequence[Path]) -> None:
+    existing = [target for target in targets if os.path.lexists(target)]
+    if existing:
+        first, more = existing[0], f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        inputs = {path.resolve() for path in images}
+        what = "an input image" if first.resolve() in inputs else "which exists"
+        raise ValueError(
+            f"{first}, {what},{more} would be overwritten: choose an output folder that is new, such as "
+            f"{first.parent / 'detections'}"
+        )
+
+
+def _read(path: Path) -> np.ndarray | Exception:
     try:
         return read_image(path)
-    except ValueError as error:
+    except (ImageError, OSError) as error:
         return error
 
 
 def _draw(path: Path, found: Detections, image: np.ndarray, min_score: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), found.draw(image, min_score)):
-        raise OSError(f"{path}: the annotated picture could not be written")
-
-
-def _told_apart(found: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """Equal names from different folders get a number, so that no picture overwrites another."""
-    taken: set[Path] = set()
-    result = []
-    for path, relative in found:
-        target, number = relative, 2
-        while target in taken:
-            target = relative.with_stem(f"{relative.stem}_{number}")
-            number += 1
-        taken.add(target)
-        result.append((path, target))
-    return result
+    try:
+        drawn, content = cv2.imencode(path.suffix, found.draw(image, min_score))
+    except cv2.error as error:
+        drawn, content = False, error
+    if not drawn:
+        raise OSError(f"{path}: the annotated image cannot be encoded ({content})")
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

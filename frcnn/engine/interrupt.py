@@ -1,4 +1,4 @@
-"""Ctrl-C and termination while training: finish the step, save, stop; a second one ends the process at once.
+"""Ctrl-C and termination: finish what is under way, save, stop; a second one ends the process at once.
 
 Two parties look at a signal. Python's handler runs in the main thread, between two of its instructions, and
 notes the request; only while training starts up it raises. While the main thread is inside native code, such
@@ -27,7 +27,7 @@ whose parent and whose group are both signalled."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped training; the message says what is saved.
+    """A signal stopped training or detection; the message says what is saved.
 
     exit_code: 128 + the signal's number, as shells have it. resumable: whether there is a checkpoint to
     continue from.
@@ -44,9 +44,11 @@ class StopRequest:
     `SAME_REQUEST`, kills the child processes and ends this one with exit code 128 + its number.
 
     A context manager. Signals reach the main thread only; elsewhere it never becomes set.
+    finishing: what is still done after the first signal, in words.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, finishing: str = "this step") -> None:
+        self.finishing = finishing
         self.number: int | None = None
         """The first signal's."""
         self._at_once = False
@@ -97,7 +99,7 @@ class StopRequest:
         if self._at_once:
             raise KeyboardInterrupt
         # not by print: the handler may have interrupted one
-        _tell(f"stopping after this step; again in {SAME_REQUEST:.0f} s or later: ends without saving")
+        _tell(f"stopping after {self.finishing}; again in {SAME_REQUEST:.0f} s or later: ends without saving")
 
     def _watch(self) -> None:
         first: tuple[int, float] | None = None

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -160,6 +161,68 @@ def test_predict_of_a_list_matches_single_pictures():
     assert model.predict([]) == []
 
 
+def same(one, other):
+    return (
+        torch.equal(one.labels, other.labels)
+        and torch.allclose(one.scores, other.scores, atol=1e-4)
+        and torch.allclose(one.boxes, other.boxes, atol=1e-3)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+def test_neighbours_do_not_change_a_result(batch_size, monkeypatch):
+    """Images that pad to other shapes never share a batch."""
+    model = confident()
+    generator = np.random.default_rng(0)
+    shapes = [(64, 96), (96, 64), (50, 96), (64, 64), (96, 40)] * 2
+    images = [generator.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    alone = [model.predict(image, size=(96, 64)) for image in images]
+    batches = []
+    detect = model.detect
+    monkeypatch.setattr(
+        model, "detect", lambda batch, scales: batches.append(batch.images.shape) or detect(batch, scales)
+    )
+    together = model.predict(images, size=(96, 64), batch_size=batch_size)
+    assert all(same(one, other) for one, other in zip(together, alone, strict=True))
+    assert sum(map(len, alone)) > 0
+    assert max(shape[0] for shape in batches) == min(batch_size, 4)
+    assert {tuple(shape[2:]) for shape in batches} == {(64, 96), (96, 64), (64, 64)}
+
+
+def test_predict_checks_its_options():
+    model = confident()
+    for options, message in (
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"size": (0, 4)}, "size must be two positive integers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.predict([np.zeros((32, 32, 3), np.uint8)], **options)
+
+
+def test_an_image_that_cannot_be_used_is_named():
+    model, good = confident(), np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"images\[2\]: the image array has floats"):
+        model.predict([good, good, good.astype(np.float32) + 7])
+    with pytest.raises(TypeError, match=r"images\[1\]: an image is a path"):
+        model.predict([good, None])
+    with pytest.raises(ValueError, match=r"images\[0\]: an image of 3000x1 pixels vanishes"):
+        model.predict([np.zeros((1, 3000, 3), np.uint8)])
+
+
+def test_rgb_arrays_are_those_of_other_libraries():
+    model, fast = confident(), confident().optimize()
+    bgr = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    rgb = np.ascontiguousarray(bgr[..., ::-1])
+    expected = model.predict(bgr, size=(96, 64))
+    assert not same(model.predict(rgb, size=(96, 64)), expected)
+    for predict in (model.predict, fast.predict):
+        for image in (rgb, torch.from_numpy(rgb), torch.from_numpy(rgb).permute(2, 0, 1)):
+            assert same(predict(image, size=(96, 64), rgb=True), expected)
+            assert same(predict([image], size=(96, 64), rgb=True)[0], expected)
+        assert same(predict(PIL.Image.fromarray(rgb), size=(96, 64)), expected)
+
+
 def test_predict_restores_the_mode():
     model = make()
     model.train()
@@ -189,6 +252,23 @@ def test_mistakes_in_a_batch_are_named():
         model(Batch(batch.images, batch.sizes))
     with pytest.raises(ValueError, match="2 class names for a model of 3"):
         FasterRCNN(SMALL, class_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("box", "text"),
+    [
+        ([30.0, 5, 20, 40], r"boxes\[1\] is \[30\.0, 5\.0, 20\.0, 40\.0\]"),
+        ([5.0, 30, 20, 29], "x1 <= x2 and y1 <= y2"),
+        ([5.0, 5, float("nan"), 40], "nan"),
+        ([5.0, 5, float("inf"), 40], "inf"),
+    ],
+)
+def test_impossible_boxes_are_named(box, text):
+    batch = make_batch()
+    boxes = batch.boxes[1].clone()
+    boxes[1] = torch.tensor(box)
+    with pytest.raises(ValueError, match=f"image 1 of the batch: .*{text}"):
+        make()(Batch(batch.images, batch.sizes, (batch.boxes[0], boxes), batch.labels))
 
 
 def test_degenerate_ground_truth_does_not_poison_the_losses():

@@ -305,6 +305,15 @@ def test_compiled_in_one_graph():
         assert_same(fast.predict(image), model.predict(image))
 
 
+def test_any_number_of_shapes_is_compiled():
+    """torch.compile gives up at the ninth unless told otherwise."""
+    model = confident()
+    fast = FastDetector(model, mode="compiled", compile_backend="eager")
+    for columns in range(1, 11):
+        (image,) = pictures((32, 32 * columns))
+        assert_same(fast.predict(image, size=(320, 320)), model.predict(image, size=(320, 320)))
+
+
 def test_mistakes_are_named(monkeypatch):
     model = confident()
     with pytest.raises(ValueError, match=r"CUDA graphs.*move it to a GPU"):
@@ -373,7 +382,7 @@ def test_comparing_detections():
     none = detections([], [], [])
     assert compare_detections(a, none).matched == 0
     assert compare_detections(none, none).matched == 1
-    with pytest.raises(ValueError, match="1 pictures with those of 2"):
+    with pytest.raises(ValueError, match="1 images with those of 2"):
         compare_detections(a, [a, b])
 
 

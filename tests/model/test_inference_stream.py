@@ -12,7 +12,8 @@ from test_inference_graph import FakeCapture
 from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig, RPNConfig
 from frcnn.cuda_graph import GraphCache
 from frcnn.detector import FasterRCNN
-from frcnn.prefetch import batches_by_key, in_order, prepared_ahead
+from frcnn.prefetch import batches_by_key, in_order, one_behind, prepared_ahead
+from frcnn.preprocess import ImageError
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(depth=18),
@@ -104,9 +105,9 @@ def test_graphs_are_replayed_per_shape(fast, monkeypatch):
 def test_an_unreadable_file_is_named(fast, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
     cv2.imwrite(str(good), pictures(1)[0])
-    bad.write_bytes(b"not a picture")
+    bad.write_bytes(b"not an image")
     assert len(fast.predict([good, str(good)])) == 2
-    with pytest.raises(ValueError, match=r"bad\.jpg is not a picture"):
+    with pytest.raises(ValueError, match=r"images\[1\]: .*bad\.jpg is not an image"):
         fast.predict([good, bad, good])
     with pytest.raises(FileNotFoundError, match="missing"):
         fast.predict([tmp_path / "missing.jpg"])
@@ -165,3 +166,97 @@ def test_pictures_of_other_sizes_give_other_boxes(fast):
     image = pictures(1)[0]
     small, large = fast.predict(image, size=(64, 64)), fast.predict(image, size=(192, 128))
     assert not same(small, large)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("bad", [0, 1, 4, 7])
+def test_a_bad_image_raises_after_the_results_before_it(fast, bad, batch_size):
+    """Whatever is still being batched, or computed, then."""
+    images = pictures(10)
+    expected = [fast.predict(image) for image in images[:bad]]
+    images[bad] = np.zeros((4, 4, 2), np.uint8)
+    found = []
+    with pytest.raises(ImageError, match=rf"images\[{bad}\]: an image array is"):
+        for result in fast.stream(images, batch_size=batch_size, threads=2):
+            found.append(result)
+    assert len(found) == bad
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_an_exception_of_the_source_comes_after_the_results_before_it(fast):
+    def source():
+        yield from pictures(5)
+        raise LookupError("the camera is gone")
+
+    found = []
+    with pytest.raises(LookupError, match="the camera is gone"):
+        for result in fast.stream(source(), batch_size=3):
+            found.append(result)
+    assert len(found) == 5
+
+
+def test_an_unexpected_exception_names_the_image(fast, monkeypatch):
+    def broken(image, *arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("frcnn.inference.prepare", broken)
+    with pytest.raises(RuntimeError, match=r"images\[0\]: MemoryError"):
+        fast.predict(pictures(2))
+
+
+def prepare_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
+
+
+def test_threads_end_with_the_stream(fast, monkeypatch):
+    stream = fast.stream(pictures(3) * 100, threads=3)
+    next(stream)
+    assert prepare_threads()
+    stream.close()
+    assert not prepare_threads()
+
+    with pytest.raises(ImageError) as kept:  # with its frames
+        list(fast.stream([*pictures(3), np.zeros(3)], threads=3))
+    assert not prepare_threads() and kept
+
+    def out_of_memory(*inputs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(fast, "_run", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory") as kept:
+        list(fast.stream(pictures(3) * 100, threads=3))
+    assert not prepare_threads() and kept
+
+
+def test_calls_are_made_one_behind():
+    events = []
+
+    def launched(count, error=None):
+        for number in range(count):
+            events.append(f"launch {number}")
+            yield lambda number=number: events.append(f"finish {number}") or number
+        if error is not None:
+            raise error
+
+    assert list(one_behind(launched(3))) == [0, 1, 2]
+    assert events == ["launch 0", "launch 1", "finish 0", "launch 2", "finish 1", "finish 2"]
+    assert list(one_behind(launched(0))) == []
+    found = []
+    with pytest.raises(ValueError, match="third"):
+        for number in one_behind(launched(2, ValueError("third"))):
+            found.append(number)
+    assert found == [0, 1]
+    with pytest.raises(ZeroDivisionError):  # a failed call is not made again
+        list(one_behind([lambda: 1 / 0, lambda: 2]))
+
+
+def test_options_are_checked(fast):
+    for options, message in (
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"size": (0, 5)}, "size must be two positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fast.stream(pictures(1), **options)
+    with pytest.raises(ValueError, match="size must be two positive"):
+        fast.predict(pictures(1)[0], size=(96, -64))

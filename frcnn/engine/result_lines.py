@@ -1,0 +1,88 @@
+"""Results that grow line by line: what is written stays, and a stopped run can be continued."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+HEADER = "frcnn_detect"
+
+
+class ResultLines:
+    """A file of JSON lines: the settings of the run first, then one entry {"image": …} per image.
+
+    entries: image -> its entry, in the order of the file; of several for an image the last counts.
+
+    Opening it reads an earlier run's entries if `resume` is set and changes nothing yet; as a context manager
+    it then takes new ones. A last line that was cut, by a full disk or the end of the process, is dropped.
+
+    Raises ValueError if there is an earlier file and `resume` is not set, or one of other settings, or one
+    that is something else.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], resume: bool):
+        self.path = path
+        self.entries: dict[str, dict] = {}
+        self._header = _line({HEADER: settings})
+        self._kept = 0
+        self._file: BinaryIO | None = None
+        if os.path.lexists(path):
+            if not resume:
+                raise ValueError(
+                    f"{path} holds the results of an earlier run: pass resume=True to go on with it, or "
+                    "choose another output"
+                )
+            self._read(path.read_bytes(), settings)
+
+    def _read(self, content: bytes, settings: dict[str, Any]) -> None:
+        if self._header.startswith(content):
+            return  # stopped before anything was written
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            header, *entries = [json.loads(line) for line in whole.splitlines()]
+            before = dict(header[HEADER])
+            self.entries = {str(entry["image"]): dict(entry) for entry in entries}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} is not, or not only, what detection writes ({error!r}): choose another output"
+            ) from None
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{self.path} was made with {name}={before.get(name)!r}, and now it is {value!r}: resume "
+                    "with the same settings, or choose another output"
+                )
+        self._kept = len(whole)
+
+    def __enter__(self) -> ResultLines:
+        self._file = open(self.path, "r+b" if self._kept else "wb", buffering=0)
+        self._file.truncate(self._kept)
+        self._file.seek(self._kept)
+        if not self._kept:
+            self._write(self._header)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, entry: dict) -> None:
+        """Write an entry; when this returns it is on the disk. Raises OSError, which names the file."""
+        self._write(_line(entry))
+        self.entries[entry["image"]] = entry
+
+    def _write(self, line: bytes) -> None:
+        try:
+            if self._file.write(line) != len(line):  # the disk took a part: the rest says why
+                self._file.write(line)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+
+def _line(value: dict) -> bytes:
+    return json.dumps(value).encode() + b"\n"
