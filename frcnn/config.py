@@ -26,6 +26,9 @@ class BackboneConfig:
     """-1 trains everything, 0 freezes the stem, n the stem and the first n stages."""
     norm_eval: bool = True
     """Keep BatchNorm on its stored statistics while training (it must be False to train from scratch)."""
+    recompute: bool = False
+    """Compute residual blocks again in the backward pass instead of keeping what is inside them: less memory
+    for a third more work. Statistics of norms that learn them would be counted twice: needs norm_eval."""
     pretrained: str | None = None
     """Published initialisation that training expects; see frcnn.zoo.BACKBONE_WEIGHTS."""
 
@@ -76,7 +79,6 @@ class RoIHeadConfig:
     box_loss_weight: float = 1.0
     score_threshold: float = 0.05
     nms_iou: float = 0.5
-    soft_nms: Literal["none", "linear", "gaussian"] = "none"
     max_detections: int = 100
 
 
