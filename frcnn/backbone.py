@@ -85,6 +85,10 @@ class ResNet(nn.Module):
             raise ValueError(f"no ResNet has depth {config.depth}; choose one of {sorted(STAGE_BLOCKS)}")
         if config.depth < 50 and (config.groups != 1 or config.base_width != 64):
             raise ValueError("ResNet-18 and -34 have no grouped form: leave groups=1 and base_width=64")
+        if config.recompute and not config.norm_eval:
+            raise ValueError(
+                "recompute=True would count each batch twice in the norms' statistics: set norm_eval=True"
+            )
         self.config = config
         block = BasicBlock if config.depth < 50 else Bottleneck
         self.conv1 = Conv(3, 64, 7, 2, padding=3, bias=False)
