@@ -95,11 +95,16 @@ class FasterRCNN(nn.Module):
         float32 [B, 2], (x, y) factors that boxes are divided by.
         Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B].
         """
+        return self.roi_head.detect(*self.propose(images, sizes), sizes, scales)
+
+    @torch.no_grad()
+    def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The pyramid's levels, proposals [B, P, 4] and which of them exist, bool [B, P]."""
         if images.dtype == torch.uint8:
             images = self._normalise(images, sizes)
         features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
         proposals, scores = self.rpn_head.propose(*self.rpn_head(features), sizes)
-        return self.roi_head.detect(features, proposals, scores > -torch.inf, sizes, scales)
+        return features, proposals, scores > -torch.inf
 
     def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
         """Detections of each image, their boxes divided by the image's (x, y) scale."""

@@ -93,13 +93,14 @@ class FastDetector:
             raise ValueError(
                 f'mode="graph" captures CUDA graphs, but the model is on {self.device}: move it to a GPU'
             )
-        self._network = fold(model, DTYPES[precision], fused=mode == "eager").detect_padded
+        self._network = fold(model, DTYPES[precision], fused=mode == "eager")
+        detect = self._network.detect_padded
         if mode == "compiled":
-            self._run = torch.compile(self._network, fullgraph=True, dynamic=False, backend=compile_backend)
+            self._run = torch.compile(detect, fullgraph=True, dynamic=False, backend=compile_backend)
         elif mode == "graph":
-            self._run = GraphCache(self._network, graph_capacity)
+            self._run = GraphCache(detect, graph_capacity)
         else:
-            self._run = self._network
+            self._run = detect
         if self.device.type == "cpu":
             limit_threads()
             if keep_memory:
