@@ -28,7 +28,7 @@ def fold(model: FasterRCNN, dtype: torch.dtype = torch.float32, fused: bool = Tr
     """
     fused = fused and has_onednn(model.device, dtype)
     # the copy's tensors are the model's own until each leaf is swapped for one with tensors of its own
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
     folded = copy.deepcopy(model, shared).eval()
     with torch.no_grad():
         _merge(folded.rpn_head, "rpn_cls", "rpn_reg")
