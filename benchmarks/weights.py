@@ -32,10 +32,13 @@ LEVEL_SHARES = (0.40, 0.25, 0.20, 0.15)
 @torch.no_grad()
 def generate(model: FasterRCNN, seed: int = 0) -> None:
     """Overwrite every weight. A tensor depends on its name, its shape and the seed only."""
+    drawn = model.state_dict().keys()
     last_norm = "bn2" if model.config.backbone.depth < 50 else "bn3"
     for module_name, module in model.named_modules():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             path = f"{module_name}.{name}"
+            if path not in drawn:
+                continue
             random = torch.Generator().manual_seed((zlib.crc32(path.encode()) + seed) % 2**32)
             if tensor.is_floating_point():
                 tensor.copy_(_draw(module, module_name, name, tensor.shape, random, last_norm))

@@ -8,11 +8,29 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from frcnn.config import BackboneConfig
+from frcnn.conv import Conv
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STAGE_CHANNELS = (64, 128, 256, 512)
+
+
+class Shortcut(nn.Sequential):
+    """The 1x1 convolution and norm beside a block that changes width or resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__(Conv(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](x, self[1])
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> Shortcut | None:
+    return (
+        None if stride == 1 and in_channels == out_channels else Shortcut(in_channels, out_channels, stride)
+    )
 
 
 class BasicBlock(nn.Module):
@@ -22,17 +40,16 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, config: BackboneConfig):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Conv(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + identity, inplace=True)
+        x = self.conv1(x, self.bn1, relu=True)
+        return self.conv2(x, self.bn2, add=identity, relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -44,28 +61,19 @@ class Bottleneck(nn.Module):
         super().__init__()
         width = channels * config.base_width // 64 * config.groups
         stride1, stride2 = (stride, 1) if config.style == "caffe" else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, stride1, bias=False)
+        self.conv1 = Conv(in_channels, width, 1, stride1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride2, padding=1, groups=config.groups, bias=False)
+        self.conv2 = Conv(width, width, 3, stride2, padding=1, groups=config.groups, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, channels * self.expansion, 1, bias=False)
+        self.conv3 = Conv(width, channels * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
         self.downsample = shortcut(in_channels, channels * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + identity, inplace=True)
-
-
-def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-    )
+        x = self.conv1(x, self.bn1, relu=True)
+        x = self.conv2(x, self.bn2, relu=True)
+        return self.conv3(x, self.bn3, add=identity, relu=True)
 
 
 class ResNet(nn.Module):
@@ -75,7 +83,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         block = BasicBlock if config.depth < 50 else Bottleneck
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = Conv(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         in_channels = 64
         for stage, (blocks, channels) in enumerate(
@@ -92,11 +100,15 @@ class ResNet(nn.Module):
         self._freeze()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = self.conv1(images, self.bn1, relu=True)
         x = F.max_pool2d(x, 3, 2, padding=1)
         outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+            for block in layer:
+                if self.config.recompute and x.requires_grad:
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
             outputs.append(x)
         return outputs
 

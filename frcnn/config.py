@@ -41,6 +41,9 @@ class BackboneConfig(Checked):
     """-1 trains everything, 0 freezes the stem, n the stem and the first n stages."""
     norm_eval: bool = True
     """Keep BatchNorm on its stored statistics while training (it must be False to train from scratch)."""
+    recompute: bool = False
+    """Compute residual blocks again in the backward pass instead of keeping what is inside them: less memory
+    for a third more work. Statistics of norms that learn them would be counted twice: needs norm_eval."""
     pretrained: str | None = None
     """Published initialisation that training expects; see frcnn.zoo.BACKBONE_WEIGHTS."""
 
@@ -48,6 +51,7 @@ class BackboneConfig(Checked):
         super().__post_init__()
         plain = self.groups == 1 and self.base_width == 64
         self._expect(plain or self.depth >= 50, "depth", "50 or more for a grouped ResNet")
+        self._expect(self.norm_eval or not self.recompute, "recompute", "False where norm_eval is")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,6 @@ class RoIHeadConfig(Checked):
     box_loss_weight: NotNegative = 1.0
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.5
-    soft_nms: Literal["none", "linear", "gaussian"] = "none"
     max_detections: Count = 100
 
     def __post_init__(self) -> None:

@@ -53,18 +53,29 @@ class FasterRCNN(nn.Module):
         self.neck = FPN(self.backbone.channels, config.fpn_channels)
         self.rpn_head = RPNHead(config.fpn_channels, config.strides, config.rpn)
         self.roi_head = RoIHead(config.fpn_channels, config.strides[:-1], config.num_classes, config.roi_head)
+        self.register_buffer("mean", torch.tensor(self.data.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(self.data.std), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        return self.neck.lateral_convs[0].conv.weight.device
+        return self.mean.device
 
-    def forward(self, batch: Batch) -> dict[str, Tensor] | list[Detections]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """What convolutions and matrix products are computed in, autocast aside."""
+        return self.roi_head.bbox_head.fc_cls.weight.dtype
+
+    def forward(
+        self, batch: Batch, with_accuracy: bool = False
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Tensor] | list[Detections]:
         if self.training:
-            return self.losses(batch)
+            losses, accuracy = self.losses(batch)
+            return (losses, accuracy) if with_accuracy else losses
         return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch.
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch, and the percentage of
+        sampled boxes that were classified rightly.
 
         Raises ValueError, naming the image, for boxes or labels that are missing, of another shape or, where
         they are on the CPU, of impossible values.
@@ -74,20 +85,50 @@ class FasterRCNN(nn.Module):
         features = self.neck(self.backbone(batch.images))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch))
-        return {
-            **self.rpn_head.losses(logits, deltas, gt, self._padded_sizes(batch)),
-            **self.roi_head.losses(features, proposals, scores, gt),
-        }
+        rpn_losses = self.rpn_head.losses(logits, deltas, gt, self._padded_sizes(batch))
+        roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt)
+        return {**rpn_losses, **roi_losses}, accuracy
 
     @torch.no_grad()
+    def detect_padded(
+        self, images: Tensor, sizes: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A batch of images -> its padded detections, best first: nothing waits for the device or depends on
+        the data, so one call is a CUDA graph and a compiler sees all of it.
+
+        images: [B, 3, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, 3] BGR, which is
+        normalised here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
+        float32 [B, 2], (x, y) factors that boxes are divided by.
+        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B].
+        """
+        return self.roi_head.detect(*self.propose(images, sizes), sizes, scales)
+
+    @torch.no_grad()
+    def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The pyramid's levels, proposals [B, P, 4] and which of them exist, bool [B, P]."""
+        if images.dtype == torch.uint8:
+            images = self._normalise(images, sizes)
+        features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
+        proposals, scores = self.rpn_head.propose(*self.rpn_head(features), sizes)
+        return features, proposals, scores > -torch.inf
+
     def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
         """Detections of each image, their boxes divided by the image's (x, y) scale."""
-        features = self.neck(self.backbone(batch.images))
-        logits, deltas = self.rpn_head(features)
-        proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch))
-        present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
-        found = self.roi_head.detect(features, present, batch.sizes, scales)
-        return [Detections(*image, self.class_names) for image in found]
+        factors = torch.tensor(scales, dtype=torch.float32, device=batch.images.device)
+        *fields, counts = self.detect_padded(batch.images, self._sizes(batch), factors)
+        return [
+            Detections(*(field[index, :count] for field in fields), self.class_names)
+            for index, count in enumerate(counts.tolist())
+        ]
+
+    def _normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        """What `preprocess.normalise` and `pad` do, to the bit."""
+        pixels = pixels.flip(-1) if self.data.rgb else pixels
+        images = (pixels.float() - self.mean) / self.std
+        rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
+        columns = torch.arange(images.shape[2], device=images.device) < sizes[:, 1:]
+        images *= (rows[:, :, None] & columns[:, None, :])[..., None]
+        return images.permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def predict(

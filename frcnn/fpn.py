@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from frcnn.conv import Conv
 
 
 class ConvModule(nn.Module):
@@ -13,12 +16,12 @@ class ConvModule(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.conv = Conv(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return self.conv(x, add=add)
 
 
 class FPN(nn.Module):
@@ -30,9 +33,11 @@ class FPN(nn.Module):
         self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3) for _ in in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        laterals = [conv(x) for conv, x in zip(self.lateral_convs, features, strict=True)]
-        for fine, coarse in zip(laterals[-2::-1], laterals[:0:-1], strict=True):
-            fine += F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
-        outputs = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=True)]
-        outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
+        lateral = self.lateral_convs[-1](features[-1])
+        outputs = [self.fpn_convs[-1](lateral)]
+        for index in range(len(features) - 2, -1, -1):
+            coarse = F.interpolate(lateral, size=features[index].shape[-2:], mode="nearest")
+            lateral = self.lateral_convs[index](features[index], add=coarse)
+            outputs.insert(0, self.fpn_convs[index](lateral))
+        outputs.append(outputs[-1][..., ::2, ::2].contiguous(memory_format=torch.channels_last))
         return outputs

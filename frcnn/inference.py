@@ -18,6 +18,7 @@ from torch import Tensor
 import frcnn_ops
 from frcnn.cuda_graph import GraphCache
 from frcnn.detector import FasterRCNN, fingerprint
+from frcnn.fold import fold
 from frcnn.memory import keep_freed_memory
 from frcnn.precision import DTYPES, Precision, available_cpus, check_precision, fp32_arithmetic, limit_threads
 from frcnn.prefetch import batches_by_key, in_order, one_behind, prepared_ahead
@@ -33,7 +34,6 @@ from frcnn.preprocess import (
     padded,
     prepare,
 )
-from frcnn.static_detector import StaticDetector
 from frcnn.structures import Batch, Detections
 
 Mode = Literal["eager", "compiled", "graph"]
@@ -109,26 +109,20 @@ class FastDetector:
         self.device = model.device
         self.precision, self.mode, self.device_resize = precision, mode, device_resize
         check_precision(precision, self.device)
-        soft = model.config.roi_head.soft_nms != "none"
         if mode not in ("eager", "compiled", "graph"):
             raise ValueError(f"unknown mode {mode!r}: choose eager, compiled or graph")
         if mode == "graph" and self.device.type != "cuda":
             raise ValueError(
                 f'mode="graph" captures CUDA graphs, but the model is on {self.device}: move it to a GPU'
             )
-        if soft and mode != "eager":
-            raise ValueError(
-                f"soft-NMS visits a number of boxes that depends on the image, which mode={mode!r} cannot "
-                'express: use mode="eager", or soft_nms="none" in the model\'s roi_head configuration'
-            )
-        with torch.no_grad():
-            self._network = StaticDetector(model, DTYPES[precision], fused=mode == "eager")
+        self._network = fold(model, DTYPES[precision], fused=mode == "eager")
+        detect = self._network.detect_padded
         if mode == "compiled":
-            self._run = CompiledByShape(self._network, compile_backend)
+            self._run = CompiledByShape(detect, compile_backend)
         elif mode == "graph":
-            self._run = GraphCache(self._network, graph_capacity)
+            self._run = GraphCache(detect, graph_capacity)
         else:
-            self._run = self._network.detect_soft if soft else self._network
+            self._run = detect
         if self.device.type == "cpu":
             limit_threads()
             if keep_memory:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import frcnn_ops
 from frcnn.config import RoIHeadConfig
+from frcnn.conv import Linear
 from frcnn.losses import accuracy, box_loss, class_loss
-from frcnn.soft_nms import soft_nms
 from frcnn.targets import GroundTruth, sample
 
 
@@ -23,12 +23,13 @@ class BBoxHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, config: RoIHeadConfig):
         super().__init__()
+        self.logits = num_classes + 1
         pooled = channels * config.pool_size**2
         self.shared_fcs = nn.ModuleList(
-            [nn.Linear(pooled, config.fc_channels), nn.Linear(config.fc_channels, config.fc_channels)]
+            [Linear(pooled, config.fc_channels), Linear(config.fc_channels, config.fc_channels)]
         )
-        self.fc_cls = nn.Linear(config.fc_channels, num_classes + 1)
-        self.fc_reg = nn.Linear(config.fc_channels, 4 if config.class_agnostic else 4 * num_classes)
+        self.fc_cls = Linear(config.fc_channels, self.logits)
+        self.fc_reg = Linear(config.fc_channels, 4 if config.class_agnostic else 4 * num_classes)
         for layer in self.shared_fcs:
             nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(self.fc_cls.weight, std=0.01)
@@ -37,10 +38,11 @@ class BBoxHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        x = pooled.flatten(1)
+        x = pooled
         for layer in self.shared_fcs:
-            x = F.relu(layer(x), inplace=True)
-        return self.fc_cls(x).float(), self.fc_reg(x).float()
+            x = layer(x, relu=True)
+        outputs = self.fc_cls(x, beside=self.fc_reg).float()
+        return outputs[:, : self.logits], outputs[:, self.logits :]
 
 
 class RoIHead(nn.Module):
@@ -52,8 +54,6 @@ class RoIHead(nn.Module):
         self.strides = tuple(strides)
         self.num_classes = num_classes
         self.bbox_head = BBoxHead(channels, num_classes, config)
-        self.accuracy = torch.zeros(())
-        """Percentage of samples that the last training step classified rightly."""
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Levels of [B, C, H, W] and per image boxes [P, 4] -> class logits and deltas of all boxes."""
@@ -70,10 +70,11 @@ class RoIHead(nn.Module):
 
     def losses(
         self, features: Sequence[Tensor], proposals: Tensor, scores: Tensor, gt: GroundTruth
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Classification and box loss of a random sample of proposals and ground-truth boxes.
 
         proposals [B, P, 4] with scores [B, P], of which -inf marks the absent ones.
+        Returns the losses and the percentage of samples that were classified rightly.
         """
         config = self.config
         boxes, gt_index = self._candidates(proposals, scores, gt)
@@ -89,13 +90,13 @@ class RoIHead(nn.Module):
 
         logits, deltas = self(features, boxes.unbind())
         used, positive = samples.used.flatten(), samples.positive.flatten()
-        self.accuracy = accuracy(logits, labels, used)
-        return {
+        losses = {
             "loss_cls": class_loss(logits, labels, used),
             "loss_bbox": config.box_loss_weight
             * box_loss(self._of_class(deltas, labels), boxes.flatten(0, 1), targets, positive.float(), config)
             / used.sum().clamp(min=1),
         }
+        return losses, accuracy(logits, labels, used)
 
     @torch.no_grad()
     def _candidates(self, proposals: Tensor, scores: Tensor, gt: GroundTruth) -> tuple[Tensor, Tensor]:
@@ -125,41 +126,49 @@ class RoIHead(nn.Module):
         return deltas.view(-1, self.num_classes, 4).gather(1, index).squeeze(1)
 
     def detect(
-        self,
-        features: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
-        scales: Sequence[tuple[float, float]],
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes [N, 4], scores [N] and labels [N] of each image, best first.
+        self, features: Sequence[Tensor], proposals: Tensor, present: Tensor, sizes: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best D detections of each image after NMS within each class, best first, padded.
 
-        proposals: per image [P, 4]; sizes: (height, width) that boxes are clipped to; scales: (x, y) factors
-        that the boxes are divided by, to bring them back to the original picture.
+        proposals [B, P, 4], of which present, bool [B, P], exist; sizes float32 [B, 2], (height, width) that
+        boxes are clipped to; scales float32 [B, 2], (x, y) factors that boxes are divided by, to bring them
+        back to the original image.
+        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B].
         """
-        logits, deltas = self(features, proposals)
-        counts = [len(image) for image in proposals]
-        rows = zip(
-            proposals, logits.softmax(1).split(counts), deltas.split(counts), sizes, scales, strict=True
-        )
-        return [self._detect_image(*row) for row in rows]
+        config, classes = self.config, self.num_classes
+        images, count = present.shape
+        proposals = proposals.where(present[..., None], 0.0)  # nothing to pool for an absent box
+        logits, deltas = self(features, proposals.unbind())
+        probabilities = logits.view(images, count, classes + 1).softmax(-1)[..., :-1]
+        wanted = (probabilities > config.score_threshold) & present[..., None]
+        scores = probabilities.masked_fill(~wanted, -torch.inf).transpose(1, 2).contiguous()  # [B, C, P]
 
-    def _detect_image(
-        self,
-        proposals: Tensor,
-        probabilities: Tensor,
-        deltas: Tensor,
-        size: tuple[int, int],
-        scale: tuple[float, float],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
-        box, label = (probabilities[:, :-1] > config.score_threshold).nonzero(as_tuple=True)
-        scores = probabilities[box, label]
-        deltas = self._of_class(deltas[box], label)
-        boxes = frcnn_ops.decode_boxes(proposals[box], deltas, config.stds, max_shape=size)
-        boxes = boxes / boxes.new_tensor(scale * 2)
-        if config.soft_nms == "none":
-            keep = frcnn_ops.batched_nms(boxes, scores, label, config.nms_iou)
-        else:
-            keep, scores = soft_nms(boxes, scores, label, config.nms_iou, config.soft_nms)
-        keep = keep[: config.max_detections]
-        return boxes[keep], scores[keep], label[keep]
+        boxes = frcnn_ops.decode_boxes(proposals.flatten(0, 1), deltas, config.stds)
+        boxes = boxes.view(images, count, -1, 4).transpose(1, 2)  # [B, C or 1, P, 4]
+        limits = sizes.flip(-1).repeat(1, 2)[:, None, None]
+        boxes = boxes.clamp(min=0).minimum(limits) / scales.repeat(1, 2)[:, None, None]
+        boxes = boxes.expand(-1, classes, -1, -1).contiguous()
+
+        most = min(count, config.max_detections)
+        keep, _ = frcnn_ops.nms_padded(boxes.flatten(0, 1), scores.flatten(0, 1), config.nms_iou, most)
+        keep = keep.view(images, classes, most)
+        box = keep.clamp(min=0)
+        kept_scores = scores.gather(2, box)
+
+        # One integer orders by score (a positive float's bits order like the float), then by proposal, then
+        # by class, so that equal scores come out in the same order everywhere.
+        rank = box * classes + torch.arange(classes, device=box.device)[:, None]
+        key = (kept_scores.view(torch.int32).long() << 32) - rank
+        key = key.masked_fill(keep < 0, -(2**62)).flatten(1)
+        best, index = key.topk(min(config.max_detections, key.shape[1]), dim=1)
+        used = best > -(2**62)
+
+        label = index // most
+        source = label * count + box.flatten(1).gather(1, index)
+        boxes = boxes.view(images, -1, 4).gather(1, source[..., None].expand(-1, -1, 4))
+        return (
+            boxes.where(used[..., None], 0.0),
+            scores.flatten(1).gather(1, source).masked_fill(~used, 0.0),
+            label.masked_fill(~used, -1),
+            used.sum(1),
+        )

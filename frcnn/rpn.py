@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import frcnn_ops
 from frcnn.config import RPNConfig
+from frcnn.conv import Conv
 from frcnn.losses import delta_loss, objectness_loss
 from frcnn.targets import GroundTruth, sample
 
@@ -23,12 +24,12 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, strides: Sequence[int], config: RPNConfig):
         super().__init__()
-        anchors = len(config.scales) * len(config.ratios)
+        self.anchors = len(config.scales) * len(config.ratios)
         self.config = config
         self.strides = tuple(float(stride) for stride in strides)
-        self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.rpn_cls = nn.Conv2d(channels, anchors, 1)
-        self.rpn_reg = nn.Conv2d(channels, anchors * 4, 1)
+        self.rpn_conv = Conv(channels, channels, 3, padding=1)
+        self.rpn_cls = Conv(channels, self.anchors, 1)
+        self.rpn_reg = Conv(channels, self.anchors * 4, 1)
         for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
@@ -37,9 +38,10 @@ class RPNHead(nn.Module):
         """L of [B, C, H, W] -> logits, L of [B, A, H, W], and deltas, L of [B, A*4, H, W]; float32."""
         logits, deltas = [], []
         for feature in features:
-            x = F.relu(self.rpn_conv(feature), inplace=True)
-            logits.append(self.rpn_cls(x).float())
-            deltas.append(self.rpn_reg(x).float())
+            x = self.rpn_conv(feature, relu=True)
+            outputs = self.rpn_cls(x, beside=self.rpn_reg).float()
+            logits.append(outputs[:, : self.anchors])
+            deltas.append(outputs[:, self.anchors :])
         return logits, deltas
 
     @torch.no_grad()

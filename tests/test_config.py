@@ -37,6 +37,7 @@ BAD: dict[type, dict[str, tuple]] = {
         "base_width": (0, -1, 64.0, None, 5000),
         "frozen_stages": (5, -2, 1.0, None, True),
         "norm_eval": NO_FLAG,
+        "recompute": NO_FLAG,
         "pretrained": (5, True, ("a",)),
     },
     RPNConfig: {
@@ -70,7 +71,6 @@ BAD: dict[type, dict[str, tuple]] = {
         "box_loss_weight": (-1, NAN, INF, None, "1"),
         "score_threshold": NO_FRACTION,
         "nms_iou": (50, *NO_FRACTION),
-        "soft_nms": ("foo", "Linear", None, False),
         "max_detections": NO_COUNT,
     },
     ModelConfig: {
@@ -145,7 +145,7 @@ def test_every_choice_is_accepted():
     for depth in (18, 34, 50, 101, 152):
         BackboneConfig(depth=depth)
     for box_loss in typing.get_args(config.BoxLoss):
-        RoIHeadConfig(box_loss=box_loss, soft_nms="gaussian", nms_iou=1, score_threshold=0)
+        RoIHeadConfig(box_loss=box_loss, nms_iou=1, score_threshold=0)
     ScheduleConfig(epochs=1, decay_epochs=(), clip_grad_norm=None, decay=1, momentum=0, warmup_iterations=0)
 
 
@@ -153,8 +153,8 @@ def test_messages_say_what_is_expected():
     for make, message in (
         (lambda: RoIHeadConfig(nms_iou=50), "RoIHeadConfig.nms_iou is 50, expected a number from 0 to 1"),
         (
-            lambda: RoIHeadConfig(soft_nms="foo"),
-            "RoIHeadConfig.soft_nms is 'foo', expected one of 'none', 'linear', 'gaussian'",
+            lambda: BackboneConfig(style="detectron"),
+            "BackboneConfig.style is 'detectron', expected one of 'pytorch', 'caffe'",
         ),
         (
             lambda: BackboneConfig(frozen_stages=5),

@@ -301,14 +301,14 @@ class _Run:
             with torch.autocast(
                 self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
             ):
-                losses: dict[str, Tensor] = self.distributed(on_device)
+                losses, accuracy = self.distributed(on_device, with_accuracy=True)
             loss = sum(losses.values())
             self.state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         grad_norm = self._gradient_norm()
 
         # One transfer for everything that is looked at: each would wait for the device on its own.
-        watched = {**losses, "acc": self.model.roi_head.accuracy, "loss": loss, "grad_norm": grad_norm}
+        watched = {**losses, "acc": accuracy, "loss": loss, "grad_norm": grad_norm}
         numbers = torch.stack(
             [torch.as_tensor(v, device=self.device).detach().float() for v in watched.values()]
         )

@@ -3,6 +3,9 @@
 A case is a file of arrays that MMDetection 3.3.0 computed: pictures, and what came out of the network for
 them. Its weights are not in the file: they are drawn here, by name and seed, as they were drawn there. Small
 cases for every kind of model come with the package (`frcnn/zoo/cases`); a folder of full ones can be given.
+
+Every case is checked in the form that trains and evaluates ("plain", norms folded as it runs) and, where it
+has detections, in the frozen form that detects ("folded", see `frcnn.fold`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -23,6 +27,7 @@ from torch import Tensor
 
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
+from frcnn.fold import fold
 from frcnn.preprocess import normalise, pad
 from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
@@ -46,13 +51,14 @@ _OUTPUT_GAIN = {"rpn_cls": 0.15, "rpn_reg": 0.05, "fc_cls": 0.4, "fc_reg": 0.4}
 class Result:
     """One line of the certificate: largest relative errors, and boxes that found no partner.
 
-    ``features`` is None and the counts are 0 for a case that compares training alone.
+    Errors are None and counts 0 for what is not compared: the folded form does not train.
     """
 
     case: str
+    form: Literal["plain", "folded"] = "plain"
     features: float | None = None
-    losses: float = 0.0
-    gradients: float = 0.0
+    losses: float | None = None
+    gradients: float | None = None
     proposals: int = 0
     proposals_missed: int = 0
     detections: int = 0
@@ -64,8 +70,8 @@ class Result:
         """Whether every number lies within its tolerance (NaN does not)."""
         return (
             (self.features is None or self.features <= FEATURE_TOLERANCE)
-            and self.losses <= LOSS_TOLERANCE
-            and self.gradients <= GRADIENT_TOLERANCE
+            and (self.losses is None or self.losses <= LOSS_TOLERANCE)
+            and (self.gradients is None or self.gradients <= GRADIENT_TOLERANCE)
             and self.proposals_missed <= UNMATCHED * self.proposals
             and self.detections_missed <= UNMATCHED * self.detections
             and not self.remark
@@ -93,12 +99,14 @@ def verify(
             f"{folder}: no case {', '.join(missing) or 'at all'}; it has {', '.join(known) or 'none'}"
         )
     print(_heading(torch.device(device)), flush=True)
-    results = []
-    for name in cases or known:
-        results.append(verify_case(folder / f"{name}.npz", device))
-        print(_line(results[-1]), flush=True)
-    failed = [result.case for result in results if not result.passed]
-    print(f"FAILED: {', '.join(failed)}" if failed else f"all {len(results)} cases pass")
+    failed = []
+    names = cases or known
+    for name in names:
+        for result in verify_case(folder / f"{name}.npz", device):
+            print(_line(result), flush=True)
+            if not result.passed:
+                failed.append(f"{result.case} ({result.form})")
+    print(f"FAILED: {', '.join(failed)}" if failed else f"all {len(names)} cases pass in every form")
     return not failed
 
 
@@ -171,8 +179,8 @@ def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, input_std: fl
     return drawn
 
 
-def verify_case(path: Path, device: torch.device | str = "cpu") -> Result:
-    """Recompute one case and compare; arrays that the file does not hold are not compared."""
+def verify_case(path: Path, device: torch.device | str = "cpu") -> list[Result]:
+    """Recompute one case in each form and compare; arrays that the file does not hold are not compared."""
     case = load_case(path)
     entry = case_recipe(path.stem)
     model = FasterRCNN(_without_sampling(entry), entry.data)
@@ -181,12 +189,13 @@ def verify_case(path: Path, device: torch.device | str = "cpu") -> Result:
     model.to(device)
     batch = case_batch(case, entry).to(device)
     if batch.images.shape != tuple(case["batch_shape"]):
-        return Result(path.stem, remark=f"the batch has shape {tuple(batch.images.shape)}")
+        return [Result(path.stem, remark=f"the batch has shape {tuple(batch.images.shape)}")]
     with _full_precision():
-        result = Result(path.stem)
+        plain, folded = Result(path.stem), []
         if "fpn0" in case:
-            result = _compare_inference(model.eval(), case, batch, result)
-        return _compare_training(model.train(), case, batch, result)
+            plain = _compare_inference(model.eval(), case, batch, plain)
+            folded = [_compare_inference(fold(model), case, batch, Result(path.stem, "folded"))]
+        return [_compare_training(model.train(), case, batch, plain), *folded]
 
 
 def load_case(path: Path) -> dict[str, np.ndarray]:
@@ -361,8 +370,8 @@ def _heading(device: torch.device) -> str:
     return (
         f"frcnn {__version__}, PyTorch {torch.__version__}, {device} ({name or platform.machine()}), "
         f"{date.today().isoformat()}; reference: MMDetection 3.3.0\n"
-        f"{'case':<24}{'features':>10}{'losses':>10}{'gradients':>11}{'proposals':>16}{'detections':>16}\n"
-        f"{'tolerance':<24}{FEATURE_TOLERANCE:>10.0e}{LOSS_TOLERANCE:>10.0e}{GRADIENT_TOLERANCE:>11.0e}"
+        f"{'case':<24}{'form':<8}{'features':>10}{'losses':>10}{'gradients':>11}{'proposals':>16}{'detections':>16}\n"
+        f"{'tolerance':<32}{FEATURE_TOLERANCE:>10.0e}{LOSS_TOLERANCE:>10.0e}{GRADIENT_TOLERANCE:>11.0e}"
         f"{'0.1% missed':>16}{'0.1% missed':>16}"
     )
 
@@ -371,9 +380,12 @@ def _line(result: Result) -> str:
     def boxes(count: int, missed: int) -> str:
         return f"{count}, {missed} missed" if count else "-"
 
-    features = "-" if result.features is None else f"{result.features:.1e}"
+    def error(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1e}"
+
     return (
-        f"{result.case:<24}{features:>10}{result.losses:>10.1e}{result.gradients:>11.1e}"
+        f"{result.case:<24}{result.form:<8}{error(result.features):>10}{error(result.losses):>10}"
+        f"{error(result.gradients):>11}"
         f"{boxes(result.proposals, result.proposals_missed):>16}"
         f"{boxes(result.detections, result.detections_missed):>16}"
         f"  {'pass' if result.passed else 'FAIL'} {result.remark}".rstrip()

@@ -69,7 +69,7 @@ def test_the_checkout_does_not_shadow_an_installed_package(tmp_path, monkeypatch
     (clone / "frcnn_ops" / "__init__.py").write_text("raise ImportError('not compiled')")
     (tmp_path / "uses_operators.py").write_text("import frcnn_ops\n" + SUBJECT)
     monkeypatch.chdir(clone)  # where `python benchmarks/run.py` is typed
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with Worker("uses_operators", sys.executable, threads=1) as worker:
         assert worker.call("add", number=1) == 1
     assert startup.SCRIPT.startswith(SEARCH)

@@ -230,17 +230,6 @@ def test_predict_restores_the_mode():
     assert model.training and model.roi_head.training and not model.backbone.bn1.training
 
 
-def test_soft_nms_keeps_more_boxes_than_it_lowers_to_nothing():
-    hard = confident()
-    soft = confident(
-        replace(SMALL, roi_head=replace(SMALL.roi_head, soft_nms="linear", max_detections=10**4))
-    )
-    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    few, many = hard.predict(picture, size=(96, 64)), soft.predict(picture, size=(96, 64))
-    assert len(many) > len(few)
-    assert torch.equal(few.scores[:1], many.scores[:1])
-
-
 def test_mistakes_in_a_batch_are_named():
     model = make()
     batch = make_batch()

@@ -35,8 +35,13 @@ def test_all_kinds_of_model_have_a_case():
 
 @pytest.mark.parametrize("name", case_names(FOLDER))
 def test_case(name, device):
-    result = verify_case(FOLDER / f"{name}.npz", device)
-    assert result.passed, result
+    results = verify_case(FOLDER / f"{name}.npz", device)
+    assert all(result.passed for result in results), results
+    with np.load(FOLDER / f"{name}.npz") as case:
+        assert [result.form for result in results] == (["plain", "folded"] if "fpn0" in case else ["plain"])
+    for result in results:
+        assert (result.losses is not None) == (result.form == "plain")
+        assert result.form == "plain" or (result.features is not None and result.detections > 0)
 
 
 def test_the_packages_cases_pass_and_are_certified(capsys):
@@ -112,9 +117,13 @@ def test_a_wrong_number_fails(wrong):
 
 
 def test_the_certificate_names_the_cases_that_fail(monkeypatch, capsys):
-    monkeypatch.setattr(verification, "verify_case", lambda path, device: Result(path.stem, losses=1e-4))
+    monkeypatch.setattr(
+        verification,
+        "verify_case",
+        lambda path, device: [Result(path.stem, losses=1e-6), Result(path.stem, "folded", features=1e-4)],
+    )
     assert not verify(["r50", "r101"])
-    assert capsys.readouterr().out.splitlines()[-1] == "FAILED: r50, r101"
+    assert capsys.readouterr().out.splitlines()[-1] == "FAILED: r50 (folded), r101 (folded)"
 
 
 def test_unknown_cases_are_named(tmp_path):

@@ -87,9 +87,7 @@ def test_every_backbone_file_says_its_hash():
 
 def test_variants_are_fields():
     base = frcnn.recipe("faster_rcnn_r50_fpn_giou_1x_coco")
-    roi_head = dataclasses.replace(
-        base.model.roi_head, box_loss="diou", soft_nms="linear", class_agnostic=True
-    )
+    roi_head = dataclasses.replace(base.model.roi_head, box_loss="diou", class_agnostic=True)
     backbone = dataclasses.replace(base.model.backbone, depth=18, pretrained="torchvision://resnet18")
     model = dataclasses.replace(base.model, backbone=backbone, roi_head=roi_head)
     detector = frcnn.build(dataclasses.replace(base, model=model), num_classes=3)
