@@ -46,10 +46,11 @@ def assign_max_iou(
         ``gt_index`` int64 (-1 neither, 0 background, k + 1 = ground truth k) and ``max_iou``, the best IoU
         of each box (-1 under an ignore region): [N] each, or [B, N] for a batch.
 
-    Neither is differentiable.
+    Neither is differentiable. A box or ground truth with a NaN coordinate overlaps nothing.
 
     Raises:
-        RuntimeError: for other shapes, dtypes or devices that differ, or thresholds outside [0, 1].
+        RuntimeError: for other shapes, dtypes or devices that differ, thresholds outside [0, 1], a NaN
+            ``ignore_iof``, or (on the CPU) a count that is not one of 0 to G.
     """
     batched = gts.dim() == 3
     if not batched:

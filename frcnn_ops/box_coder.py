@@ -49,6 +49,7 @@ def decode_boxes(
 
     Returns:
         [N, 4 * C], differentiable with respect to ``deltas`` (the boxes count as constants).
+        What comes of a NaN is NaN, clipped or not.
 
     Raises:
         RuntimeError: for other shapes, dtypes or devices that differ, or stds that are not four positive

@@ -69,7 +69,7 @@ def grid_anchors(seed: int) -> Iterator[Case]:
         "scales": [8.0, 11.3], "ratios": [0.5, 1.0, 2.0], "center_offset": 0.5,
     }  # fmt: skip
     yield {"sizes": [25, 7], "strides": [13.0], "scales": [3.0], "ratios": [0.37], "center_offset": 0.0}
-    yield {"sizes": [], "strides": [], "scales": [8.0], "ratios": [1.0], "center_offset": 0.0}
+    yield {"sizes": [0, 5], "strides": [4.0], "scales": [8.0], "ratios": [1.0], "center_offset": 0.0}
 
 
 def box_iou(seed: int) -> Iterator[Case]:
