@@ -83,7 +83,7 @@ class _Bounded:
         return line
 
 
-_MOST_STEPS = 2_000_000
+_MOST_STEPS = 1_000_000
 _MOST_NUMBERS_AS_KEYS = (
     50_000  # numbers with colliding hashes, which are easily made, cost their number squared
 )
