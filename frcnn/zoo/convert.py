@@ -12,7 +12,7 @@ import json
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,9 +59,10 @@ def convert(source: str | Path, target: str | Path, recipe: str | Recipe | None 
             entry = from_plain(Recipe, checkpoint.recipe)
         # memory of their own, so that a part of a larger tensor is written alone
         tensors = {n: value.clone(memory_format=torch.contiguous_format) for n, value in tensors.items()}
-    write = _write_safetensors if target.suffix == ".safetensors" else _write_mmdetection
+        write = _safetensors if target.suffix == ".safetensors" else _mmdetection
+        data = write(tensors, class_names, None if entry is None else to_plain(entry))
     with replacing(target) as file:
-        write(file, tensors, class_names, None if entry is None else to_plain(entry))
+        file.write(data)
     print(f"{source} ({dialect}) -> {target}: {len(tensors)} tensors, {len(class_names)} class names")
     for note in (*notes, *checkpoint.notes):
         print(f"- {note}")
@@ -80,21 +81,21 @@ def _configuration(checkpoint: Checkpoint, entry: Recipe | None) -> tuple[ModelC
     return replace(entry.model, num_classes=count), entry.data
 
 
-def _write_safetensors(
-    file: BinaryIO, tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
-) -> None:
+def _safetensors(
+    tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
+) -> bytes:
     from safetensors.torch import save
 
     metadata = json.dumps({"classes": list(class_names), "recipe": recipe})
-    file.write(save(tensors, metadata={"format": "pt", "frcnn": metadata}))
+    return save(tensors, metadata={"format": "pt", "frcnn": metadata})
 
 
-def _write_mmdetection(
-    file: BinaryIO, tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
-) -> None:
+def _mmdetection(
+    tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
+) -> memoryview:
     meta: dict[str, Any] = {"CLASSES": tuple(class_names), "dataset_meta": {"classes": tuple(class_names)}}
     if recipe is not None:
         meta["recipe"] = recipe
-    buffer = io.BytesIO()  # written to a full disk, torch.save's own error would not say so
+    buffer = io.BytesIO()
     torch.save({"meta": meta, "state_dict": OrderedDict(tensors)}, buffer)
-    file.write(buffer.getbuffer())
+    return buffer.getbuffer()
