@@ -15,6 +15,7 @@ from .pickles import (
     ARRAY,
     DEEP,
     WIDE,
+    WIDE_BY_MEMO,
     call,
     group,
     integer,
@@ -75,6 +76,7 @@ def _fragments() -> Iterator[tuple[str, bytes]]:
     hashed = ("key", "element", "storage", "module", "code", "value")
     yield from ((title, nest) for title, nest in _nested("deep", DEEP) if title.endswith(hashed))
     yield from _nested("wide", WIDE)
+    yield from ((title, nest) for title, nest in _nested("shared", WIDE_BY_MEMO) if title.endswith(hashed))
     yield from _repeated()
     yield from _huge_numbers()
     yield from _tensors()

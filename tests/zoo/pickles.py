@@ -14,6 +14,8 @@ DEEP = b")" + b"\x85" * 200_000
 """A tuple in a tuple, 200,000 times: who hashes or shows it recurses."""
 WIDE = b")" + b"2\x86" * 40
 """(x, x) of (x, x) of ..., 40 times: who hashes or shows it visits 2**40 tuples."""
+WIDE_BY_MEMO = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(40))
+"""The same with opcodes that torch.save writes too."""
 ARRAY = pickle.dumps(np.ones(4, np.float32), 2)[2:-1]
 """What stands for a tensor in a plain pickle."""
 
@@ -24,6 +26,8 @@ def text(value: str) -> bytes:
 
 
 def integer(value: int) -> bytes:
+    if -(2**31) <= value < 2**31:
+        return b"J" + value.to_bytes(4, "little", signed=True)
     data = pickle.encode_long(value)
     return b"\x8b" + len(data).to_bytes(4, "little") + data
 
