@@ -14,7 +14,7 @@ DEEP = b")" + b"\x85" * 200_000
 """A tuple in a tuple, 200,000 times: who hashes or shows it recurses."""
 WIDE = b")" + b"2\x86" * 40
 """(x, x) of (x, x) of ..., 40 times: who hashes or shows it visits 2**40 tuples."""
-WIDE_BY_MEMO = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(40))
+WIDE_BY_MEMO = b")q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(40))
 """The same with opcodes that torch.save writes too."""
 ARRAY = pickle.dumps(np.ones(4, np.float32), 2)[2:-1]
 """What stands for a tensor in a plain pickle."""
@@ -77,6 +77,7 @@ def zipped(value: bytes, members: Mapping[str, bytes] | None = None) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("x/data.pkl", plain(value))
+        archive.writestr("x/version", b"3\n")
         archive.writestr("x/byteorder", b"little")
         for key, data in ({"x/data/0": bytes(16)} if members is None else members).items():
             archive.writestr(key, data)
