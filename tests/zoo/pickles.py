@@ -68,6 +68,12 @@ def tensor(
     return call("torch._utils _rebuild_tensor_v2", held, offset, shape, stride, b"\x89", hooks)
 
 
+def checkpoint(evil: bytes, weight: bytes | None = None) -> bytes:
+    """A checkpoint with a weight and an evil entry."""
+    entries = {"weight": tensor() if weight is None else weight, "evil": evil}
+    return mapping({"meta": b"}", "state_dict": mapping(entries)})
+
+
 def plain(value: bytes) -> bytes:
     return HEADER + value + b"."
 
