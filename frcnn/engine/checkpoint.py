@@ -14,12 +14,8 @@ MMDetection's, so its weights load wherever MMDetection's do, `frcnn.load_checkp
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import random
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,10 @@ from frcnn.detector import FasterRCNN
 from frcnn.files import replacing
 from frcnn.zoo.build import build
 from frcnn.zoo.checkpoint import CheckpointError, read_checkpoint
+from frcnn.zoo.plain import from_plain, to_plain
+from frcnn.zoo.torch_file import reading
+
+__all__ = ["from_plain", "model_from_checkpoint", "read_training_state", "save_checkpoint", "to_plain"]
 
 FORMAT = 2
 
@@ -113,7 +113,7 @@ def read_training_state(path: Path) -> dict[str, Any]:
 def model_from_checkpoint(path: str | Path, device: torch.device | str | None = None) -> FasterRCNN:
     """The detector of a checkpoint that training wrote: its recipe, weights and class names.
 
-    Raises CheckpointError where the file cannot be read or names no recipe.
+    Raises CheckpointError where the file cannot be read, names no recipe, or one that its weights do not fit.
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.recipe is None:
@@ -121,33 +121,9 @@ def model_from_checkpoint(path: str | Path, device: torch.device | str | None = 
             f"{path} holds weights but no recipe: name the recipe as the model and give this file "
             "as its weights"
         )
-    return build(from_plain(Recipe, checkpoint.recipe), weights=path, device=device)
-
-
-def to_plain(value: Any) -> Any:
-    """A dataclass as JSON-like values."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
-
-
-def from_plain(kind: Any, plain: Any) -> Any:
-    """The dataclass `kind` from what `to_plain` made of it; absent fields take their defaults."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        unknown = plain.keys() - hints.keys()
-        if unknown:
-            raise CheckpointError(
-                f"{kind.__name__} has no {', '.join(sorted(unknown))}: "
-                "the file comes from another version of frcnn"
-            )
-        return kind(**{name: from_plain(hints[name], value) for name, value in plain.items()})
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        if plain is None:
-            return None
-        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
-        return from_plain(kind, plain)
-    if typing.get_origin(kind) is tuple:
-        return tuple(plain)
-    return plain
+    with reading(path):
+        recipe = from_plain(Recipe, checkpoint.recipe)
+    return build(recipe, weights=checkpoint, device=device)
 
 
 def random_state() -> dict[str, Any]:

@@ -71,7 +71,14 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
         DownloadError: the file could not be had.
         CheckpointError: the file is no such backbone; the message lists the differences.
     """
-    from frcnn.zoo.checkpoint import CheckpointError, compare, drop_wrapper_prefixes, read_checkpoint
+    from frcnn.zoo.checkpoint import (
+        check_dense,
+        check_numbers,
+        compare,
+        drop_wrapper_prefixes,
+        read_checkpoint,
+    )
+    from frcnn.zoo.torch_file import CheckpointError, reading
 
     source = model.config.backbone.pretrained if source is None else source
     if source is None:
@@ -87,8 +94,11 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
     tensors = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
     wanted = model.backbone.state_dict()
     difference = compare(wanted, tensors)
-    if difference:
-        raise CheckpointError(f"{path}: not a backbone of this model\n{difference}")
+    with reading(path):
+        if difference:
+            raise CheckpointError(f"not a backbone of this model\n{difference}")
+        check_dense(tensors)
+        check_numbers(tensors)
     model.backbone.load_state_dict({**wanted, **tensors})
     return path
 

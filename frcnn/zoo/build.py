@@ -14,15 +14,16 @@ from frcnn.config import Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.precision import resolve_device
 from frcnn.zoo.backbone_weights import load_backbone, untrained_consequences
-from frcnn.zoo.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from frcnn.zoo.checkpoint import Checkpoint, check_fit, load_checkpoint, read_checkpoint
 from frcnn.zoo.coco import COCO_CLASSES
 from frcnn.zoo.recipes import recipe
+from frcnn.zoo.torch_file import reading
 from frcnn.zoo.weights import checkpoint_addresses, download
 
 
 def build(
     name_or_recipe: str | Recipe,
-    weights: str | Path | Mapping[str, Any] | None = None,
+    weights: str | Path | Mapping[str, Any] | Checkpoint | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     device: torch.device | str | None = None,
@@ -63,6 +64,10 @@ def build(
     if count is not None:
         entry = replace(entry, model=replace(entry.model, num_classes=count))
 
+    if checkpoint is not None:  # before memory is taken for what a file only claims
+        with torch.device("meta"), reading(checkpoint.origin):
+            sketch = FasterRCNN(entry.model, entry.data, tuple(class_names or ()))
+        check_fit(sketch, checkpoint, reinit_heads)
     model = FasterRCNN(entry.model, entry.data, tuple(class_names or ()))
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, reinit_heads)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.zoo.coco import COCO_CLASSES
 from frcnn.zoo.dialects import from_detectron2, from_torchvision, recognise
-from frcnn.zoo.records import ArrayRecord, TensorRecord
-from frcnn.zoo.torch_file import CheckpointError, read_torch_file
+from frcnn.zoo.records import ArrayRecord, Inert, TensorRecord
+from frcnn.zoo.torch_file import CheckpointError, open_file, read_torch_file, reading, shown
 
 if TYPE_CHECKING:
     from frcnn.detector import FasterRCNN
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "CheckpointError", "LoadReport", "load_checkpoint", "read_checkpoint"]
 
 _NAMES_SHOWN = 5
+_FREE_TO_UNFOLD = 256 << 20  # bytes
 _CLASS_LAYER = "roi_head.bbox_head.fc_cls"
 _HEADS = (_CLASS_LAYER, "roi_head.bbox_head.fc_reg")
 
@@ -66,7 +67,7 @@ def load_checkpoint(
     source: str | Path | Mapping[str, Any] | Checkpoint,
     reinit_heads: bool = False,
 ) -> LoadReport:
-    """Fill ``model`` from a file or a state dict; every parameter must be there and fit.
+    """Fill ``model`` from a file or a state dict; every parameter must be there, fit, and be finite.
 
     The model takes over the file's class names. What differs for weights of another program is warned of and
     returned.
@@ -77,15 +78,44 @@ def load_checkpoint(
             classes; without it other classes are an error.
 
     Raises:
-        CheckpointError: the file cannot be read, or names, shapes or classes do not match; the message lists
-            them. The model is unchanged.
+        CheckpointError: the file cannot be read, names, shapes or classes do not match, or weights are no
+            finite real numbers; the message lists them. The model is unchanged.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    try:
+    checkpoint = read_checkpoint(source)
+    tensors, class_names, dialect, warned = check_fit(model, checkpoint, reinit_heads)
+    own = model.state_dict()
+    with reading(
+        checkpoint.origin
+    ):  # whatever could fail (a kind of number, memory) does so before the model changes
+        ready = {
+            name: value.detach().to(own[name].device, own[name].dtype) for name, value in tensors.items()
+        }
+    for note in warned:
+        warnings.warn(f"{checkpoint.origin}: {note}", stacklevel=2)
+    model.load_state_dict({**own, **ready})
+    if reinit_heads:
+        _initialise_heads(model)
+    model.class_names = tuple(class_names) or model.class_names
+    return LoadReport(dialect, model.class_names, (*warned, *checkpoint.notes))
+
+
+def check_fit(
+    model: FasterRCNN, checkpoint: Checkpoint, reinit_heads: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...], str, list[str]]:
+    """(tensors under our names, class names, dialect, what to warn of) if they fit ``model``.
+
+    The model's own numbers are not looked at: it may be on the meta device.
+
+    Raises:
+        CheckpointError: as `load_checkpoint` does.
+    """
+    with reading(checkpoint.origin):
         tensors, class_names, dialect, notes = our_names(checkpoint, model.config, model.data)
         warned = [*notes, *_style_notes(checkpoint, model)]
+        wanted = model.state_dict()
         if reinit_heads:
             tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
+            wanted = {name: value for name, value in wanted.items() if not name.startswith(_HEADS)}
             warned.append(
                 "class and box layer start afresh for "
                 + _classes(model.config.num_classes, model.class_names)
@@ -93,28 +123,21 @@ def load_checkpoint(
             class_names = model.class_names
         else:
             _check_classes(tensors, class_names, model)
-        own = model.state_dict()
-        wanted = {n: v for n, v in own.items() if not (reinit_heads and n.startswith(_HEADS))}
         difference = compare(wanted, tensors)
         if difference:
             raise CheckpointError(f"the weights do not fit the model\n{difference}")
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.origin}: {error}") from None
-    model.load_state_dict({**own, **tensors})
-    if reinit_heads:
-        _initialise_heads(model)
-    model.class_names = tuple(class_names) or model.class_names
-    for note in warned:
-        warnings.warn(f"{checkpoint.origin}: {note}", stacklevel=2)
-    return LoadReport(dialect, model.class_names, (*warned, *checkpoint.notes))
+        check_numbers(tensors)
+    return tensors, class_names, dialect, warned
 
 
-def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:
+def read_checkpoint(source: str | Path | Mapping[str, Any] | Checkpoint) -> Checkpoint:
     """Read weights and metadata, whatever wrote them; names are left as they are.
 
     Raises:
         CheckpointError: not a readable file, or no state dict in it.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, Mapping):
         state, meta, notes = _find_state(source, Tensor)
         names, recipe, text = _metadata(meta)
@@ -123,12 +146,10 @@ def read_checkpoint(source: str | Path | Mapping[str, Any]) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     file = read_torch_file(path)
-    if not isinstance(file.content.value, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(file.content.value).__name__}, not a state dict")
-    try:
+    with reading(path):
+        if not isinstance(file.content.value, Mapping):
+            raise CheckpointError(f"holds a {type(file.content.value).__name__}, not a state dict")
         state, meta, notes = _find_state(file.content.value, (TensorRecord, ArrayRecord))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     if file.content.left_out:
         notes += (f"objects left out: {_some(list(file.content.left_out))}",)
     names, recipe, text = _metadata(meta)
@@ -158,6 +179,53 @@ def compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     return "\n".join(f"  {len(names)} {what}: {_some(names)}" for what, names in parts.items() if names)
 
 
+def check_dense(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming them, for tensors that are not plain numbers in memory, and where they
+    share memory so that their numbers, written out, would take far more than there is."""
+    odd = [
+        f"{name} ({'complex' if value.is_complex() else value.layout}, {value.dtype}, {value.device})"
+        for name, value in tensors.items()
+        if type(value.detach()) is not Tensor
+        or value.layout != torch.strided
+        or value.is_quantized
+        or value.is_complex()
+        or value.is_meta
+        or value.is_nested
+    ]
+    if odd:
+        raise CheckpointError(f"{len(odd)} tensors are not dense real numbers: {_some(odd)}")
+    unfolded = sum(value.numel() * value.element_size() for value in tensors.values())
+    memory = [value.untyped_storage() for value in tensors.values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in memory}.values())
+    if unfolded > 2 * held + _FREE_TO_UNFOLD:
+        raise CheckpointError(f"tensors of {unfolded} bytes share {held} bytes of memory; save them cloned")
+
+
+def check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming them, for weights that are integers, not finite, or a negative variance.
+
+    Batch norms' ``num_batches_tracked`` are integers by right.
+    """
+    integers, infinite, negative = [], [], []
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            if not name.endswith("num_batches_tracked"):
+                integers.append(f"{name} ({value.dtype})")
+        elif value.numel():
+            least, most = (value if value.itemsize > 1 else value.float()).aminmax()  # NaN if there is one
+            if not least.isfinite() or not most.isfinite():
+                infinite.append(name)
+            elif least < 0 and name.endswith("running_var"):
+                negative.append(name)
+    for names, what in [
+        (integers, "not floating-point numbers"),
+        (infinite, "not finite"),
+        (negative, "negative variances"),
+    ]:
+        if names:
+            raise CheckpointError(f"{len(names)} tensors are {what}: {_some(names)}")
+
+
 def _find_state(value: Mapping[str, Any], kinds: Any) -> tuple[dict[str, Any], Any, tuple[str, ...]]:
     """(state dict, meta, notes): the state dict is under "state_dict" or "model", or is the value itself."""
     state: Any = value
@@ -165,10 +233,17 @@ def _find_state(value: Mapping[str, Any], kinds: Any) -> tuple[dict[str, Any], A
         if isinstance(value.get(key), Mapping):
             state = value[key]
             break
+    unread = [
+        f"{shown(name)} ({entry.path})"
+        for name, entry in state.items()
+        if isinstance(entry, Inert) and re.match(r"tensor |torch\._utils\._rebuild_", entry.path)
+    ]
+    if unread:
+        raise CheckpointError(f"{len(unread)} tensors are not dense real numbers: {_some(unread)}")
     tensors = {name: entry for name, entry in state.items() if isinstance(entry, kinds) and type(name) is str}
-    others = [str(name) for name in state if name not in tensors]
+    others = [name for name in state if name not in tensors]
     if not tensors:
-        raise CheckpointError(f"no state dict found; the keys are {_some([str(key) for key in value])}")
+        raise CheckpointError(f"no state dict found; the keys are {_some(list(value))}")
     notes = (f"entries that are no tensors were left out: {_some(others)}",) if others else ()
     return tensors, value.get("meta") or value.get("metadata"), notes
 
@@ -193,16 +268,15 @@ def _metadata(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None, str
 def _read_safetensors(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        plain = json.loads(meta.get("frcnn", "{}"))
-    except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
-    names, recipe, _ = _metadata(plain)
+    with reading(path):
+        open_file(path).close()
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise CheckpointError(f"damaged or not a safetensors file ({shown(str(error))})") from error
+        names, recipe, _ = _metadata(json.loads(meta.get("frcnn", "{}")))
     return Checkpoint(tensors, str(path), names, recipe)
 
 
@@ -215,6 +289,7 @@ def our_names(
         CheckpointError: weights of another architecture or style.
     """
     tensors = drop_wrapper_prefixes(checkpoint.tensors)
+    check_dense(tensors)
     dialect = recognise(tensors)
     if dialect == "mmdetection 1.x":
         raise CheckpointError(
@@ -243,21 +318,23 @@ def _check_classes(tensors: Mapping[str, Tensor], class_names: tuple[str, ...], 
         raise CheckpointError(f"it names {_classes(len(class_names), class_names)} for weights of {count}")
     if class_names and model.class_names and class_names != model.class_names:
         index = next(i for i in range(count) if class_names[i] != model.class_names[i])
+        theirs, ours = shown(class_names[index]), shown(model.class_names[index])
         raise CheckpointError(
-            f"class {index} is {class_names[index]!r} in it and {model.class_names[index]!r} in the model; "
+            f"class {index} is '{theirs}' in it and '{ours}' in the model; "
             "build the model without class_names to take the file's, or pass reinit_heads=True to train them"
         )
 
 
 def _style_notes(checkpoint: Checkpoint, model: FasterRCNN) -> tuple[str, ...]:
     """Caffe and pytorch style have the same names and shapes, so only the metadata can tell them apart."""
-    style = None
+    style: Any = checkpoint.recipe
     if checkpoint.recipe is not None:
-        style = ((checkpoint.recipe.get("model") or {}).get("backbone") or {}).get("style")
+        for key in ("model", "backbone", "style"):
+            style = style.get(key) if isinstance(style, Mapping) else None
     else:
         said = set(re.findall(r"""\bstyle=['"](pytorch|caffe)['"]""", checkpoint.config_text))
         style = said.pop() if len(said) == 1 else None
-    if style in (None, model.config.backbone.style):
+    if style not in ("pytorch", "caffe") or style == model.config.backbone.style:
         return ()
     return (
         f"these are weights of a {style}-style backbone and the model is {model.config.backbone.style} "
@@ -276,13 +353,14 @@ def _initialise_heads(model: FasterRCNN) -> None:
 
 
 def _rows(tensors: Mapping[str, Any], suffix: str) -> int | None:
-    return next((value.shape[0] for name, value in tensors.items() if name.endswith(suffix)), None)
+    sizes = [tuple(value.shape) for name, value in tensors.items() if name.endswith(suffix)]
+    return sizes[0][0] if sizes and sizes[0] else None
 
 
 def _classes(count: int, names: tuple[str, ...]) -> str:
     return f"{count} classes" + (f" ({_some(list(names), 3)})" if names else "")
 
 
-def _some(names: list[str], most: int = _NAMES_SHOWN) -> str:
+def _some(names: list[Any], most: int = _NAMES_SHOWN) -> str:
     rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(shown(name) for name in names[:most]) + (f" and {rest} more" if rest > 0 else "")

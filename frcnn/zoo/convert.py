@@ -7,11 +7,10 @@ MMDetection's: a dict of "meta" and "state_dict", readable there (2.x and 3.x) a
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,11 @@ import torch
 from torch import Tensor
 
 from frcnn.config import DataConfig, ModelConfig, Recipe
-from frcnn.zoo.checkpoint import Checkpoint, CheckpointError, our_names, read_checkpoint
+from frcnn.files import replacing
+from frcnn.zoo.checkpoint import Checkpoint, check_numbers, our_names, read_checkpoint
+from frcnn.zoo.plain import from_plain, to_plain
 from frcnn.zoo.recipes import recipe as recipe_named
+from frcnn.zoo.torch_file import reading
 
 
 def convert(source: str | Path, target: str | Path, recipe: str | Recipe | None = None) -> Path:
@@ -35,28 +37,32 @@ def convert(source: str | Path, target: str | Path, recipe: str | Recipe | None 
         ``target``.
 
     Raises:
-        ValueError: another ending.
-        CheckpointError: the source cannot be read or converted.
+        ValueError: another ending, or no folder to write to.
+        CheckpointError: the source cannot be read or converted, or its weights are no finite real numbers.
+        OSError: the target cannot be written; what was there before still is.
     """
     target = Path(target)
     if target.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{target}: the name must end in .safetensors (ours) or .pth (MMDetection's)")
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target}: the source and the target are the same file")
-    checkpoint = read_checkpoint(source)
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}; make it first")
+    if target.is_dir():
+        raise ValueError(f"{target}: is a folder; name a file in it")
     entry = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    try:
+    checkpoint = read_checkpoint(source)
+    with reading(source):
         tensors, class_names, dialect, notes = our_names(checkpoint, *_configuration(checkpoint, entry))
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    plain = checkpoint.recipe if entry is None else json.loads(json.dumps(asdict(entry)))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        write = _write_safetensors if target.suffix == ".safetensors" else _write_mmdetection
-        write(temporary, tensors, class_names, plain)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        check_numbers(tensors)
+        if entry is None and checkpoint.recipe is not None:
+            entry = from_plain(Recipe, checkpoint.recipe)
+        # memory of their own, so that a part of a larger tensor is written alone
+        tensors = {n: value.clone(memory_format=torch.contiguous_format) for n, value in tensors.items()}
+        write = _safetensors if target.suffix == ".safetensors" else _mmdetection
+        data = write(tensors, class_names, None if entry is None else to_plain(entry))
+    with replacing(target) as file:
+        file.write(data)
     print(f"{source} ({dialect}) -> {target}: {len(tensors)} tensors, {len(class_names)} class names")
     for note in (*notes, *checkpoint.notes):
         print(f"- {note}")
@@ -75,20 +81,21 @@ def _configuration(checkpoint: Checkpoint, entry: Recipe | None) -> tuple[ModelC
     return replace(entry.model, num_classes=count), entry.data
 
 
-def _write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], class_names: tuple[str, ...], recipe: Mapping[str, Any] | None
-) -> None:
-    from safetensors.torch import save_file
+def _safetensors(
+    tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
+) -> bytes:
+    from safetensors.torch import save
 
     metadata = json.dumps({"classes": list(class_names), "recipe": recipe})
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt", "frcnn": metadata})
+    return save(tensors, metadata={"format": "pt", "frcnn": metadata})
 
 
-def _write_mmdetection(
-    path: Path, tensors: Mapping[str, Tensor], class_names: tuple[str, ...], recipe: Mapping[str, Any] | None
-) -> None:
+def _mmdetection(
+    tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
+) -> memoryview:
     meta: dict[str, Any] = {"CLASSES": tuple(class_names), "dataset_meta": {"classes": tuple(class_names)}}
     if recipe is not None:
-        meta["recipe"] = dict(recipe)
-    torch.save({"meta": meta, "state_dict": OrderedDict(tensors)}, path)
+        meta["recipe"] = recipe
+    buffer = io.BytesIO()
+    torch.save({"meta": meta, "state_dict": OrderedDict(tensors)}, buffer)
+    return buffer.getbuffer()

@@ -267,7 +267,7 @@ def recipe(name: str | Path) -> Recipe:
 
 def _read_recipe(path: Path) -> Recipe:
     """The recipe in a file that training wrote; nothing but settings is read from it."""
-    from frcnn.engine.checkpoint import from_plain  # needs torch, which names of recipes do not
+    from frcnn.zoo.plain import from_plain
 
     if path.stat().st_size > LARGEST_RECIPE:
         raise ValueError(f"{path}: too large for a recipe, {path.stat().st_size} bytes")

@@ -6,16 +6,20 @@ Nothing in this file touches torch or runs anything a file names; `BUILDERS` is 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+MOST_ARGUMENTS = 16
+_MOST_DIMENSIONS = 16
+_ARRAY_CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
 
 class UnpickleError(ValueError):
-    """The bytes are not a whole, well-formed pickle."""
+    """The bytes are not a whole, well-formed pickle, or not one that a checkpoint has."""
 
 
 @dataclass(eq=False)
@@ -59,8 +63,8 @@ class ArrayDtype:
     order: str = "<"
 
     def numpy(self) -> np.dtype:
-        if self.code[:1] not in ("f", "i", "u", "b") or not self.code[1:].isdigit():
-            raise UnpickleError(f"an array of dtype {self.code!r} is not read")
+        if self.code not in _ARRAY_CODES or self.order not in ("<", ">", "=", "|"):
+            raise UnpickleError(f"an array of dtype {self.code[:20]!r} is not read")
         return np.dtype(("<" if self.order == "|" else self.order) + self.code)
 
 
@@ -71,12 +75,12 @@ class ArrayRecord:
     shape: tuple[int, ...] = (0,)
     dtype: ArrayDtype = field(default_factory=lambda: ArrayDtype("f4"))
     fortran: bool = False
-    data: bytes = b""
+    data: bytes | bytearray = b""
 
     def fill(self, state: Any) -> None:
         """Take (version, shape, dtype, fortran order, data); an array of objects keeps no data."""
-        _, shape, self.dtype, self.fortran, data = state
-        self.shape = integers(shape)
+        _, shape, dtype, fortran, data = state
+        self.shape, self.dtype, self.fortran = integers(shape), _known_dtype(dtype), fortran is True
         if isinstance(data, str):  # written by Python 2
             data = data.encode("latin1")
         self.data = data if isinstance(data, bytes) else b""
@@ -84,32 +88,34 @@ class ArrayRecord:
     def numpy(self) -> np.ndarray:
         """The array. Raises UnpickleError if the bytes do not fit the shape."""
         dtype = self.dtype.numpy()
-        if any(size < 0 for size in self.shape) or len(self.data) != dtype.itemsize * _product(self.shape):
+        if min((0, *self.shape)) < 0 or len(self.data) != dtype.itemsize * math.prod(self.shape):
             raise UnpickleError(f"an array of shape {self.shape} does not have {len(self.data)} bytes")
         flat = np.frombuffer(self.data, dtype).astype(dtype.newbyteorder("="))
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
 
-def _product(values: tuple[int, ...]) -> int:
-    product = 1
-    for value in values:
-        product *= value
-    return product
-
-
 def integers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list) or any(type(value) is not int for value in values):
-        raise UnpickleError("a tensor's shape or stride is not made of integers")
+    """A shape or stride: at most 16 numbers of 63 bits."""
+    if not isinstance(values, tuple | list) or len(values) > _MOST_DIMENSIONS:
+        raise UnpickleError("a tensor's shape or stride is no short tuple")
+    if any(type(value) is not int or not -(2**62) < value < 2**62 for value in values):
+        raise UnpickleError("a tensor's shape or stride is not made of integers of 63 bits")
     return tuple(values)
 
 
-def _ordered_dict(items: Any = ()) -> OrderedDict:
-    return OrderedDict([(key, value) for key, value in items])
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRecord | Inert:
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    _grad: Any = None,
+    _hooks: Any = None,
+    bits: Any = None,
+) -> TensorRecord | Inert:
     if not isinstance(storage, Storage):
-        return Inert("tensor without storage")
+        return Inert(f"tensor of {storage.path}" if isinstance(storage, Inert) else "tensor without storage")
+    if isinstance(bits, dict) and (bits.get("conj") or bits.get("neg")):
+        return Inert("tensor that is conjugated or negated when read")
     (offset,) = integers((offset,))
     return TensorRecord(storage, offset, integers(shape), integers(stride))
 
@@ -117,7 +123,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
 def _subclassed_tensor(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
     """A tensor with Python attributes, or of a subclass: the tensor alone."""
     path = getattr(function, "path", "")
-    if path not in _TENSOR_BUILDERS or not isinstance(arguments, tuple):
+    known = path in _TENSOR_BUILDERS and isinstance(arguments, tuple) and len(arguments) <= MOST_ARGUMENTS
+    if not known:
         return Inert("tensor subclass")
     return _TENSOR_BUILDERS[path](*arguments)
 
@@ -151,33 +158,43 @@ def _array(*_: Any) -> ArrayRecord:
 
 
 def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> ArrayRecord:
-    return ArrayRecord(integers(shape), dtype, order == "F", bytes(data))
+    if not isinstance(data, bytes | bytearray):
+        raise UnpickleError("an array whose numbers are no bytes")
+    return ArrayRecord(integers(shape), _known_dtype(dtype), order == "F", data)
 
 
 def _dtype(code: Any, *_: Any) -> ArrayDtype:
-    return ArrayDtype(str(code))
+    if not isinstance(code, str):
+        raise UnpickleError("an array's type is no text")
+    return ArrayDtype(code)
+
+
+def _known_dtype(dtype: Any) -> ArrayDtype:
+    if not isinstance(dtype, ArrayDtype):
+        raise UnpickleError("an array without a type")
+    return dtype
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
     """A numpy number as Python's int, float or bool."""
-    if not isinstance(dtype, ArrayDtype) or dtype.code[:1] not in ("f", "i", "u", "b"):
+    if not isinstance(dtype, ArrayDtype) or dtype.code not in _ARRAY_CODES:
         return Inert("numpy scalar")
-    data = data if isinstance(data, bytes) else data.encode("latin1")
-    return ArrayRecord((), dtype, False, data).numpy().item()
+    return ArrayRecord((), dtype, False, _encode(data)).numpy().item()
 
 
-def _collect(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-    def build(values: Any = ()) -> Any:
-        if not isinstance(values, list | tuple | set | frozenset):
-            raise UnpickleError(f"a {kind.__name__} is made of a list")
-        return kind(values)
+def _list(values: Any = ()) -> list:
+    if not isinstance(values, list | tuple):
+        raise UnpickleError("a list made of something else")
+    return list(values)
 
-    return build
+
+def _tuple(values: Any = ()) -> tuple:
+    return tuple(_list(values))
 
 
 def _text(value: Any = "", *_: Any) -> str:
     """torch.device and the like: kept as their text."""
-    return str(value) if isinstance(value, str | int) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _empty_dict(*_: Any) -> dict:
@@ -195,15 +212,15 @@ _TENSOR_BUILDERS: dict[str, Callable[..., Any]] = {
 
 BUILDERS: dict[str, Callable[..., Any]] = _TENSOR_BUILDERS | {
     "torch._tensor._rebuild_from_type_v2": _subclassed_tensor,
-    "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _empty_dict,
     "_codecs.encode": _encode,
-    "torch.Size": _collect(tuple),
+    "torch.Size": _tuple,
     "torch.device": _text,
 }
 for _module in ("builtins", "__builtin__"):
     BUILDERS |= {f"{_module}.{kind}": _encode for kind in ("bytes", "bytearray")}
-    BUILDERS |= {f"{_module}.{kind.__name__}": _collect(kind) for kind in (list, tuple, set, frozenset)}
+    BUILDERS |= {f"{_module}.{kind}": _list for kind in ("list", "set", "frozenset")}
+    BUILDERS[f"{_module}.tuple"] = _tuple
 for _module in ("numpy.core", "numpy._core"):
     BUILDERS |= {
         f"{_module}.multiarray._reconstruct": _array,

@@ -4,16 +4,23 @@ A pickle is a program for a small stack machine, and Python's own machine calls 
 This one is written out here, over `pickletools` (which only decodes), so that what it can do is plain to
 see: it builds containers, numbers, strings, and records of tensors and arrays. Every other class or function
 named by a file becomes an `Inert` object that ignores whatever is done to it.
+
+Time and memory are bounded as well. Only text and single numbers are hashed, since a nested tuple as key can
+take exponential time or the C stack; an entry with another key is left out, and a set is read as a list.
+Names are text of bounded length; steps, copies and keys that are numbers are counted.
 """
 
 from __future__ import annotations
 
 import pickletools
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from frcnn.zoo.records import (
     BUILDERS,
+    MOST_ARGUMENTS,
     STORAGE_DTYPES,
     ArrayDtype,
     ArrayRecord,
@@ -26,9 +33,9 @@ from frcnn.zoo.records import (
 
 @dataclass(frozen=True)
 class Unpickled:
-    """What a pickle holds: ``value`` is made of dict, list, tuple, set, numbers, strings, bytes and the
-    records of `frcnn.zoo.records`; ``left_out`` names the classes that became `Inert`, sorted; ``storages``
-    are all tensor storages referred to, by key."""
+    """What a pickle holds: ``value`` is made of dict, list, tuple, numbers, strings, bytes and the records of
+    `frcnn.zoo.records`; ``left_out`` names the classes that became `Inert`, sorted; ``storages`` are all
+    tensor storages referred to, by key."""
 
     value: Any
     left_out: tuple[str, ...]
@@ -42,11 +49,13 @@ def unpickle(file: BinaryIO, limit: int) -> Unpickled:
         limit: how many bytes of the file may be read at most; announced lengths are checked against it.
 
     Raises:
-        UnpickleError: truncated or malformed.
+        UnpickleError: truncated or malformed, or far from what a checkpoint holds.
     """
-    machine = _Machine()
+    machine = _Machine(limit)
     try:
-        for opcode, argument, _ in pickletools.genops(_Bounded(file, limit)):
+        for steps, (opcode, argument, _) in enumerate(pickletools.genops(_Bounded(file, limit))):
+            if steps > _MOST_STEPS:
+                raise UnpickleError(f"more than {_MOST_STEPS} pickled steps; a checkpoint has fewer")
             machine.step(opcode.name, argument)
     except UnpickleError:
         raise
@@ -74,6 +83,11 @@ class _Bounded:
         return line
 
 
+_MOST_STEPS = 1_000_000
+_MOST_NUMBERS_AS_KEYS = (
+    50_000  # numbers with colliding hashes, which are easily made, cost their number squared
+)
+_LONGEST_NAME = 500
 _MARK = object()
 _PUSH = frozenset(
     # numbers and strings, which pickletools has decoded already
@@ -87,7 +101,9 @@ _SKIP = frozenset({"PROTO", "FRAME"})
 class _Machine:
     """The stack machine; one method per family of opcodes, `step` tells which."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.copies_left = 4 * size + 65536  # an object can be named again and again, but not copied so
+        self.number_keys_left = _MOST_NUMBERS_AS_KEYS
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.unknown: set[str] = set()
@@ -141,7 +157,9 @@ class _Machine:
         self.stack.append(self.top())
 
     def do_put(self, index: int) -> None:
-        self.memo[int(index)] = self.top()
+        if not 0 <= index <= len(self.memo) + 1:  # in order, from 0 or (Python 2) 1
+            raise UnpickleError("a memo out of order")
+        self.memo[index] = self.top()
 
     do_binput = do_long_binput = do_put
 
@@ -149,7 +167,7 @@ class _Machine:
         self.memo[len(self.memo)] = self.top()
 
     def do_get(self, index: int) -> None:
-        self.stack.append(self.memo[int(index)])
+        self.stack.append(self.memo[index])
 
     do_binget = do_long_binget = do_get
 
@@ -160,11 +178,16 @@ class _Machine:
     def do_list(self, _: Any) -> None:
         self.stack.append(self.pop_to_mark())
 
+    do_empty_set = do_empty_list
+    do_frozenset = do_list
+
     def do_append(self, _: Any) -> None:
         self.extend([self.pop()])
 
     def do_appends(self, _: Any) -> None:
         self.extend(self.pop_to_mark())
+
+    do_additems = do_appends
 
     def extend(self, values: list[Any]) -> None:
         if isinstance(self.top(), list):
@@ -193,41 +216,51 @@ class _Machine:
     def do_dict(self, _: Any) -> None:
         values = self.pop_to_mark()
         self.stack.append({})
-        self.update(values)
+        self.update(zip(values[::2], values[1::2], strict=True))
 
     def do_setitem(self, _: Any) -> None:
         value = self.pop()
-        self.update([self.pop(), value])
+        self.update([(self.pop(), value)])
 
     def do_setitems(self, _: Any) -> None:
-        self.update(self.pop_to_mark())
-
-    def update(self, values: list[Any]) -> None:
-        if isinstance(self.top(), dict):
-            self.top().update(zip(values[::2], values[1::2], strict=True))
-
-    def do_empty_set(self, _: Any) -> None:
-        self.stack.append(set())
-
-    def do_additems(self, _: Any) -> None:
         values = self.pop_to_mark()
-        if isinstance(self.top(), set):
-            self.top().update(values)
+        self.update(zip(values[::2], values[1::2], strict=True))
 
-    def do_frozenset(self, _: Any) -> None:
-        self.stack.append(frozenset(self.pop_to_mark()))
+    def update(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        target = self.top()
+        if isinstance(target, dict):
+            target.update((key, value) for key, value in pairs if self.is_key(key))
+
+    def is_key(self, key: Any) -> bool:
+        """Whether a key is kept: text, bytes, None, or a number of at most 60 bits."""
+        if key is None or type(key) in (str, bytes):
+            return True
+        if type(key) in (bool, float) or (type(key) is int and abs(key) < 2**60):
+            self.number_keys_left -= 1
+            if self.number_keys_left < 0:
+                raise UnpickleError(f"more than {_MOST_NUMBERS_AS_KEYS} keys that are numbers")
+            return True
+        self.unknown.add("entries with such keys as a " + type(key).__name__)
+        return False
 
     # names and what is made of them
+    def name(self, module: Any, attribute: Any) -> Global:
+        if type(module) is not str or type(attribute) is not str:
+            raise UnpickleError("a name that is no text")
+        if len(module) + len(attribute) > _LONGEST_NAME:
+            raise UnpickleError(f"a name of more than {_LONGEST_NAME} letters")
+        return Global(f"{module}.{attribute}")
+
     def do_global(self, path: str) -> None:
         module, _, attribute = path.partition(" ")
-        self.stack.append(Global(f"{module}.{attribute}"))
+        self.stack.append(self.name(module, attribute))
 
     def do_stack_global(self, _: Any) -> None:
         attribute, module = self.pop(), self.pop()
-        self.stack.append(Global(f"{module}.{attribute}"))
+        self.stack.append(self.name(module, attribute))
 
     def do_ext1(self, code: int) -> None:
-        self.stack.append(Global(f"copyreg.extension_{code}"))
+        self.stack.append(self.name("copyreg", f"extension_{code}"))
 
     do_ext2 = do_ext4 = do_ext1
 
@@ -245,7 +278,7 @@ class _Machine:
     def do_inst(self, path: str) -> None:
         arguments = tuple(self.pop_to_mark())
         module, _, attribute = path.partition(" ")
-        self.make(Global(f"{module}.{attribute}"), arguments)
+        self.make(self.name(module, attribute), arguments)
 
     def do_obj(self, _: Any) -> None:
         target, *arguments = self.pop_to_mark()
@@ -253,19 +286,35 @@ class _Machine:
 
     def make(self, target: Any, arguments: Any) -> None:
         """What "call target with arguments" leaves on the stack: a record, or an inert object."""
-        if isinstance(target, Global) and target.path in BUILDERS and isinstance(arguments, tuple):
-            self.stack.append(BUILDERS[target.path](*arguments))
-            return
         path = getattr(target, "path", "object")
+        known = (
+            isinstance(target, Global) and isinstance(arguments, tuple) and len(arguments) <= MOST_ARGUMENTS
+        )
+        if known and (path in BUILDERS or path == "collections.OrderedDict"):
+            self.count_copies(arguments)
+            if path in BUILDERS:
+                self.stack.append(BUILDERS[path](*arguments))
+            else:
+                self.stack.append(OrderedDict())
+                self.update(arguments[0] if arguments else ())
+            return
         if path in ("copyreg._reconstructor", "copy_reg._reconstructor") and arguments:
             path = getattr(arguments[0], "path", path)
         self.unknown.add(path)
         self.stack.append(Inert(path))
 
+    def count_copies(self, values: tuple) -> None:
+        self.copies_left -= sum(
+            len(value) for value in values if isinstance(value, str | bytes | bytearray | list | tuple)
+        )
+        if self.copies_left < 0:
+            raise UnpickleError("objects are copied more often than a checkpoint does")
+
     def do_build(self, _: Any) -> None:
         state = self.pop()
         target = self.top()
         if isinstance(target, ArrayRecord):
+            self.count_copies(state)
             target.fill(state)
         elif isinstance(target, ArrayDtype):
             target.order = state[1]
@@ -274,15 +323,19 @@ class _Machine:
     def do_binpersid(self, _: Any) -> None:
         """A tensor's storage: ("storage", type, key, location, length); any other reference is inert."""
         reference = self.pop()
+        path = "persistent reference"
         if isinstance(reference, tuple) and len(reference) >= 5 and reference[0] in ("storage", b"storage"):
             kind, key, _, numel = reference[1:5]
-            dtype = STORAGE_DTYPES.get(getattr(kind, "path", ""))
-            if dtype is not None and type(numel) is int and numel >= 0:
-                self.storages[str(key)] = storage = Storage(dtype, str(key), numel)
+            path = getattr(kind, "path", path)
+            whole = (
+                len(reference) == 5 or reference[5] is None
+            )  # before 0.4 a storage could be part of another
+            if path in STORAGE_DTYPES and whole and type(key) is str and type(numel) is int and numel >= 0:
+                self.storages[key] = storage = Storage(STORAGE_DTYPES[path], key, numel)
                 self.stack.append(storage)
                 return
-        self.unknown.add("persistent reference")
-        self.stack.append(Inert("persistent reference"))
+        self.unknown.add(path)
+        self.stack.append(Inert(path))
 
     def do_persid(self, _: Any) -> None:
         self.unknown.add("persistent reference")

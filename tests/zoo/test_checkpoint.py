@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 import warnings
@@ -330,6 +331,42 @@ def test_convert_keeps_weights_names_and_recipe(ending, source, target, small_re
         assert list(content) == ["meta", "state_dict"]
         assert content["meta"]["CLASSES"] == content["meta"]["dataset_meta"]["classes"] == NAMES
         assert list(content["state_dict"]) == list(source.state_dict())
+
+
+def test_convert_says_first_that_it_cannot_write(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "frcnn.zoo.convert.read_checkpoint", lambda _: pytest.fail("read before it was checked")
+    )
+    (tmp_path / "folder.pth").mkdir()
+    for target, said in [
+        ("absent/out.pth", "there is no folder .*absent; make it"),
+        ("folder.pth", "is a folder"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            convert(tmp_path / "in.pth", tmp_path / target)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_converted_files_have_the_usual_permissions(ending, source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "in.pth")
+    original = (tmp_path / "in.pth").read_bytes()
+    before = os.umask(0o022)
+    try:
+        out = convert(tmp_path / "in.pth", tmp_path / f"out{ending}")
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "in.pth").read_bytes() == original
+
+
+def test_convert_writes_a_part_of_a_tensor_alone(source, target, tmp_path):
+    state = {name: torch.stack([value, value])[1] for name, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "in.pth")
+    for ending in ("pth", "safetensors"):
+        out = convert(tmp_path / "in.pth", tmp_path / f"out.{ending}")
+        assert out.stat().st_size < 0.6 * (tmp_path / "in.pth").stat().st_size
+        load_checkpoint(target, out)
+        assert same(target, source)
 
 
 def test_convert_refuses_other_endings(source, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from frcnn.zoo.records import Inert
-from frcnn.zoo.torch_file import CheckpointError, read_torch_file
+from frcnn.zoo.torch_file import CheckpointError, Span, read_torch_file
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
@@ -31,7 +31,7 @@ def test_every_kind_of_tensor_comes_back(zipped, tmp_path):
         "transposed": base.t(),
         "slice": base[1:3, 2:4],
         "same storage": base,
-        "expanded": torch.ones(3, 1).contiguous(),
+        "expanded": torch.ones(3, 1).expand(3, 5),
         "parameter": torch.nn.Parameter(torch.randn(3)),
         "buffer": torch.nn.parameter.Buffer(torch.randn(3)),
     }
@@ -40,21 +40,17 @@ def test_every_kind_of_tensor_comes_back(zipped, tmp_path):
     read = tensors_of(path)
     for name, tensor in content.items():
         assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name
-        assert read[name].is_contiguous()
 
 
 def test_reading_is_lazy(tmp_path, monkeypatch):
     path = tmp_path / "file.pth"
     torch.save({"state_dict": {"a": torch.ones(2)}, "optimizer": torch.ones(1000)}, path)
-    read = []
-    original = zipfile.ZipFile.read
-    monkeypatch.setattr(
-        zipfile.ZipFile, "read", lambda self, member: read.append(member) or original(self, member)
-    )
     file = read_torch_file(path)
-    read.clear()
+    sizes = []
+    original = Span.read
+    monkeypatch.setattr(Span, "read", lambda self, file: sizes.append(self.size) or original(self, file))
     assert torch.equal(file.tensors(file.content.value["state_dict"])["a"], torch.ones(2))
-    assert [member.file_size for member in read] == [8]
+    assert sizes == [8]
 
 
 @pytest.mark.parametrize("zipped", [True, False])

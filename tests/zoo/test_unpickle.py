@@ -198,16 +198,25 @@ def test_plain_values_come_back_as_python_reads_them(protocol):
         "numbers": [0, 1, 255, 256, -1, 65536, 2**31, -(2**40), 2**100, 0.0, -1.5, 1e300],
         "text": ["", "a", "ä€😀", "x" * 300, "line\nbreak"],
         "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
-        "sets": [{1, 2}, frozenset({3})],
         "bytes": [b"", b"\x00\xff" * 200, bytearray(b"\x80a")],
         "ordered": OrderedDict([("b", 1), ("a", 2)]),
-        ("key", 1): {"nested": {"deep": [[[]]]}},
+        b"bytes": {1: "one", -(2**59): "many", None: None, 0.5: "half", "deep": [[[]]]},
     }
     value["again"] = value["text"]
     result = read(pickle.dumps(value, protocol))
     assert result.value == value
     assert result.value["again"] is result.value["text"]
     assert result.left_out == ()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_sets_are_lists_and_entries_with_other_keys_are_left_out(protocol):
+    value = {"sets": [{1}, frozenset({(2, "b")})], ("key", 1): 3, 2**60: 4, frozenset(): 5, "kept": 6}
+    result = read(pickle.dumps(value, protocol))
+    assert result.value == {"sets": [[1], [(2, "b")]], "kept": 6}
+    assert result.left_out == tuple(
+        f"entries with such keys as a {kind}" for kind in ("int", "list", "tuple")
+    )
 
 
 def test_cycles_are_read():
