@@ -25,8 +25,8 @@ from benchmarks.stages import StageClock
 from benchmarks.work import floor, parameter_count, stage_work
 from benchmarks.worker import serve
 from frcnn.config import Recipe
-from frcnn.inference import compare_detections
-from frcnn.precision import DTYPES, fp32_arithmetic
+from frcnn.inference.fast_detector import compare_detections
+from frcnn.inference.hardware import DTYPES, fp32_arithmetic
 from frcnn.preprocess import normalise, pad, resize
 from frcnn.structures import Batch, Detections
 

@@ -33,9 +33,9 @@ from benchmarks.compare import compare
 from benchmarks.recipe import PEER, TRAINING_BATCH, Conditions, measure_recipe
 from benchmarks.startup import start_up
 from benchmarks.worker import Worker, WorkerError
+from frcnn.checkpoint.download import checkpoint_addresses
 from frcnn.config import Recipe
-from frcnn.precision import available_cpus, check_precision
-from frcnn.zoo.weights import checkpoint_addresses
+from frcnn.inference.hardware import available_cpus, check_precision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS = {"float32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}

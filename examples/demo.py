@@ -25,10 +25,10 @@ from digits import write_digits
 
 import frcnn
 from frcnn.config import Recipe
-from frcnn.engine.checkpoint import model_from_checkpoint
 from frcnn.engine.evaluate import Evaluation
 from frcnn.engine.log import duration
 from frcnn.engine.train import TrainResult
+from frcnn.zoo.build import load
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -66,7 +66,7 @@ def demo(output: Path = Path("demo")) -> None:
     seconds = time.perf_counter() - started
 
     step("3/4", "scoring the best checkpoint on the held-out pictures")
-    model = model_from_checkpoint(result.best)
+    model = load(result.best)
     evaluation = frcnn.evaluate(
         model, files["held_out"], data / "images", batch_size=4, output=output / "detections.json"
     )

@@ -6,30 +6,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from frcnn.checkpoint.download import DownloadError
+    from frcnn.checkpoint.load import CheckpointError, load_checkpoint
     from frcnn.config import Recipe
     from frcnn.data.coco import DatasetError, load_coco
     from frcnn.detector import FasterRCNN
-    from frcnn.engine.checkpoint import load
     from frcnn.engine.evaluate import evaluate
     from frcnn.engine.interrupt import Interrupted
     from frcnn.engine.not_finite import NonFiniteLoss
     from frcnn.engine.train import train
     from frcnn.preprocess import ImageError
     from frcnn.structures import Batch, Detections
-    from frcnn.zoo.build import build
-    from frcnn.zoo.checkpoint import CheckpointError, load_checkpoint
+    from frcnn.zoo.build import build, load
     from frcnn.zoo.recipes import UnknownRecipe, list_recipes, recipe
-    from frcnn.zoo.weights import DownloadError
 
 __version__ = "0.1.0"
 
 # Imported on first use: training needs pycocotools, prediction does not.
 _HOMES = {
     "Batch": "frcnn.structures",
-    "CheckpointError": "frcnn.zoo.checkpoint",
+    "CheckpointError": "frcnn.checkpoint.load",
     "DatasetError": "frcnn.data.coco",
     "Detections": "frcnn.structures",
-    "DownloadError": "frcnn.zoo.weights",
+    "DownloadError": "frcnn.checkpoint.download",
     "FasterRCNN": "frcnn.detector",
     "ImageError": "frcnn.preprocess",
     "Interrupted": "frcnn.engine.interrupt",
@@ -39,8 +38,8 @@ _HOMES = {
     "build": "frcnn.zoo.build",
     "evaluate": "frcnn.engine.evaluate",
     "list_recipes": "frcnn.zoo.recipes",
-    "load": "frcnn.engine.checkpoint",
-    "load_checkpoint": "frcnn.zoo.checkpoint",
+    "load": "frcnn.zoo.build",
+    "load_checkpoint": "frcnn.checkpoint.load",
     "load_coco": "frcnn.data.coco",
     "recipe": "frcnn.zoo.recipes",
     "train": "frcnn.engine.train",

@@ -174,7 +174,7 @@ def convert(
     Args:
         recipe: What the weights are of.
     """
-    from frcnn.zoo.convert import convert
+    from frcnn.checkpoint.convert import convert
 
     check_writable(target)
     convert(source, target, recipe)
@@ -191,7 +191,7 @@ def verify(
         device: Where to compute.
         reference: Folder with full reference cases.
     """
-    from frcnn.precision import resolve_device
+    from frcnn.inference.hardware import resolve_device
     from frcnn.zoo.verify import verify
 
     if reference is not None:
@@ -379,8 +379,8 @@ def _named_recipe(arguments: Sequence[str]) -> Recipe | None:
 
 def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     """A checkpoint that training wrote, or a recipe with weights."""
-    from frcnn.engine.checkpoint import load
-    from frcnn.precision import resolve_device
+    from frcnn.checkpoint.run_state import load
+    from frcnn.inference.hardware import resolve_device
     from frcnn.zoo.build import build
 
     chosen = resolve_device(device)

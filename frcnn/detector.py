@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from frcnn.backbone import ResNet
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
-from frcnn.prefetch import batches_by_key, in_order
+from frcnn.inference.stream import batches_by_key, in_order
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, normalise, pad, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
@@ -29,7 +29,7 @@ from frcnn.structures import Batch, Detections
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
-    from frcnn.inference import FastDetector
+    from frcnn.inference.fast_detector import FastDetector
 
 
 class FasterRCNN(nn.Module):
@@ -164,8 +164,8 @@ class FasterRCNN(nn.Module):
             return list(in_order(map(self._detect_batch, batches)))
 
     def optimize(self, precision: str = "float32", mode: str = "eager", **options) -> FastDetector:
-        """A separate, frozen detector for fast inference; see `frcnn.inference.FastDetector`."""
-        from frcnn.inference import FastDetector
+        """A separate, frozen detector for fast inference; see `FastDetector`."""
+        from frcnn.inference.fast_detector import FastDetector
 
         return FastDetector(self, precision, mode, **options)
 

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from small_recipe import small
+
+from frcnn.config import Recipe
+from frcnn.zoo.recipes import recipe
 
 # The same examples on every run, and no time limit: machines differ and may be busy.
 settings.register_profile("frcnn", derandomize=True, deadline=None)
@@ -78,7 +82,7 @@ class Cases:
 @pytest.fixture(scope="session")
 def cases() -> Cases:
     """Anchors, box coder, loss and assignment cases, computed by MMDetection 3.3.0."""
-    return Cases(ROOT / "tests" / "data" / "ops_small.npz")
+    return Cases(ROOT / "tests" / "ops" / "cases" / "ops_small.npz")
 
 
 @pytest.fixture
@@ -100,3 +104,9 @@ def random_boxes():
         return torch.cat([corner, corner + size], dim=1).to(device=device, dtype=dtype)
 
     return make
+
+
+@pytest.fixture
+def small_recipe() -> Recipe:
+    """A published recipe shrunk to a ResNet-18 and narrow layers: the same code, a few megabytes."""
+    return small(recipe("faster_rcnn_r50_fpn_1x_coco"))

@@ -15,7 +15,7 @@ from tiny_coco import write_tiny
 
 import frcnn
 from frcnn import cli
-from frcnn.engine.checkpoint import to_plain
+from frcnn.checkpoint.run_state import to_plain
 
 
 def run(*arguments):

@@ -19,7 +19,7 @@ from frcnn.config import (
     RPNConfig,
     ScheduleConfig,
 )
-from frcnn.small import small_r18_fpn
+from frcnn.zoo.small import small_r18_fpn
 
 NAN, INF = float("nan"), float("inf")
 NO_FRACTION = ("0.5", None, True, -0.1, 1.1, NAN, [0.5])

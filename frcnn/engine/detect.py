@@ -24,7 +24,7 @@ from frcnn.detector import FasterRCNN
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
-from frcnn.prefetch import prepared_ahead
+from frcnn.inference.stream import prepared_ahead
 from frcnn.preprocess import ImageError, check_size, image_suffixes, read_image
 from frcnn.structures import Detections
 

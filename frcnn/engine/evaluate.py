@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco, running
-from frcnn.engine.processes import Processes
+from frcnn.engine.distributed import Processes
 from frcnn.files import check_writable, replace_text
 from frcnn.structures import Detections
 

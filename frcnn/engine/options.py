@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from frcnn.precision import check_precision, resolve_device
+from frcnn.inference.hardware import check_precision, resolve_device
 
 
 def check_options(

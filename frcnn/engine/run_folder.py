@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from frcnn.config import Recipe
-from frcnn.data import CocoDataset
-from frcnn.detector import FasterRCNN
-from frcnn.engine.bad_images import BadImages
-from frcnn.engine.checkpoint import (
+from frcnn.checkpoint.load import CheckpointError
+from frcnn.checkpoint.plain import to_plain
+from frcnn.checkpoint.run_state import (
     FORMAT,
     checksum,
     read_training_state,
     save_checkpoint,
     set_random_state,
-    to_plain,
 )
+from frcnn.config import Recipe
+from frcnn.data import CocoDataset
+from frcnn.detector import FasterRCNN
+from frcnn.engine.bad_images import BadImages
 from frcnn.files import replace_text
-from frcnn.zoo.checkpoint import CheckpointError
 
 
 @dataclass

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from frcnn.checkpoint.run_state import random_state
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
 from frcnn.data.loader import BadImage
 from frcnn.engine.bad_images import BadImages
-from frcnn.engine.checkpoint import random_state
+from frcnn.engine.distributed import Processes, started_processes
 from frcnn.engine.evaluate import evaluate, match_classes
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
-from frcnn.engine.processes import Processes, started_processes
 from frcnn.engine.run_folder import RunFolder, RunState
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.structures import Batch

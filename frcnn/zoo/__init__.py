@@ -1,6 +1,6 @@
 """The model zoo: recipes, published checkpoints and their readers, and the proof of parity."""
 
-from frcnn.zoo.backbone_weights import BACKBONE_WEIGHTS
+from frcnn.checkpoint.pretrained import BACKBONE_WEIGHTS
 from frcnn.zoo.coco import COCO_CLASSES
 from frcnn.zoo.recipes import list_recipes, recipe
 

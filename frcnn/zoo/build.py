@@ -1,4 +1,4 @@
-"""`frcnn.build`: a detector from a recipe, with or without weights."""
+"""`frcnn.build` and `frcnn.load`: a detector from a recipe, or from a file that holds one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
+from frcnn.checkpoint.download import checkpoint_addresses, download
+from frcnn.checkpoint.load import Checkpoint, CheckpointError, check_fit, load_checkpoint, read_checkpoint
+from frcnn.checkpoint.plain import from_plain
+from frcnn.checkpoint.pretrained import load_backbone, untrained_consequences
+from frcnn.checkpoint.torch_file import reading
 from frcnn.config import Recipe
 from frcnn.detector import FasterRCNN
-from frcnn.precision import resolve_device
-from frcnn.zoo.backbone_weights import load_backbone, untrained_consequences
-from frcnn.zoo.checkpoint import Checkpoint, check_fit, load_checkpoint, read_checkpoint
+from frcnn.inference.hardware import resolve_device
 from frcnn.zoo.coco import COCO_CLASSES
 from frcnn.zoo.recipes import recipe
-from frcnn.zoo.torch_file import reading
-from frcnn.zoo.weights import checkpoint_addresses, download
 
 
 def build(
@@ -77,6 +78,22 @@ def build(
         for consequence in untrained_consequences(entry.model.backbone):
             warnings.warn(consequence, stacklevel=2)
     return model.to(device).eval()
+
+
+def load(path: str | Path, device: torch.device | str | None = None) -> FasterRCNN:
+    """The detector of a checkpoint that training wrote: its recipe, weights and class names.
+
+    Raises CheckpointError where the file cannot be read, names no recipe, or one that its weights do not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.recipe is None:
+        raise CheckpointError(
+            f"{path} holds weights but no recipe: name the recipe as the model and give this file "
+            "as its weights"
+        )
+    with reading(path):
+        recipe = from_plain(Recipe, checkpoint.recipe)
+    return build(recipe, weights=checkpoint, device=device)
 
 
 def _published(entry: Recipe) -> Checkpoint:

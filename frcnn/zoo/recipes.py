@@ -24,7 +24,7 @@ from frcnn.config import (
     RoIHeadConfig,
     ScheduleConfig,
 )
-from frcnn.small import small_r18_fpn
+from frcnn.zoo.small import small_r18_fpn
 
 R50 = BackboneConfig(depth=50, pretrained="torchvision://resnet50")
 R101 = BackboneConfig(depth=101, pretrained="torchvision://resnet101")
@@ -267,7 +267,7 @@ def recipe(name: str | Path) -> Recipe:
 
 def _read_recipe(path: Path) -> Recipe:
     """The recipe in a file that training wrote; nothing but settings is read from it."""
-    from frcnn.zoo.plain import from_plain
+    from frcnn.checkpoint.plain import from_plain
 
     if path.stat().st_size > LARGEST_RECIPE:
         raise ValueError(f"{path}: too large for a recipe, {path.stat().st_size} bytes")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 
+from frcnn.checkpoint.download import checkpoint_addresses, sha256_prefix
 from frcnn.config import Recipe
 from frcnn.zoo.recipes import list_recipes, recipe
-from frcnn.zoo.weights import checkpoint_addresses, sha256_prefix
 
 
 def models(name: str | None = None) -> None:

@@ -5,7 +5,7 @@ them. Its weights are not in the file: they are drawn here, by name and seed, as
 cases for every kind of model come with the package (`frcnn/zoo/cases`); a folder of full ones can be given.
 
 Every case is checked in the form that trains and evaluates ("plain", norms folded as it runs) and, where it
-has detections, in the frozen form that detects ("folded", see `frcnn.fold`).
+has detections, in the frozen form that detects ("folded", see `frcnn.inference.fold`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
-from frcnn.fold import fold
+from frcnn.inference.fold import fold
 from frcnn.preprocess import normalise, pad
 from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe

@@ -19,7 +19,7 @@ from benchmarks.ours import Ours
 from benchmarks.recipe import OURS, TRAINING_BATCH, Conditions, measure_recipe
 from benchmarks.work import STAGES
 from benchmarks.worker import Worker, WorkerError
-from frcnn.small import small_r18_fpn
+from frcnn.zoo.small import small_r18_fpn
 
 R50 = "faster_rcnn_r50_fpn_1x_coco"
 

@@ -8,8 +8,8 @@ from benchmarks.inputs import pictures
 from benchmarks.weights import CANDIDATES, calibrate, generate
 from frcnn.detector import FasterRCNN
 from frcnn.preprocess import normalise, pad
-from frcnn.small import small_r18_fpn
 from frcnn.structures import Batch
+from frcnn.zoo.small import small_r18_fpn
 
 RECIPE = small_r18_fpn()
 

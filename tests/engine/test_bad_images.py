@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_coco import write_tiny
 
+from frcnn.checkpoint.run_state import read_training_state
 from frcnn.data import DatasetError, load_coco
 from frcnn.data.loader import BadImage, allowed_bad_images
 from frcnn.engine import train as train_module
 from frcnn.engine.bad_images import BadImages
-from frcnn.engine.checkpoint import read_training_state
 from frcnn.engine.evaluate import evaluate
 from frcnn.engine.interrupt import Interrupted
 from frcnn.zoo.build import build

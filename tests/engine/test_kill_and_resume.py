@@ -12,9 +12,9 @@ from functools import partial
 import pytest
 import torch
 
+from frcnn.checkpoint.load import CheckpointError
+from frcnn.checkpoint.run_state import checksum, read_training_state
 from frcnn.engine import train as train_module
-from frcnn.engine.checkpoint import checksum, read_training_state
-from frcnn.zoo.checkpoint import CheckpointError
 
 train = partial(train_module.train, device="cpu", workers=0)
 OF_THE_MACHINE = {"time", "data_time", "memory"}

@@ -6,7 +6,7 @@ import torch
 import frcnn
 from frcnn.engine import train as train_module
 from frcnn.engine.train import train
-from frcnn.precision import resolve_device
+from frcnn.inference.hardware import resolve_device
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_options_out_of_their_range(recipe, tiny, tmp_path, monkeypatch, option,
 
 
 def test_bfloat16_is_refused_where_it_would_be_slow(recipe, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("frcnn.precision.cpu_computes", lambda precision: False)
+    monkeypatch.setattr("frcnn.inference.hardware.cpu_computes", lambda precision: False)
     with pytest.raises(ValueError, match=r'has no bfloat16 arithmetic .*use precision="float32"'):
         train(recipe, *tiny, work_dir=tmp_path / "run", device="cpu", precision="bfloat16")
 

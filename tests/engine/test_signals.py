@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import Run
 
-from frcnn.engine.checkpoint import read_training_state
+from frcnn.checkpoint.run_state import read_training_state
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 

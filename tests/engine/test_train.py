@@ -13,15 +13,16 @@ import torch
 from tiny_coco import read_content, write_content
 
 import frcnn
+from frcnn.checkpoint.load import CheckpointError
+from frcnn.checkpoint.run_state import read_training_state
 from frcnn.data import DatasetError
 from frcnn.detector import FasterRCNN
 from frcnn.engine import log
 from frcnn.engine import train as train_module
-from frcnn.engine.checkpoint import model_from_checkpoint, read_training_state
 from frcnn.engine.interrupt import Interrupted
 from frcnn.engine.not_finite import NonFiniteLoss
-from frcnn.precision import cpu_computes
-from frcnn.zoo.checkpoint import CheckpointError
+from frcnn.inference.hardware import cpu_computes
+from frcnn.zoo.build import load
 
 train = partial(train_module.train, device="cpu")  # exactness is promised on the CPU
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox")
@@ -82,7 +83,7 @@ def test_training_writes_checkpoints_logs_and_metrics(recipe, tiny, tmp_path):
             assert {"lr", "bbox_mAP", "bbox_mAP_50"} < line.keys()
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
-    model = model_from_checkpoint(result.best)
+    model = load(result.best)
     assert model.class_names == ("bar", "square") and model.config.num_classes == 2
     assert len(model.predict(tiny[1] / "0.png")) >= 0
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import frcnn_ops
 from frcnn_ops import reference
 
-DATA = Path(__file__).parents[1] / "data" / "nms.npz"
+DATA = Path(__file__).parent / "cases" / "nms.npz"
 NAN, INF = math.nan, math.inf
 
 

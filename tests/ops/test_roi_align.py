@@ -15,7 +15,7 @@ import frcnn_ops
 from frcnn_ops import reference
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT / "tests" / "data" / "roi_align.npz"
+DATA = ROOT / "tests" / "ops" / "cases" / "roi_align.npz"
 SHARED = ROOT.parent / "shared" / "reference" / "ops.npz"
 NAN, INF = math.nan, math.inf
 

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 
 import frcnn
+from frcnn.checkpoint.download import sha256_prefix
 from frcnn.config import Recipe
 from frcnn.zoo import BACKBONE_WEIGHTS
 from frcnn.zoo.coco import COCO_CATEGORY_IDS, COCO_CLASSES
 from frcnn.zoo.table import models, table
-from frcnn.zoo.weights import sha256_prefix
 
 # name without prefix and suffix: depth, groups, style, epochs, decays, loss, Mem, fps, AP, sha256 prefix
 PUBLISHED = {

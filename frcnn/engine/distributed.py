@@ -1,0 +1,106 @@
+"""The processes of a training or evaluation run: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+
+from frcnn.inference.hardware import resolve_device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is.
+
+    Whatever waits for the others says for what, and raises TimeoutError where they do not answer within the
+    group's time limit, ConnectionError where one has ended.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @staticmethod
+    def current() -> Processes:
+        if distributed.is_available() and distributed.is_initialized():
+            return Processes(distributed.get_rank(), distributed.get_world_size())
+        return Processes()
+
+    def gather(self, value: Any, what: str) -> list[Any]:
+        """Every process's value, in every process; `what` it is, for messages."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        with self.waiting(what):
+            distributed.all_gather_object(values, value)
+        return values
+
+    def highest(self, values: Sequence[int], device: torch.device, what: str) -> list[int]:
+        """Of each value the largest of every process's, in every process."""
+        if self.count == 1:
+            return list(values)
+        with self.waiting(what):
+            highest = torch.tensor(values, device=device)
+            distributed.all_reduce(highest, distributed.ReduceOp.MAX)
+            return highest.tolist()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Around work that other processes take part in: their absence becomes one plain error."""
+        try:
+            yield
+        except RuntimeError as error:
+            # gloo's errors have no type of their own
+            text = str(error)
+            if self.count == 1 or not (isinstance(error, distributed.DistError) or "gloo" in text):
+                raise
+            this = f"process {self.rank} of {self.count}"
+            if "timed out" in text.lower() or "timeout" in text.lower():
+                raise TimeoutError(
+                    f"{this} waited in vain for {what}: another process hangs, or needs longer than "
+                    "timeout=SECONDS allows"
+                ) from None
+            reason = text.splitlines()[0]
+            raise ConnectionError(
+                f"{this} cannot get {what}: another process has ended, and says why ({reason})"
+            ) from None
+
+
+@contextmanager
+def started_processes(device: str | None, timeout: float = 600.0) -> Iterator[tuple[Processes, torch.device]]:
+    """Join the group that torchrun's environment describes, if any; yields this process and its device.
+
+    `device` None takes CUDA where there is one. Under torchrun each process takes the GPU of its local rank.
+    `timeout`: seconds after which a process that waits for another one gives up.
+
+    Raises ValueError where the device is not there.
+    """
+    chosen = resolve_device(device)
+    if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:
+        chosen = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(chosen)
+    if "RANK" not in os.environ or distributed.is_initialized():
+        yield Processes.current(), chosen
+        return
+    expected = Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    with expected.waiting("the other processes to start"):
+        distributed.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
+        )
+    try:
+        yield Processes.current(), chosen
+    finally:
+        # what it may complain of is that the others are gone, which has been said by then
+        with contextlib.suppress(RuntimeError):
+            distributed.destroy_process_group()

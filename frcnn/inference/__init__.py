@@ -1,0 +1,1 @@
+"""The fast form of the detector, and the stream of images through either form."""
