@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco, running
 from frcnn.engine.distributed import Processes
+from frcnn.engine.options import check_workers
 from frcnn.files import check_writable, replace_text
 from frcnn.structures import Detections
 
@@ -112,8 +113,7 @@ def check_options(batch_size: int, workers: int, output: str | Path | None) -> N
     """What `evaluate` checks before work; makes the folder of `output`. Raises ValueError, OSError."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
-    if workers < 0:
-        raise ValueError(f"workers={workers}: it is a whole number, 0 or more")
+    check_workers(workers)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         check_writable(output)

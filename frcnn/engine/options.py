@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from frcnn.inference.hardware import check_precision, resolve_device
+from frcnn.inference.hardware import available_cpus, check_precision, resolve_device
 
 
 def check_options(
@@ -23,7 +23,7 @@ def check_options(
     for name, value in at_least_one.items():
         if value is not None:
             _check_whole(name, value, 1)
-    _check_whole("workers", workers, 0)
+    check_workers(workers)
     _check_whole("seed", seed, 0, 2**63 - 1)
     if not 0 <= max_bad_images <= 1:
         raise ValueError(f"max_bad_images={max_bad_images}: it is a share of the training images, 0 to 1")
@@ -37,6 +37,11 @@ def check_options(
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f'precision={precision!r}: training computes in "float32" or "bfloat16"')
     check_precision(precision, resolve_device(device))
+
+
+def check_workers(workers: int) -> None:
+    """Raise ValueError for fewer worker processes than none, or more than this machine could bear."""
+    _check_whole("workers", workers, 0, max(64, 4 * available_cpus()))
 
 
 def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
