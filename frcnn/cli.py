@@ -390,9 +390,8 @@ def _named_recipe(arguments: Sequence[str]) -> Recipe | None:
 
 def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     """A checkpoint that training wrote, or a recipe with weights."""
-    from frcnn.checkpoint.run_state import load
     from frcnn.inference.hardware import resolve_device
-    from frcnn.zoo.build import build
+    from frcnn.zoo.build import build, load
 
     chosen = resolve_device(device)
     path = Path(model)
