@@ -21,22 +21,24 @@ from torch import Tensor, nn
 from frcnn.backbone import ResNet
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
-from frcnn.inference.stream import batches_by_key, in_order
-from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, normalise, pad, prepare
+from frcnn.inference.stream import Predictor
+from frcnn.preprocess import normalise, pad, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
 from frcnn.structures import Batch, Detections
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
-    from frcnn.inference.fast_detector import FastDetector
+    from frcnn.inference.fast_detector import FastDetector, Mode
+    from frcnn.inference.hardware import Precision
 
 
-class FasterRCNN(nn.Module):
+class FasterRCNN(nn.Module, Predictor):
     """A detector built from a recipe's model and data configuration.
 
     In training mode `model(batch)` returns the four losses; in evaluation mode it returns one Detections per
-    image, in pixels of the network's input. `predict` goes from images to detections in one call.
+    image, in pixels of the network's input. `predict` and `stream` (of `frcnn.inference.stream.Predictor`) go
+    from images to detections.
     """
 
     def __init__(self, config: ModelConfig, data: DataConfig | None = None, class_names: Sequence[str] = ()):
@@ -112,14 +114,9 @@ class FasterRCNN(nn.Module):
         proposals, scores = self.rpn_head.propose(*self.rpn_head(features), sizes)
         return features, proposals, scores > -torch.inf
 
-    def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
-        """Detections of each image, their boxes divided by the image's (x, y) scale."""
-        factors = torch.tensor(scales, dtype=torch.float32, device=batch.images.device)
-        *fields, counts = self.detect_padded(batch.images, self._sizes(batch), factors)
-        return [
-            Detections(*(field[index, :count] for field in fields), self.class_names)
-            for index, count in enumerate(counts.tolist())
-        ]
+    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with evaluating(self):
+            return self.detect_padded(images, sizes, scales)
 
     def _normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
         """What `preprocess.normalise` and `pad` do, to the bit."""
@@ -130,74 +127,24 @@ class FasterRCNN(nn.Module):
         images *= (rows[:, :, None] & columns[:, None, :])[..., None]
         return images.permute(0, 3, 1, 2)
 
-    @torch.no_grad()
-    def predict(
-        self,
-        images: Image | Sequence[Image],
-        size: tuple[int, int] | None = None,
-        batch_size: int = 1,
-        rgb: bool = False,
-    ) -> Detections | list[Detections]:
-        """Detect objects in one image or several, in evaluation mode; threads may do so at the same time.
-
-        images: a path, an array or tensor, a Pillow image, or a list of these. Arrays are BGR, as cv2.imread
-            gives them; `frcnn.preprocess.as_bgr` says which shapes and types they may have.
-        size: (long side, short side) that images are resized to fit, by default the recipe's.
-        batch_size: images that go through the network together, if they pad to the same shape: an image's
-            neighbours do not change its result.
-        rgb: arrays and tensors are RGB instead.
-        Returns one Detections for one image and a list for a list, boxes in pixels of the originals.
-        Raises ImageError or TypeError, naming it, for an image that cannot be used.
-        """
-        check_size(size)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        with evaluating(self):
-            if is_one_image(images):
-                return self._detect_prepared([prepare(images, self.data, size, rgb)])[0]
-            batches = batches_by_key(
-                self._prepared(images, size, rgb),
-                lambda item: item.padded_size,
-                batch_size,
-                patience=8 * batch_size,
-            )
-            return list(in_order(map(self._detect_batch, batches)))
-
-    def optimize(self, precision: str = "float32", mode: str = "eager", **options) -> FastDetector:
+    def optimize(self, precision: Precision = "float32", mode: Mode = "eager") -> FastDetector:
         """A separate, frozen detector for fast inference; see `FastDetector`."""
         from frcnn.inference.fast_detector import FastDetector
 
-        return FastDetector(self, precision, mode, **options)
+        return FastDetector(self, precision, mode)
 
     def preprocess(
         self, images: Sequence[np.ndarray], size: tuple[int, int]
     ) -> tuple[Batch, list[tuple[float, float]]]:
         """Images -> the network's input on its device, and each image's (x, y) scale."""
-        return self._collate([prepare(image, self.data, size) for image in images])
+        prepared = [prepare(image, self.data, size) for image in images]
+        pixels = pad([normalise(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
+        batch = Batch(pixels, tuple(item.size for item in prepared)).to(self.device)
+        return batch, [item.scale for item in prepared]
 
     def fingerprint(self) -> str:
         """Equal for models of equal weights and configuration, on any device."""
         return fingerprint(self, self.config, self.data, self.class_names)
-
-    def _prepared(
-        self, images: Sequence[Image], size: tuple[int, int] | None, rgb: bool
-    ) -> Iterator[Prepared]:
-        for index, image in enumerate(images):
-            with naming(index):
-                item = prepare(image, self.data, size, rgb)
-            yield item
-
-    def _collate(self, prepared: Sequence[Prepared]) -> tuple[Batch, list[tuple[float, float]]]:
-        images = pad([normalise(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
-        batch = Batch(images, tuple(item.size for item in prepared)).to(self.device)
-        return batch, [item.scale for item in prepared]
-
-    def _detect_prepared(self, prepared: Sequence[Prepared]) -> list[Detections]:
-        return self.detect(*self._collate(prepared))
-
-    def _detect_batch(self, batch: list[tuple[int, Prepared]]) -> list[tuple[int, Detections]]:
-        positions, prepared = zip(*batch, strict=True)
-        return list(zip(positions, self._detect_prepared(prepared), strict=True))
 
     def _sizes(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.sizes, dtype=torch.float32).to(batch.images.device, non_blocking=True)

@@ -239,8 +239,8 @@ def image_suffixes() -> frozenset[str]:
 class Prepared(NamedTuple):
     """An image on its way to the network."""
 
-    pixels: np.ndarray | Tensor
-    """HWC uint8 BGR, resized unless the device does that."""
+    pixels: np.ndarray
+    """HWC uint8 BGR, resized."""
     size: tuple[int, int]
     """(height, width) after resizing."""
     padded_size: tuple[int, int]

@@ -291,7 +291,8 @@ def test_train_checks_its_options(naming, options, data, tmp_path, no_work, caps
     [
         ("--batch-size 0: it is a whole number, 1 or more", {"--batch-size": 0}),
         ("--batch-size -3: it is", {"--batch-size": -3}),
-        ("--workers -1: it is", {"--workers": -1}),
+        ("--threads 0: it is", {"--threads": 0}),
+        ("tf32 is a format of NVIDIA GPUs", {"--precision": "tf32"}),
         ("is a folder", {"--output": "{tmp}"}),
         ("annotations.json", {"--output": "{annotations}/out.json"}),
         ("{tmp}/no.json: no such", {"--annotations": "{tmp}/no.json"}),
@@ -301,7 +302,7 @@ def test_train_checks_its_options(naming, options, data, tmp_path, no_work, caps
 )
 def test_eval_checks_its_options(message, options, data, tmp_path, no_work, capsys):
     annotations, images = data
-    given = {"--annotations": annotations, "--images": images, **options}
+    given = {"--annotations": annotations, "--images": images, "--device": "cpu", **options}
     words = [
         str(word).format(tmp=tmp_path, annotations=annotations) for pair in given.items() for word in pair
     ]
@@ -316,6 +317,7 @@ def test_eval_checks_its_options(message, options, data, tmp_path, no_work, caps
         ("device 'gpu'", ["{images}", "--device", "gpu"]),
         ("device 'cuda:99'", ["{images}", "--device", "cuda:99"]),
         ("checkpoint", ["{images}", "--weights", "coco"]),
+        ("tf32 is a format of NVIDIA GPUs", ["{images}", "--precision", "tf32", "--device", "cpu"]),
     ],
 )
 def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work, capsys):
@@ -331,6 +333,7 @@ def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work
         ("min-score", ["--min-score", "7"]),
         ("min-score", ["--min-score", "nan"]),
         ("size", ["--size", "0", "0"]),
+        ("batch-size", ["--batch-size", "0"]),
         ("size", ["--size", "640", "-480"]),
     ],
 )

@@ -1,16 +1,14 @@
 """Detection data sets in COCO format: reading, checking, augmenting, batching."""
 
 from frcnn.data.coco import CocoDataset, DatasetError, load_coco
-from frcnn.data.loader import EvaluationImages, TrainingImages, evaluation_loader, running, training_loader
+from frcnn.data.loader import TrainingImages, running, training_loader
 from frcnn.data.sampler import TrainingBatches
 
 __all__ = [
     "CocoDataset",
     "DatasetError",
-    "EvaluationImages",
     "TrainingBatches",
     "TrainingImages",
-    "evaluation_loader",
     "load_coco",
     "running",
     "training_loader",

@@ -70,11 +70,6 @@ class CocoDataset:
         objects = self.trainable[rows] & ~self.crowd[rows]
         return _corners(self.xywh[rows][objects]), self.labels[rows][objects]
 
-    def ignored_boxes_of(self, index: int) -> np.ndarray:
-        """Crowd regions float32 [I, 4] of one image."""
-        rows = slice(self.box_offsets[index], self.box_offsets[index + 1])
-        return _corners(self.xywh[rows][self.trainable[rows] & self.crowd[rows]])
-
     def box_counts(self) -> np.ndarray:
         """Boxes to train on per image, crowd regions left out, int64 [I]."""
         before = np.concatenate([[0], np.cumsum(self.trainable & ~self.crowd)])

@@ -1,4 +1,4 @@
-"""From a data set to batches, in worker processes.
+"""From a data set to batches for training, in worker processes.
 
 What a batch holds does not depend on the workers: the augmentation of an image is seeded by
 (seed, epoch, image), never by who computes it or when, and the image that takes the place of a bad one is the
@@ -23,7 +23,7 @@ from frcnn.config import DataConfig
 from frcnn.data.augment import augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
-from frcnn.preprocess import ImageError, normalise, pad, read_image, resize
+from frcnn.preprocess import ImageError, pad, read_image
 from frcnn.structures import Batch
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -47,14 +47,6 @@ class TrainingSample(NamedTuple):
     bad: tuple[BadImage, ...]
 
 
-class EvaluationSample(NamedTuple):
-    """image [3, H, W] and its (x, y) scale."""
-
-    image: Tensor
-    scale: tuple[float, float]
-    index: int
-
-
 class _Failure(NamedTuple):
     """An error in a worker, as text: an exception would arrive with the worker's traceback in its message."""
 
@@ -66,52 +58,47 @@ def allowed_bad_images(images: int, share: float) -> int:
     return max(1, int(images * share)) if share else 0
 
 
-class _Images(Dataset):
-    """Images of a data set. What goes wrong in a worker, bad images aside, comes back as a `_Failure`."""
+def read_annotated(dataset: CocoDataset, index: int) -> np.ndarray:
+    """An image of the data set, HWC uint8 BGR. Raises ImageError, also for another size than the annotation
+    file says, and OSError."""
+    image = read_image(dataset.image_path(index))
+    expected = (int(dataset.heights[index]), int(dataset.widths[index]))
+    if image.shape[:2] != expected:
+        raise ImageError(
+            f"{dataset.image_path(index)} is {image.shape[1]}x{image.shape[0]} pixels (width x "
+            f"height, upright) but {dataset.annotation_file} says {expected[1]}x{expected[0]}: its "
+            "boxes would not fit; correct the file"
+        )
+    return image
 
-    def __init__(self, dataset: CocoDataset, data: DataConfig):
+
+def bad_image(dataset: CocoDataset, index: int, error: Exception) -> BadImage:
+    path, reason = str(dataset.image_path(index)), str(error)
+    return BadImage(index, reason if path in reason else f"{path}: {reason}")
+
+
+class TrainingImages(Dataset):
+    """Augmented images with their boxes, by SampleKey.
+
+    The next image of the data set takes the place of one that cannot be used. Where more than `allowed` in a
+    row cannot be, which is where training stops, a blank image without boxes does. What else goes wrong in a
+    worker comes back as a `_Failure`.
+    """
+
+    def __init__(self, dataset: CocoDataset, data: DataConfig, seed: int, allowed: int):
         self.dataset = dataset
         self.data = data
+        self.seed = seed
+        self.allowed = allowed
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: SampleKey) -> TrainingSample | _Failure:
         try:
             return self._sample(key)
         except Exception as error:
             if get_worker_info() is None:
                 raise
-            path = self.dataset.image_path(getattr(key, "index", key))
+            path = self.dataset.image_path(key.index)
             return _Failure(f"{path}: {type(error).__name__}: {error} (workers=0 shows where)")
-
-    def _sample(self, key: Any) -> Any:
-        raise NotImplementedError
-
-    def _read(self, index: int) -> np.ndarray:
-        image = read_image(self.dataset.image_path(index))
-        expected = (int(self.dataset.heights[index]), int(self.dataset.widths[index]))
-        if image.shape[:2] != expected:
-            raise ImageError(
-                f"{self.dataset.image_path(index)} is {image.shape[1]}x{image.shape[0]} pixels (width x "
-                f"height, upright) but {self.dataset.annotation_file} says {expected[1]}x{expected[0]}: its "
-                "boxes would not fit; correct the file"
-            )
-        return image
-
-    def _bad(self, index: int, error: Exception) -> BadImage:
-        path, reason = str(self.dataset.image_path(index)), str(error)
-        return BadImage(index, reason if path in reason else f"{path}: {reason}")
-
-
-class TrainingImages(_Images):
-    """Augmented images with their boxes, by SampleKey.
-
-    The next image of the data set takes the place of one that cannot be used. Where more than `allowed` in a
-    row cannot be, which is where training stops, a blank image without boxes does.
-    """
-
-    def __init__(self, dataset: CocoDataset, data: DataConfig, seed: int, allowed: int):
-        super().__init__(dataset, data)
-        self.seed = seed
-        self.allowed = allowed
 
     def _sample(self, key: SampleKey) -> TrainingSample:
         bad = []
@@ -120,28 +107,14 @@ class TrainingImages(_Images):
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
             boxes, labels = self.dataset.boxes_of(index)
             try:
-                image = augment(self._read(index), boxes, labels, self.data, rng)
+                image = augment(read_annotated(self.dataset, index), boxes, labels, self.data, rng)
             except (ImageError, OSError) as error:
-                bad.append(self._bad(index, error))
+                bad.append(bad_image(self.dataset, index, error))
             else:
                 return TrainingSample(*image, index, tuple(bad))
         side = min(self.data.size)
         blank = torch.zeros(3, side, side), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         return TrainingSample(*blank, key.index, tuple(bad))
-
-
-class EvaluationImages(_Images):
-    """Images as the recipe's test size has them, by index; a `BadImage` for one that cannot be used."""
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def _sample(self, index: int) -> EvaluationSample | BadImage:
-        try:
-            resized, scale = resize(self._read(index), self.data.size)
-        except (ImageError, OSError) as error:
-            return self._bad(index, error)
-        return EvaluationSample(normalise(resized, self.data), scale, index)
 
 
 def training_loader(
@@ -159,27 +132,6 @@ def training_loader(
         TrainingImages(dataset, data, batches.seed, allowed),
         batch_sampler=batches,
         collate_fn=_TrainingCollate(data.pad_divisor),
-        **_worker_options(workers, pin_memory),
-    )
-
-
-def evaluation_loader(
-    dataset: CocoDataset,
-    data: DataConfig,
-    indices: list[int],
-    batch_size: int,
-    workers: int,
-    pin_memory: bool = False,
-) -> DataLoader:
-    """To be iterated by `running`: (Batch, (x, y) scales, indices, bad images), over these images in order.
-
-    The batch has the good images only, and is None where there is none.
-    """
-    return DataLoader(
-        EvaluationImages(dataset, data),
-        sampler=indices,
-        batch_size=batch_size,
-        collate_fn=_EvaluationCollate(data.pad_divisor),
         **_worker_options(workers, pin_memory),
     )
 
@@ -243,30 +195,9 @@ class _TrainingCollate:
             if isinstance(sample, _Failure):
                 return sample
         images, boxes, labels, indices, bad = zip(*samples, strict=True)
-        batch = Batch(pad(images, self.divisor), _sizes(images), boxes, labels)
+        sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+        batch = Batch(pad(images, self.divisor), sizes, boxes, labels)
         return batch, indices, [image for several in bad for image in several]
-
-
-class _EvaluationCollate:
-    def __init__(self, divisor: int):
-        self.divisor = divisor
-
-    def __call__(
-        self, samples: list[EvaluationSample | BadImage | _Failure]
-    ) -> tuple[Batch | None, list[tuple[float, float]], list[int], list[BadImage]] | _Failure:
-        for sample in samples:
-            if isinstance(sample, _Failure):
-                return sample
-        bad = [sample for sample in samples if isinstance(sample, BadImage)]
-        good = [sample for sample in samples if isinstance(sample, EvaluationSample)]
-        if not good:
-            return None, [], [], bad
-        images, scales, indices = zip(*good, strict=True)
-        return Batch(pad(images, self.divisor), _sizes(images)), list(scales), list(indices), bad
-
-
-def _sizes(images: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
-    return tuple((image.shape[1], image.shape[2]) for image in images)
 
 
 def _worker_options(workers: int, pin_memory: bool) -> dict:

@@ -15,17 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from frcnn.detector import FasterRCNN
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
-from frcnn.inference.stream import prepared_ahead
-from frcnn.preprocess import ImageError, check_size, image_suffixes, read_image
+from frcnn.inference.stream import Predictor
+from frcnn.preprocess import ImageError, Prepared, check_size, image_suffixes, prepare, read_image
 from frcnn.structures import Detections
 
 DRAWN_AS_THEY_ARE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -38,7 +38,15 @@ NOT_READ = frozenset(
 """Suffixes of images that no decoder here reads."""
 
 AHEAD = 4
-"""Images read before the model takes them, and drawn after it, that may wait in memory."""
+"""Images that may wait in memory to be drawn."""
+
+
+class _Image(NamedTuple):
+    """An image, where its drawing goes, and its pixels (HWC uint8 BGR), or why it cannot be used."""
+
+    path: Path
+    target: Path
+    content: np.ndarray | str
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class DetectResult:
     drawings: the annotated images. boxes: how many detections are listed.
     failed: image -> why it could not be used.
     not_read: suffix -> how many files in the folders are images of formats that are not supported.
-    resumed: images that the earlier run had done. seconds_per_image: of the others.
+    resumed: images that the earlier run had done. seconds_per_image: of the others, from file to file.
     """
 
     detections: Path
@@ -72,17 +80,19 @@ class DetectResult:
 
 
 def detect(
-    model: FasterRCNN,
+    model: Predictor,
     paths: Sequence[str | Path],
     output: str | Path,
     *,
     min_score: float = 0.3,
     size: tuple[int, int] | None = None,
+    batch_size: int = 1,
     draw: bool = True,
     resume: bool = False,
 ) -> DetectResult:
     """Detect objects in image files and folders, the output folder left out where it lies in one of these.
 
+    `model` is a FasterRCNN, or what its `optimize` returns; `batch_size` is as in its `stream`.
     `output` receives detections.json, a list with an entry {"image", "width", "height", "detections"} per
     image, where boxes are x1, y1, x2, y2 in its pixels and only scores of at least `min_score` are listed;
     and, with `draw`, the annotated images, whose path below `output` is the entry's "drawing". The entries
@@ -97,7 +107,7 @@ def detect(
     for paths without images; OSError where something cannot be written (what is done stays); and
     `frcnn.engine.interrupt.Interrupted`.
     """
-    check_options(min_score, size)
+    check_options(min_score, size, batch_size)
     output = Path(output)
     found = find_images(paths, output)
     settings = {
@@ -121,41 +131,47 @@ def detect(
         raise ValueError(f"output {output} is a file: name a folder")
     output.mkdir(parents=True, exist_ok=True)
 
+    def read(item: tuple[Path, Path]) -> tuple[Prepared | None, _Image]:
+        path, target = item
+        try:
+            pixels = read_image(path)
+            return prepare(pixels, model.data, size), _Image(path, target, pixels)
+        except (ImageError, OSError) as error:
+            reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+            return None, _Image(path, target, reason)
+
     resumed = len(found.images) - len(todo)
     failed: dict[str, str] = {}
-    seconds = 0.0
-    # One thread reads ahead and one draws, so that the model waits for neither.
-    ahead = prepared_ahead([path for path, _ in todo], _read, threads=1, ahead=AHEAD)
-    with lines, StopRequest("this image") as stop, ThreadPoolExecutor(1) as artist, closing(ahead):
+    started = time.perf_counter()
+    # Threads read ahead and one draws, so that the model waits for neither.
+    stream = model.results(todo, read, batch_size)
+    with lines, StopRequest("this image") as stop, ThreadPoolExecutor(1) as artist, closing(stream):
         drawings: deque[Future[None]] = deque()
-        progress = tqdm(todo, desc="detecting", unit="img", disable=None)
-        for done, ((path, target), image) in enumerate(zip(progress, ahead, strict=True), resumed):
-            if stop.requested:
+        results = tqdm(stream, total=len(todo), desc="detecting", unit="img", disable=None)
+        for done, (image, detections) in enumerate(results, resumed + 1):
+            if detections is None:
+                failed[str(image.path)] = image.content
+                lines.add({"image": str(image.path), "error": image.content})
+            else:
+                listed = detections.above(min_score).to("cpu")
+                height, width = image.content.shape[:2]
+                entry = {"image": str(image.path), "width": width, "height": height}
+                entry["detections"] = listed.to_json()
+                # The line goes first: an image whose line is there, but not its drawing, is done again.
+                lines.add({**entry, "drawing": str(image.target)} if draw else entry)
+                if draw:
+                    drawing = output / image.target
+                    drawings.append(artist.submit(_draw, drawing, listed, image.content, min_score))
+                while len(drawings) > AHEAD:
+                    drawings.popleft().result()
+            if stop.requested and done < len(found.images):
                 raise Interrupted(
                     f"stopped after {done} of {len(found.images)} images; their results are in {lines.path}",
                     stop.number,
                 )
-            try:
-                if isinstance(image, Exception):
-                    raise image
-                started = time.perf_counter()
-                detections = model.predict(image, size).above(min_score).to("cpu")
-                seconds += time.perf_counter() - started
-            except (ImageError, OSError) as error:
-                reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-                failed[str(path)] = reason
-                lines.add({"image": str(path), "error": reason})
-                continue
-            height, width = image.shape[:2]
-            entry = {"image": str(path), "width": width, "height": height, "detections": detections.to_json()}
-            # The line goes first: an image whose line is there, but not its drawing, is done again.
-            lines.add({**entry, "drawing": str(target)} if draw else entry)
-            if draw:
-                drawings.append(artist.submit(_draw, output / target, detections, image, min_score))
-            while len(drawings) > AHEAD:
-                drawings.popleft().result()
-        for drawing in drawings:
-            drawing.result()
+        for drawn in drawings:
+            drawn.result()
+    seconds = time.perf_counter() - started
     entries = list(lines.entries.values())
     replace_text(listing, json.dumps(entries, indent=1) + "\n")
     return DetectResult(
@@ -166,15 +182,17 @@ def detect(
         failed,
         dict(found.not_read),
         resumed,
-        seconds / max(1, len(todo) - len(failed)),
+        seconds / max(1, len(todo)),
     )
 
 
-def check_options(min_score: float, size: tuple[int, int] | None) -> None:
-    """Raises ValueError for a min_score outside 0 to 1 and for sides that are not positive."""
+def check_options(min_score: float, size: tuple[int, int] | None, batch_size: int) -> None:
+    """Raises ValueError for a min_score outside 0 to 1, and for sides or a batch_size not positive."""
     if not 0 <= min_score <= 1:
         raise ValueError(f"min_score must be within 0 to 1, got {min_score}")
     check_size(size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -> FoundImages:
@@ -261,13 +279,6 @@ def _refuse_to_overwrite(targets: Iterable[Path], images: Sequence[Path]) -> Non
             f"{first}, {what},{more} would be overwritten: choose an output folder that is new, such as "
             f"{first.parent / 'detections'}"
         )
-
-
-def _read(path: Path) -> np.ndarray | Exception:
-    try:
-        return read_image(path)
-    except (ImageError, OSError) as error:
-        return error
 
 
 def _draw(path: Path, found: Detections, image: np.ndarray, min_score: float) -> None:

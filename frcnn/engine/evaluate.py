@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import nn
 from tqdm import tqdm
 
-from frcnn.data import CocoDataset, DatasetError, evaluation_loader, load_coco, running
+from frcnn.data import CocoDataset, DatasetError, load_coco
+from frcnn.data.loader import BadImage, bad_image, read_annotated
 from frcnn.engine.distributed import Processes
-from frcnn.engine.options import check_workers
+from frcnn.engine.options import check_parallel
 from frcnn.files import check_writable, replace_text
+from frcnn.inference.stream import Predictor
+from frcnn.preprocess import ImageError, Prepared, prepare
 from frcnn.structures import Detections
 
 STATISTICS = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_mAP_s", "bbox_mAP_m", "bbox_mAP_l")
@@ -61,37 +62,38 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: Predictor,
     annotations: str | Path | CocoDataset,
     images: str | Path | None = None,
     *,
     batch_size: int = 1,
-    workers: int = 2,
+    threads: int | None = None,
     output: str | Path | None = None,
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Detect on every picture of a COCO data set and score the detections.
+    """Detect on every image of a COCO data set and score the detections.
 
-    `model` is a FasterRCNN, or what its `optimize` returns. The model's classes must be the data set's, by
+    `model` is a FasterRCNN, or what its `optimize` returns; images go through it as in its `stream`, with
+    `batch_size` and `threads` as there. The model's classes must be the data set's, by
     name (by number where the model has no names). `output` takes the detections as a COCO results file, with
     the data set's own image and category ids. The annotation file is scored as pycocotools reads it: crowd
     regions absorb detections, and objects too small to train on still count. Under torchrun every process
     detects a share and all get the same result. An image that cannot be used is named in the result.
-    `stop` is asked before every batch: where it says yes in one process, all of them raise KeyboardInterrupt.
+    `stop` is asked after every image: where it says yes in one process, all of them raise KeyboardInterrupt.
 
     Raises DatasetError on an unusable data set, other classes than the model's, or if no image can be used;
-    ValueError on `batch_size` or `workers` out of range, OSError where `output` cannot be written, before any
+    ValueError on `batch_size` or `threads` out of range, OSError where `output` cannot be written, before any
     work.
     """
-    check_options(batch_size, workers, output)
+    check_options(batch_size, threads, output)
     dataset = annotations if isinstance(annotations, CocoDataset) else load_coco(annotations, images)
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
     share = list(range(processes.rank, len(dataset), processes.count))
     stop = stop or (lambda: False)
     progress = progress and processes.first
-    part = _detect(model, dataset, category_ids, share, batch_size, workers, progress, stop)
+    part = _detect(model, dataset, category_ids, share, batch_size, threads, progress, stop)
     results: list[dict] = []
     failed: dict[str, str] = {}
     for found, unusable, complete in processes.gather(part, "the detections of the other processes"):
@@ -109,17 +111,18 @@ def evaluate(
     return replace(score(dataset, results), failed=failed)
 
 
-def check_options(batch_size: int, workers: int, output: str | Path | None) -> None:
+def check_options(batch_size: int, threads: int | None, output: str | Path | None) -> None:
     """What `evaluate` checks before work; makes the folder of `output`. Raises ValueError, OSError."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
-    check_workers(workers)
+    if threads is not None:
+        check_parallel("threads", threads, 1)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         check_writable(output)
 
 
-def match_classes(model: nn.Module, dataset: CocoDataset) -> tuple[int, ...]:
+def match_classes(model: Predictor, dataset: CocoDataset) -> tuple[int, ...]:
     """The data set's category id of every label of the model."""
     names = tuple(model.class_names)
     if not names:
@@ -145,52 +148,42 @@ def _names(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
 
-@torch.inference_mode()
 def _detect(
-    model: nn.Module,
+    model: Predictor,
     dataset: CocoDataset,
     category_ids: tuple[int, ...],
     indices: list[int],
     batch_size: int,
-    workers: int,
+    threads: int | None,
     progress: bool,
     stop: Callable[[], bool],
 ) -> tuple[list[dict], dict[str, str], bool]:
     """Detections in COCO's results form, why which image could not be used, whether `stop` let it finish."""
-    device = model.device if hasattr(model, "device") else next(model.parameters()).device
-    loader = evaluation_loader(
-        dataset, model.data, indices, batch_size, workers, pin_memory=device.type == "cuda"
-    )
-    training = getattr(model, "training", False)  # a FastDetector has no modes
-    if training:
-        model.eval()
+
+    def read(index: int) -> tuple[Prepared | None, int | BadImage]:
+        try:
+            return prepare(read_annotated(dataset, index), model.data), index
+        except (ImageError, OSError) as error:
+            return None, bad_image(dataset, index, error)
+
     results: list[dict] = []
     failed: dict[str, str] = {}
-    started = time.perf_counter()
-    try:
-        with (
-            tqdm(
-                total=len(indices),
-                desc="evaluating",
-                unit="img",
-                leave=False,
-                disable=None if progress else True,
-            ) as bar,
-            running(loader) as batches,
-        ):
-            for batch, scales, batch_indices, bad in batches:
-                if stop():
-                    return results, failed, False
-                failed |= {str(dataset.image_path(image.index)): image.reason for image in bad}
-                if batch is not None:
-                    detections = model.detect(batch.to(device, non_blocking=True), scales)
-                    for index, found in zip(batch_indices, detections, strict=True):
-                        results += _coco_results(int(dataset.image_ids[index]), found, category_ids)
-                bar.update(len(batch_indices) + len(bad))
-                bar.set_postfix_str(f"{bar.n / (time.perf_counter() - started):.1f} img/s", refresh=False)
-    finally:
-        if training:
-            model.train()
+    bar = tqdm(
+        total=len(indices),
+        desc="evaluating",
+        unit="img",
+        leave=False,
+        disable=None if progress else True,
+    )
+    with bar, closing(model.results(indices, read, batch_size, threads)) as stream:
+        for image, found in stream:
+            if isinstance(image, BadImage):
+                failed[str(dataset.image_path(image.index))] = image.reason
+            else:
+                results += _coco_results(int(dataset.image_ids[image]), found, category_ids)
+            bar.update()
+            if stop():
+                return results, failed, False
     return results, failed, True
 
 

@@ -23,7 +23,7 @@ def check_options(
     for name, value in at_least_one.items():
         if value is not None:
             _check_whole(name, value, 1)
-    check_workers(workers)
+    check_parallel("workers", workers, 0)
     _check_whole("seed", seed, 0, 2**63 - 1)
     if not 0 <= max_bad_images <= 1:
         raise ValueError(f"max_bad_images={max_bad_images}: it is a share of the training images, 0 to 1")
@@ -39,9 +39,9 @@ def check_options(
     check_precision(precision, resolve_device(device))
 
 
-def check_workers(workers: int) -> None:
-    """Raise ValueError for fewer worker processes than none, or more than this machine could bear."""
-    _check_whole("workers", workers, 0, max(64, 4 * available_cpus()))
+def check_parallel(name: str, count: int, least: int) -> None:
+    """Raise ValueError for fewer processes or threads than `least`, or more than this machine could bear."""
+    _check_whole(name, count, least, max(64, 4 * available_cpus()))
 
 
 def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:

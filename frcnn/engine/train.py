@@ -368,7 +368,6 @@ class _Run:
                 self.model,
                 self.validation,
                 batch_size=self.recipe.schedule.images_per_process,
-                workers=self.workers,
                 stop=lambda: stop.requested,
             )
         except KeyboardInterrupt:

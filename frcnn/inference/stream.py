@@ -1,22 +1,198 @@
-"""Work on many images at once: prepared ahead by threads, in bounded memory, and batched by shape.
+"""From images to detections: read ahead by threads, batched by padded shape, handed out in order.
 
-An item that fails raises in its turn: whatever was made of the items before it is delivered first.
+The plain model and the fast detector, evaluation and `frcnn detect` all run this. Memory is bounded, whatever
+the number of images. An item that fails raises in its turn: whatever was made of the items before it is
+delivered first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from frcnn.config import DataConfig
+from frcnn.inference.hardware import available_cpus
+from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
+from frcnn.structures import Batch, Detections
+
 Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
+Result = TypeVar("Result")
+Extra = TypeVar("Extra")
+
+
+class Predictor:
+    """What detects in images, in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone."""
+
+    data: DataConfig
+    class_names: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        raise NotImplementedError
+
+    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `FasterRCNN.detect_padded`, in evaluation mode."""
+        raise NotImplementedError
+
+    def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
+        """Detections of each image, their boxes divided by the image's (x, y) scale."""
+        return self._launch(batch.images, batch.sizes, scales)()
+
+    def predict(
+        self,
+        images: Image | Iterable[Image],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
+    ) -> Detections | list[Detections]:
+        """Detect objects in one image or several, in evaluation mode; threads may do so at the same time.
+
+        An image's detections do not depend on the images beside it, as only images that pad to the same shape
+        share a batch. On a CPU images go through the network one by one, which is as fast, so `batch_size`
+        has no effect and the result is the same to the bit however an image is passed (for one number of
+        torch's threads). On a GPU, where libraries may choose other algorithms for another number of images,
+        results of other batch sizes, and of the last, smaller batch, are the same up to rounding.
+
+        images: a path, an array or tensor, a Pillow image, or any number of these. Arrays are BGR, as
+            cv2.imread gives them; `frcnn.preprocess.as_bgr` says which shapes and types they may have.
+        size: (long side, short side) that images are resized to fit, by default the recipe's.
+        batch_size: images that go through a GPU's network together.
+        rgb: arrays and tensors are RGB instead.
+        Returns one Detections for one image and a list for several, boxes in pixels of the originals.
+        Raises ImageError or TypeError, naming it, for an image that cannot be used.
+        """
+        if is_one_image(images):
+            check_size(size)
+            return self._launch_prepared([prepare(images, self.data, size, rgb)])()[0]
+        return list(self.stream(images, size, batch_size, rgb=rgb))
+
+    def stream(
+        self,
+        images: Iterable[Image],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        threads: int | None = None,
+        rgb: bool = False,
+    ) -> Iterator[Detections]:
+        """`predict` for any number of images, yielding in their order while later ones are still read.
+
+        Threads decode and resize ahead, and a GPU is given the next batch before the last one's result is
+        awaited. An image that cannot be used raises as in `predict`, after the results of all images before
+        it; a new stream can go on behind it.
+        threads: for decoding; by default one on a CPU device, whose cores the network needs, else up to 8.
+        """
+        check_size(size)
+
+        def read(item: tuple[int, Image]) -> tuple[Prepared, None]:
+            with naming(item[0]):
+                return prepare(item[1], self.data, size, rgb), None
+
+        return _detections_of(self.results(enumerate(images), read, batch_size, threads))
+
+    def results(
+        self,
+        items: Iterable[Item],
+        read: Callable[[Item], tuple[Prepared | None, Extra]],
+        batch_size: int = 1,
+        threads: int | None = None,
+    ) -> Iterator[tuple[Extra, Detections | None]]:
+        """The stream under `stream`, for items that are more than an image.
+
+        read: called in a thread; returns the image and whatever is wanted beside its detections. In place of
+        an image that cannot be used it may return None, whose detections are None.
+        Raises ValueError for options that cannot be; while it is iterated, what `read` raises.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            batch_size = 1  # nothing is gained by more, and so results do not depend on it
+        if threads is None:
+            threads = 1 if on_cpu else min(8, available_cpus())
+        ready = prepared_ahead(items, read, threads, ahead=2 * max(threads, batch_size))
+        return batched(ready, self._launch_prepared, batch_size, overlap=not on_cpu)
+
+    def _launch_prepared(self, batch: Sequence[Prepared]) -> Callable[[], list[Detections]]:
+        """Give images of one padded shape to the device."""
+        shape = (len(batch), *batch[0].padded_size, 3)
+        pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        for target, item in zip(pixels, batch, strict=True):
+            rows, columns = item.size
+            target[:rows, :columns] = torch.from_numpy(item.pixels)
+        return self._launch(pixels, [item.size for item in batch], [item.scale for item in batch])
+
+    @torch.no_grad()
+    def _launch(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], scales: Sequence[tuple[float, float]]
+    ) -> Callable[[], list[Detections]]:
+        """Give a batch to the device, on a GPU without waiting for it; what is returned waits."""
+        on_gpu = self.device.type == "cuda"
+        geometry = torch.tensor([*sizes, *scales], dtype=torch.float32)
+        geometry = geometry.pin_memory() if on_gpu else geometry
+        images, geometry = (tensor.to(self.device, non_blocking=True) for tensor in (images, geometry))
+        *fields, counts = self._run(images, *geometry.split(len(images)))
+        ready = None
+        if on_gpu:
+            # copied now, so that reading them later does not wait for the batches launched in between
+            on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+            counts = on_host.copy_(counts, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+
+        def finish() -> list[Detections]:
+            if ready is not None:
+                ready.synchronize()
+            return [
+                Detections(*(field[index, :count] for field in fields), self.class_names)
+                for index, count in enumerate(counts.tolist())
+            ]
+
+        return finish
+
+
+def _detections_of(results: Iterator[tuple[None, Detections | None]]) -> Iterator[Detections]:
+    with closing(results):
+        for _, found in results:
+            yield found
+
+
+def batched(
+    ready: Iterator[tuple[Prepared | None, Extra]],
+    launch: Callable[[Sequence[Prepared]], Callable[[], list[Detections]]],
+    batch_size: int,
+    overlap: bool,
+) -> Iterator[tuple[Extra, Detections | None]]:
+    """Launch images in batches of one padded shape; what came with each, and its detections, in order.
+
+    overlap: launch a batch before the result of the last one is awaited.
+    """
+
+    def launched(batch: list[tuple[int, tuple[Prepared | None, Extra]]]) -> Callable[[], list]:
+        images = [image for _, (image, _) in batch]
+        finish = (lambda: images) if images[0] is None else launch(images)
+        return lambda: [
+            (position, (extra, found)) for (position, (_, extra)), found in zip(batch, finish(), strict=True)
+        ]
+
+    def shape(item: tuple[Prepared | None, Extra]) -> tuple[int, int] | None:
+        return None if item[0] is None else item[0].padded_size
+
+    with closing(ready):  # its threads, also when the stream ends early
+        calls = map(launched, batches_by_key(ready, shape, batch_size, patience=4 * batch_size))
+        yield from in_order(one_behind(calls) if overlap else (call() for call in calls))
 
 
 def prepared_ahead(
-    items: Iterable[Item], prepare: Callable[[Item], Prepared], threads: int, ahead: int
-) -> Iterator[Prepared]:
+    items: Iterable[Item], prepare: Callable[[Item], Result], threads: int, ahead: int
+) -> Iterator[Result]:
     """`prepare` of each item, in order, computed by threads for at most `ahead` items not yet taken.
 
     An exception of `prepare`, or of `items`, is raised where its result would have been. The threads end with
@@ -24,16 +200,16 @@ def prepared_ahead(
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
 
-        def submitted() -> Iterator[Future[Prepared]]:
+        def submitted() -> Iterator[Future[Result]]:
             try:
                 for item in items:
                     yield pool.submit(prepare, item)
             except Exception as error:
-                failed: Future[Prepared] = Future()
+                failed: Future[Result] = Future()
                 failed.set_exception(error)
                 yield failed
 
-        waiting: deque[Future[Prepared]] = deque()
+        waiting: deque[Future[Result]] = deque()
         try:
             for future in submitted():
                 waiting.append(future)
@@ -74,7 +250,7 @@ def batches_by_key(
         raise failure
 
 
-def one_behind(launched: Iterable[Callable[[], Prepared]]) -> Iterator[Prepared]:
+def one_behind(launched: Iterable[Callable[[], Result]]) -> Iterator[Result]:
     """The results of calls, each made once the next one is at hand, so that a device is never idle meanwhile.
 
     An exception of `launched` is raised after the call before it was made.

@@ -249,7 +249,7 @@ def test_a_legal_annotation_has_its_stated_meaning(folder, valid, write, changes
     dataset = load_coco(write(spoiled(valid, "annotations", 1, changes)), folder / "images")
     learned, ignored, counted = meaning
     assert dataset.box_counts().sum() == learned
-    assert sum(len(dataset.ignored_boxes_of(index)) for index in range(len(dataset))) == ignored
+    assert (dataset.trainable & dataset.crowd).sum() == ignored
     assert [reason in line for line in dataset.report.lines()] == ([True] if reason else [])
     assert dataset.boxes.sum() < 1e6  # the training fingerprint's sum stays a number
     # every box that training learns is found: the recall is whole unless evaluation counts another
@@ -274,9 +274,9 @@ def perfect(dataset):
 def test_a_crowd_region_is_a_crowd_in_training_and_in_evaluation(folder, valid, write):
     # "0" was a crowd in training and none in evaluation; what counts as a crowd now absorbs detections
     dataset = load_coco(write(spoiled(valid, "annotations", 0, {"iscrowd": True})), folder / "images")
-    (x1, y1, x2, y2) = dataset.ignored_boxes_of(0)[0].tolist()
+    (region,) = dataset.xywh[dataset.crowd].tolist()
     stray = {"image_id": 100, "category_id": valid["annotations"][0]["category_id"], "score": 0.99}
-    inside = {**stray, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+    inside = {**stray, "bbox": region}
     assert score(dataset, [inside, *perfect(dataset)]).metrics["bbox_mAP"] == pytest.approx(1.0)
     outside = {**stray, "bbox": [0, 0, 2, 2]}
     assert score(dataset, [outside, *perfect(dataset)]).metrics["bbox_mAP"] < 0.99

@@ -47,13 +47,13 @@ def test_annotations_may_come_in_any_order(tiny):
         assert sorted(first.boxes_of(index)[0].tolist()) == sorted(second.boxes_of(index)[0].tolist())
 
 
-def test_crowd_regions_are_kept_apart(tiny):
+def test_crowd_regions_are_not_trained_on(tiny):
     def edit(content):
         content["annotations"][0]["iscrowd"] = 1
 
     dataset = load_coco(edited(tiny, edit), tiny[1])
     assert len(dataset.boxes_of(0)[0]) == 1
-    assert len(dataset.ignored_boxes_of(0)) == 1
+    assert dataset.crowd.tolist().count(True) == 1 and len(dataset.boxes) == 12
     assert dataset.box_counts().tolist() == [1, 2, 2, 2, 2, 2]
 
 

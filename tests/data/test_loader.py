@@ -11,7 +11,6 @@ from frcnn.config import DataConfig
 from frcnn.data import (
     DatasetError,
     TrainingBatches,
-    evaluation_loader,
     load_coco,
     running,
     training_loader,
@@ -63,18 +62,6 @@ def test_batches_are_padded_to_the_divisor_with_zeros(dataset):
             assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
 
 
-def test_evaluation_keeps_the_order_and_tells_the_scale(dataset):
-    seen = []
-    with running(evaluation_loader(dataset, DATA, [4, 0, 3], batch_size=2, workers=0)) as batches:
-        for batch, scales, indices, bad in batches:
-            assert not bad
-            for (height, width), (scale_x, scale_y), index in zip(batch.sizes, scales, indices, strict=True):
-                size = round(dataset.widths[index] * scale_x), round(dataset.heights[index] * scale_y)
-                assert size == (width, height)
-                seen.append(index)
-    assert seen == [4, 0, 3]
-
-
 @pytest.fixture
 def damaged(tmp_path):
     """Six images: 0 of another size than annotated, 1 no image, 3 gone."""
@@ -112,15 +99,6 @@ def test_past_the_limit_a_blank_image_lets_training_stop(damaged):
     blank = [i for i, boxes in enumerate(batch.boxes) if len(boxes) == 0]
     assert len(blank) == 1 and batch.images[blank[0]].abs().sum() == 0
     assert {image.index for image in bad} == {0, 1, 3}
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_names_bad_images_beside_the_good_ones(damaged, workers):
-    loader = evaluation_loader(damaged, DATA, [0, 1, 2, 3, 4, 5], 2, workers)
-    with running(loader) as loaded:
-        found = [(indices, [image.index for image in bad], batch) for batch, _, indices, bad in loaded]
-    assert [(indices, bad) for indices, bad, _ in found] == [([], [0, 1]), ([2], [3]), ([4, 5], [])]
-    assert found[0][2] is None and len(found[1][2].images) == 1
 
 
 def test_another_error_in_a_worker_is_one_message(dataset, monkeypatch):

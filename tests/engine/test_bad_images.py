@@ -119,13 +119,13 @@ def test_only_the_first_few_are_named(tiny):
 def test_evaluation_counts_the_objects_of_a_bad_image_as_missed(recipe, damaged):
     *data, bad = damaged
     model = build(recipe, class_names=("bar", "square"))
-    result = evaluate(model, *data, workers=2)
+    result = evaluate(model, *data, threads=2)
     assert list(result.failed) == [str(bad)] and str(bad) in result.failed[str(bad)]
     assert f"1 images could not be used; their objects count as missed:\n  {bad}" in result.table()
     for image in data[1].iterdir():
         image.write_bytes(b"")
     with pytest.raises(DatasetError, match="none of the 6 images of"):
-        evaluate(model, *data, workers=0)
+        evaluate(model, *data)
 
 
 def test_bad_validation_images_are_said_in_training(recipe, damaged, tiny, tmp_path, capsys):

@@ -6,7 +6,6 @@ import os
 import signal
 import struct
 import zlib
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,16 +14,18 @@ import pytest
 import torch
 
 from frcnn import cli
+from frcnn.config import DataConfig
 from frcnn.engine.detect import detect, find_images
 from frcnn.engine.interrupt import Interrupted
-from frcnn.preprocess import resize
-from frcnn.structures import Detections
+from frcnn.inference.stream import Predictor
 
 
-class Model:
+class Model(Predictor):
     """Finds a box, a quarter of the image, and a faint one; calls `before` with each image's number."""
 
-    data = SimpleNamespace(size=(1333, 800))
+    data = DataConfig(size=(1333, 800))
+    class_names = ("a", "b")
+    device = torch.device("cpu")
 
     def __init__(self, weights="weights", before=lambda number: None):
         self.weights, self.before, self.seen = weights, before, 0
@@ -32,13 +33,15 @@ class Model:
     def fingerprint(self):
         return self.weights
 
-    def predict(self, image, size=None):
+    def optimize(self, precision):
+        return self
+
+    def _run(self, images, sizes, scales):
         self.before(self.seen)
         self.seen += 1
-        resize(image, size or self.data.size)
-        height, width = image.shape[:2]
-        boxes = torch.tensor([[0.0, 0.0, width / 2, height / 2], [1.0, 1.0, 2.0, 2.0]])
-        return Detections(boxes, torch.tensor([0.9, 0.1]), torch.tensor([1, 0]), ("a", "b"))
+        width, height = (sizes.flip(1) / scales)[0].round().tolist()
+        boxes = torch.tensor([[[0.0, 0.0, width / 2, height / 2], [1.0, 1.0, 2.0, 2.0]]])
+        return boxes, torch.tensor([[0.9, 0.1]]), torch.tensor([[1, 0]]), torch.tensor([2])
 
 
 @pytest.fixture
@@ -221,6 +224,7 @@ def test_nothing_to_detect_in_is_an_error(folder, tmp_path):
         ({"min_score": 7}, "min_score must be within 0 to 1, got 7"),
         ({"min_score": -0.1}, "min_score"),
         ({"min_score": float("nan")}, "min_score"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"size": (0, 800)}, "size must be two positive integers"),
         ({"size": (1333.5, 800)}, "size must be two positive integers"),
     ],

@@ -7,28 +7,29 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny_coco import read_content, write_content
-from torch import nn
 
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.data import DatasetError, load_coco
 from frcnn.engine.evaluate import evaluate
+from frcnn.inference.stream import Predictor
 from frcnn.structures import Detections
+from frcnn.zoo.build import build
 
 
-class Oracle(nn.Module):
-    """Answers with given detections, picture by picture in the data set's order."""
+class Oracle(Predictor):
+    """Answers with given detections, image by image in the data set's order."""
+
+    data = DataConfig(size=(96, 96))
 
     def __init__(self, answers, class_names=("bar", "square"), num_classes=2):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
         self.config = ModelConfig(num_classes=num_classes)
-        self.data = DataConfig(size=(96, 96))
         self.class_names = class_names
         self.answers = iter(answers)
 
-    def detect(self, batch, scales):
-        assert not self.training
-        return [next(self.answers) for _ in batch.sizes]
+    def results(self, items, read, batch_size=1, threads=None):
+        for item in items:
+            image, extra = read(item)
+            yield extra, image and next(self.answers)
 
 
 def truth_of(annotations, images, order=(0, 1)):
@@ -47,7 +48,7 @@ def nothing(count):
 
 
 def test_perfect_detections_score_one(tiny):
-    result = evaluate(Oracle(truth_of(*tiny)).train(), *tiny, workers=0, batch_size=4)
+    result = evaluate(Oracle(truth_of(*tiny)), *tiny, batch_size=4)
     assert result.metrics["bbox_mAP"] == pytest.approx(1.0)
     assert result.metrics["bbox_mAP_50"] == pytest.approx(1.0)
     assert result.metrics["bbox_mAP_l"] == -1
@@ -56,21 +57,54 @@ def test_perfect_detections_score_one(tiny):
 
 
 def test_no_detections_score_zero(tiny, tmp_path):
-    result = evaluate(Oracle(nothing(6)), *tiny, workers=0, output=tmp_path / "none.json")
+    result = evaluate(Oracle(nothing(6)), *tiny, output=tmp_path / "none.json")
     assert result.metrics["bbox_mAP"] == 0
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
 
-def test_pictures_without_detections_count(tiny):
+def test_images_without_detections_count(tiny):
     answers = truth_of(*tiny)
-    result = evaluate(Oracle(answers[:3] + nothing(3)), *tiny, workers=0)
+    result = evaluate(Oracle(answers[:3] + nothing(3)), *tiny)
     assert 0.3 < result.metrics["bbox_mAP"] < 0.7
 
 
-def test_the_model_returns_to_its_mode(tiny):
-    model = Oracle(nothing(6)).train()
-    evaluate(model, *tiny, workers=0)
-    assert model.training
+@pytest.fixture
+def model(recipe):
+    torch.manual_seed(0)
+    return build(recipe, class_names=("bar", "square"))
+
+
+def test_both_forms_whatever_the_batch_size_and_the_threads(tiny, model, tmp_path):
+    """And the model returns to its mode."""
+    model.train()
+    score_threshold = model.roi_head.config.score_threshold
+    assert score_threshold < 0.1
+    written = []
+    for detector in (model, model.optimize()):
+        for options in ({}, {"batch_size": 4}, {"threads": 3}):
+            output = tmp_path / f"{len(written)}.json"
+            evaluate(detector, *tiny, output=output, progress=False, **options)
+            written.append(output.read_bytes())
+    assert model.training and len(json.loads(written[0])) > 0
+    assert written[0] == written[1] == written[2] and written[3] == written[4] == written[5]
+
+
+def test_a_stop_is_heard_after_an_image(tiny):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Oracle(nothing(6)), *tiny, stop=stop)
+    assert len(asked) == 3
+
+
+def test_options_are_checked(tiny):
+    for options in ({"batch_size": 0}, {"threads": 0}):
+        with pytest.raises(ValueError, match=r"=0: it is a whole number, 1 "):
+            evaluate(Oracle(nothing(6)), *tiny, **options)
 
 
 def test_results_have_the_ids_of_the_data_set_and_score_alike_in_pycocotools(tiny, tmp_path):
@@ -80,7 +114,7 @@ def test_results_have_the_ids_of_the_data_set_and_score_alike_in_pycocotools(tin
         noise = torch.randn(found.boxes.shape, generator=generator) * 2
         answers.append(Detections(found.boxes + noise, found.scores, found.labels))
     output = tmp_path / "results" / "found.json"
-    result = evaluate(Oracle(answers), *tiny, workers=0, output=output)
+    result = evaluate(Oracle(answers), *tiny, output=output)
 
     content = read_content(tiny[0])
     for number, entry in enumerate(content["annotations"]):
@@ -98,30 +132,30 @@ def test_results_have_the_ids_of_the_data_set_and_score_alike_in_pycocotools(tin
 def test_an_annotation_with_id_zero_counts(tiny):
     # the fixture's ids begin at 0, which COCOeval itself takes for "unmatched"
     assert read_content(tiny[0])["annotations"][0]["id"] == 0
-    result = evaluate(Oracle(truth_of(*tiny)), *tiny, workers=0)
+    result = evaluate(Oracle(truth_of(*tiny)), *tiny)
     assert result.metrics["bbox_AR_100"] == pytest.approx(1.0)
 
 
 def test_classes_are_matched_by_name(tiny):
     model = Oracle(truth_of(*tiny, order=(1, 0)), class_names=("square", "bar"))
-    assert evaluate(model, *tiny, workers=0).metrics["bbox_mAP"] == pytest.approx(1.0)
+    assert evaluate(model, *tiny).metrics["bbox_mAP"] == pytest.approx(1.0)
 
 
 def test_other_classes_are_refused_with_both_lists(tiny):
     with pytest.raises(DatasetError, match=r"only in the model: +ring\n.*only in the data set: +square"):
-        evaluate(Oracle([], class_names=("bar", "ring")), *tiny, workers=0)
+        evaluate(Oracle([], class_names=("bar", "ring")), *tiny)
     with pytest.raises(DatasetError, match=r"80 classes without names.* has 2: bar, square"):
-        evaluate(Oracle([], class_names=(), num_classes=80), *tiny, workers=0)
+        evaluate(Oracle([], class_names=(), num_classes=80), *tiny)
 
 
 def test_a_model_without_names_is_taken_by_number(tiny):
     model = Oracle(truth_of(*tiny), class_names=())
-    assert evaluate(model, *tiny, workers=0).metrics["bbox_mAP"] == pytest.approx(1.0)
+    assert evaluate(model, *tiny).metrics["bbox_mAP"] == pytest.approx(1.0)
 
 
 def test_crowd_regions_absorb_detections(tiny, tmp_path):
     content = read_content(tiny[0])
     content["annotations"][0]["iscrowd"] = 1
     annotations = write_content(tmp_path, content)
-    result = evaluate(Oracle(truth_of(*tiny)), annotations, tiny[1], workers=0)
+    result = evaluate(Oracle(truth_of(*tiny)), annotations, tiny[1])
     assert result.metrics["bbox_mAP"] == pytest.approx(1.0)

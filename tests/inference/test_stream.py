@@ -1,4 +1,4 @@
-"""Many pictures: read ahead, batched by shape, answered in order."""
+"""Many images: read ahead, batched by shape, answered in order."""
 
 import threading
 import time
@@ -12,8 +12,8 @@ from test_cuda_graph import FakeCapture
 from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig, RPNConfig
 from frcnn.detector import FasterRCNN
 from frcnn.inference.cuda_graph import GraphCache
-from frcnn.inference.stream import batches_by_key, in_order, one_behind, prepared_ahead
-from frcnn.preprocess import ImageError
+from frcnn.inference.stream import batched, batches_by_key, in_order, one_behind, prepared_ahead
+from frcnn.preprocess import ImageError, naming, prepare
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(depth=18),
@@ -34,19 +34,24 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def fast():
+def model():
     torch.manual_seed(0)
     model = FasterRCNN(CONFIG, DATA).eval()
     with torch.no_grad():
         model.rpn_head.rpn_cls.weight.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="module")
+def fast(model):
     return model.optimize()
 
 
-def pictures(count):
+def random_images(count):
     """Landscapes, portraits and squares, all different."""
     generator = np.random.default_rng(0)
     shapes = [(64, 96), (96, 64), (64, 64)]
-    return [generator.integers(0, 256, (*shapes[i * i % 3], 3), dtype=np.uint8) for i in range(count)]
+    return [generator.integers(0, 256, (*shapes[i * i % 7 % 3], 3), dtype=np.uint8) for i in range(count)]
 
 
 def same(a, b):
@@ -57,22 +62,75 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_results_come_in_the_order_of_the_pictures(fast, batch_size):
-    images = pictures(8)
+def in_batches(launch, images, batch_size):
+    """The stream as a GPU has it: images that pad to one shape share a batch, and a batch is launched before
+    the last one's result is awaited."""
+
+    def read(item):
+        with naming(item[0]):
+            return prepare(item[1], DATA), item[0]
+
+    ready = prepared_ahead(enumerate(images), read, threads=2, ahead=2 * batch_size)
+    for turn, (index, found) in enumerate(batched(ready, launch, batch_size, overlap=True)):
+        assert index == turn
+        yield found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_results_come_in_the_order_of_the_images(fast, batch_size):
+    images = random_images(8)
     expected = [fast.predict(image) for image in images]
-    found = fast.predict(images, batch_size=batch_size)
+    found = list(in_batches(fast._launch_prepared, images, batch_size))
     assert len(found) == 8 and sum(map(len, expected)) > 0
     assert all(same(one, other) for one, other in zip(found, expected, strict=True))
     assert not same(expected[0], expected[3])
     assert fast.predict([]) == []
 
 
+def identical(one, other):
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
+    )
+
+
+@pytest.mark.parametrize("form", ["plain", "fast"])
+def test_a_result_is_the_same_to_the_bit_whatever_is_beside_it(model, fast, form):
+    """On a CPU: alone, in a list, at another place, among others, with any batch size, as a stream."""
+    detector = {"plain": model, "fast": fast}[form]
+    images = random_images(9)
+    alone = [detector.predict(image) for image in images]
+    assert sum(map(len, alone)) > 0
+    for batch_size in (1, 2, 4, 9):
+        for order in (range(9), range(8, -1, -1), (0, 0, 0, 5, 0)):
+            found = detector.predict([images[index] for index in order], batch_size=batch_size)
+            assert all(identical(one, alone[index]) for one, index in zip(found, order, strict=True))
+    for one, other in zip(detector.stream(iter(images), batch_size=3, threads=4), alone, strict=True):
+        assert identical(one, other)
+
+
+def test_what_cannot_be_used_keeps_its_turn(fast):
+    """`results` hands out what comes with an image, and nothing detected where there is none."""
+    images = dict(zip("abcdefgh", random_images(8), strict=True))
+
+    def read(name):
+        return (None if name in "bch" else prepare(images[name], DATA)), name
+
+    for batch_size in (1, 2, 3):
+        found = dict(fast.results(images, read, batch_size))
+        assert list(found) == list(images)
+        for name, image in images.items():
+            assert found[name] is None if name in "bch" else identical(found[name], fast.predict(image))
+    ready = prepared_ahead(images, read, threads=2, ahead=4)
+    found = list(batched(ready, fast._launch_prepared, batch_size=2, overlap=True))
+    assert [name for name, _ in found] == list(images)
+    assert [name for name, one in found if one is None] == list("bch")
+
+
 def test_a_stream_is_lazy(fast):
     taken = []
 
     def source():
-        for index, image in enumerate(pictures(3) * 10**6):
+        for index, image in enumerate(random_images(3) * 10**6):
             taken.append(index)
             yield image
 
@@ -82,29 +140,33 @@ def test_a_stream_is_lazy(fast):
     assert len(taken) < 50
 
 
-def test_batches_share_a_shape(fast, monkeypatch):
-    shapes = []
-    run = fast._run
-    monkeypatch.setattr(fast, "_run", lambda *inputs: shapes.append(tuple(inputs[0].shape)) or run(*inputs))
-    fast.predict(pictures(8), batch_size=3)
-    assert set(shapes) <= {(n, h, w, 3) for n in (1, 2, 3) for h, w in [(64, 96), (96, 64), (64, 64)]}
-    assert sum(shape[0] for shape in shapes) == 8
-    assert max(shape[0] for shape in shapes) == 3
+def test_batches_share_a_shape():
+    batches = []
+
+    def launch(images):
+        batches.append([image.padded_size for image in images])
+        return lambda: list(images)
+
+    images = random_images(8)
+    found = list(in_batches(launch, images, 3))
+    assert all(np.array_equal(one.pixels, image) for one, image in zip(found, images, strict=True))
+    assert all(len(set(batch)) == 1 for batch in batches) and max(map(len, batches)) == 3
+    assert {batch[0] for batch in batches} == {(64, 96), (96, 64), (64, 64)}
 
 
 def test_graphs_are_replayed_per_shape(fast, monkeypatch):
-    images = pictures(8)
+    images = random_images(8)
     expected = fast.predict(images, batch_size=1)
     capture = FakeCapture()
-    monkeypatch.setattr(fast, "_run", GraphCache(fast._network.detect_padded, 2, capture))
+    monkeypatch.setattr(fast, "_detect_padded", GraphCache(fast._network.detect_padded, 3, capture))
     found = fast.predict(images, batch_size=1)
     assert all(same(one, other) for one, other in zip(found, expected, strict=True))
-    assert capture.replays == 8 and capture.captures <= 3
+    assert capture.replays == 8 and capture.captures == 3
 
 
 def test_an_unreadable_file_is_named(fast, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
-    cv2.imwrite(str(good), pictures(1)[0])
+    cv2.imwrite(str(good), random_images(1)[0])
     bad.write_bytes(b"not an image")
     assert len(fast.predict([good, str(good)])) == 2
     with pytest.raises(ValueError, match=r"images\[1\]: .*bad\.jpg is not an image"):
@@ -162,8 +224,8 @@ def test_in_order():
     assert list(in_order(batches)) == ["a", "b", "c", "d"]
 
 
-def test_pictures_of_other_sizes_give_other_boxes(fast):
-    image = pictures(1)[0]
+def test_images_of_other_sizes_give_other_boxes(fast):
+    image = random_images(1)[0]
     small, large = fast.predict(image, size=(64, 64)), fast.predict(image, size=(192, 128))
     assert not same(small, large)
 
@@ -172,12 +234,12 @@ def test_pictures_of_other_sizes_give_other_boxes(fast):
 @pytest.mark.parametrize("bad", [0, 1, 4, 7])
 def test_a_bad_image_raises_after_the_results_before_it(fast, bad, batch_size):
     """Whatever is still being batched, or computed, then."""
-    images = pictures(10)
+    images = random_images(10)
     expected = [fast.predict(image) for image in images[:bad]]
     images[bad] = np.zeros((4, 4, 2), np.uint8)
     found = []
     with pytest.raises(ImageError, match=rf"images\[{bad}\]: an image array is"):
-        for result in fast.stream(images, batch_size=batch_size, threads=2):
+        for result in in_batches(fast._launch_prepared, images, batch_size):
             found.append(result)
     assert len(found) == bad
     assert all(same(one, other) for one, other in zip(found, expected, strict=True))
@@ -185,7 +247,7 @@ def test_a_bad_image_raises_after_the_results_before_it(fast, bad, batch_size):
 
 def test_an_exception_of_the_source_comes_after_the_results_before_it(fast):
     def source():
-        yield from pictures(5)
+        yield from random_images(5)
         raise LookupError("the camera is gone")
 
     found = []
@@ -199,9 +261,9 @@ def test_an_unexpected_exception_names_the_image(fast, monkeypatch):
     def broken(image, *arguments):
         raise MemoryError
 
-    monkeypatch.setattr("frcnn.inference.fast_detector.prepare", broken)
+    monkeypatch.setattr("frcnn.inference.stream.prepare", broken)
     with pytest.raises(RuntimeError, match=r"images\[0\]: MemoryError"):
-        fast.predict(pictures(2))
+        fast.predict(random_images(2))
 
 
 def prepare_threads():
@@ -209,14 +271,14 @@ def prepare_threads():
 
 
 def test_threads_end_with_the_stream(fast, monkeypatch):
-    stream = fast.stream(pictures(3) * 100, threads=3)
+    stream = fast.stream(random_images(3) * 100, threads=3)
     next(stream)
     assert prepare_threads()
     stream.close()
     assert not prepare_threads()
 
     with pytest.raises(ImageError) as kept:  # with its frames
-        list(fast.stream([*pictures(3), np.zeros(3)], threads=3))
+        list(fast.stream([*random_images(3), np.zeros(3)], threads=3))
     assert not prepare_threads() and kept
 
     def out_of_memory(*inputs):
@@ -224,7 +286,7 @@ def test_threads_end_with_the_stream(fast, monkeypatch):
 
     monkeypatch.setattr(fast, "_run", out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory") as kept:
-        list(fast.stream(pictures(3) * 100, threads=3))
+        list(fast.stream(random_images(3) * 100, threads=3))
     assert not prepare_threads() and kept
 
 
@@ -257,6 +319,6 @@ def test_options_are_checked(fast):
         ({"size": (0, 5)}, "size must be two positive"),
     ):
         with pytest.raises(ValueError, match=message):
-            fast.stream(pictures(1), **options)
+            fast.stream(random_images(1), **options)
     with pytest.raises(ValueError, match="size must be two positive"):
-        fast.predict(pictures(1)[0], size=(96, -64))
+        fast.predict(random_images(1)[0], size=(96, -64))

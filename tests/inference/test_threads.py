@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,18 +82,19 @@ def check(predict, expected, count):
 
 @pytest.mark.stress
 @pytest.mark.parametrize("mode", ["training", "evaluation", "eager", "compiled", "graph", "stream"])
-def test_every_mode(mode, model, stress, record_property):
+def test_every_mode(mode, model, stress, record_property, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     state = copy.deepcopy(model.state_dict())
     expected = [model.predict(image) for image in IMAGES]
     if mode in ("training", "evaluation"):
         predict = model.train(mode == "training").predict
     else:
-        options = {"mode": "compiled" if mode == "compiled" else "eager", "compile_backend": "eager"}
-        fast, alone = FastDetector(model, **options), FastDetector(model, **options)
-        alone._run = alone._network.detect_padded
+        form = "compiled" if mode == "compiled" else "eager"
+        fast, alone = FastDetector(model, mode=form), FastDetector(model, mode=form)
+        alone._detect_padded = alone._network.detect_padded
         expected = [alone.predict(image) for image in IMAGES]
         if mode == "graph":
-            fast._run = GraphCache(fast._network.detect_padded, 2, FakeCapture())
+            fast._detect_padded = GraphCache(fast._network.detect_padded, 2, FakeCapture())
         predict = fast.predict if mode != "stream" else lambda image: next(fast.stream([image]))
     count = 1152 if stress else 96
     check(predict, expected, count)

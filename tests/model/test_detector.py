@@ -169,26 +169,6 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 8])
-def test_neighbours_do_not_change_a_result(batch_size, monkeypatch):
-    """Images that pad to other shapes never share a batch."""
-    model = confident()
-    generator = np.random.default_rng(0)
-    shapes = [(64, 96), (96, 64), (50, 96), (64, 64), (96, 40)] * 2
-    images = [generator.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    alone = [model.predict(image, size=(96, 64)) for image in images]
-    batches = []
-    detect = model.detect
-    monkeypatch.setattr(
-        model, "detect", lambda batch, scales: batches.append(batch.images.shape) or detect(batch, scales)
-    )
-    together = model.predict(images, size=(96, 64), batch_size=batch_size)
-    assert all(same(one, other) for one, other in zip(together, alone, strict=True))
-    assert sum(map(len, alone)) > 0
-    assert max(shape[0] for shape in batches) == min(batch_size, 4)
-    assert {tuple(shape[2:]) for shape in batches} == {(64, 96), (96, 64), (64, 64)}
-
-
 def test_predict_checks_its_options():
     model = confident()
     for options, message in (
