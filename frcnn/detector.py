@@ -11,6 +11,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from frcnn.backbone import ResNet
+from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
 from frcnn.inference.stream import batches_by_key, in_order
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, normalise, pad, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
-from frcnn.structures import Batch, Detections
+from frcnn.structures import Batch, Detections, unpad
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
@@ -91,17 +93,18 @@ class FasterRCNN(nn.Module):
 
     @torch.no_grad()
     def detect_padded(
-        self, images: Tensor, sizes: Tensor, scales: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool = False
+    ) -> tuple[Tensor, ...]:
         """A batch of images -> its padded detections, best first: nothing waits for the device or depends on
         the data, so one call is a CUDA graph and a compiler sees all of it.
 
         images: [B, 3, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, 3] BGR, which is
         normalised here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
         float32 [B, 2], (x, y) factors that boxes are divided by.
-        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B].
+        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B];
+        with details also class probabilities [B, D, C + 1] and box features [B, D, F], float32 (0).
         """
-        return self.roi_head.detect(*self.propose(images, sizes), sizes, scales)
+        return self.roi_head.detect(*self.propose(images, sizes), sizes, scales, details)
 
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -112,14 +115,15 @@ class FasterRCNN(nn.Module):
         proposals, scores = self.rpn_head.propose(*self.rpn_head(features), sizes)
         return features, proposals, scores > -torch.inf
 
-    def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
-        """Detections of each image, their boxes divided by the image's (x, y) scale."""
+    def detect(
+        self, batch: Batch, scales: Sequence[tuple[float, float]], details: bool = False
+    ) -> list[Detections]:
+        """Detections of each image, their boxes divided by the image's (x, y) scale; with details also each
+        one's probabilities and features."""
         factors = torch.tensor(scales, dtype=torch.float32, device=batch.images.device)
-        *fields, counts = self.detect_padded(batch.images, self._sizes(batch), factors)
-        return [
-            Detections(*(field[index, :count] for field in fields), self.class_names)
-            for index, count in enumerate(counts.tolist())
-        ]
+        return unpad(
+            self.class_names, *self.detect_padded(batch.images, self._sizes(batch), factors, details)
+        )
 
     def _normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
         """What `preprocess.normalise` and `pad` do, to the bit."""
@@ -174,6 +178,10 @@ class FasterRCNN(nn.Module):
     ) -> tuple[Batch, list[tuple[float, float]]]:
         """Images -> the network's input on its device, and each image's (x, y) scale."""
         return self._collate([prepare(image, self.data, size) for image in images])
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a .pth or .safetensors file, for `frcnn.load`; see `frcnn.checkpoint.save`."""
+        save_model(self, path)
 
     def fingerprint(self) -> str:
         """Equal for models of equal weights and configuration, on any device."""
