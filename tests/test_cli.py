@@ -15,7 +15,7 @@ from tiny_coco import write_tiny
 
 import frcnn
 from frcnn import cli
-from frcnn.checkpoint.run_state import to_plain
+from frcnn.checkpoint.plain import to_plain
 
 
 def run(*arguments):

@@ -38,7 +38,7 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work began")
 
-    for name in ("frcnn.engine.train.build", "frcnn.zoo.build.build", "frcnn.checkpoint.run_state.load"):
+    for name in ("frcnn.engine.train.build", "frcnn.zoo.build.build", "frcnn.zoo.build.load"):
         monkeypatch.setattr(name, work)
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from frcnn import cli
-from frcnn.engine.detect import detect, find_images
+from frcnn.engine.detect import detect
 from frcnn.engine.interrupt import Interrupted
+from frcnn.inference.sources import find_images
 from frcnn.preprocess import resize
 from frcnn.structures import Detections
 
