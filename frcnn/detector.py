@@ -31,7 +31,8 @@ from frcnn.structures import Batch, Detections, unpad
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
-    from frcnn.inference.fast_detector import FastDetector
+    from frcnn.inference.fast_detector import FastDetector, Mode
+    from frcnn.inference.hardware import Precision
 
 
 class FasterRCNN(nn.Module):
@@ -40,6 +41,9 @@ class FasterRCNN(nn.Module):
     In training mode `model(batch)` returns the four losses; in evaluation mode it returns one Detections per
     image, in pixels of the network's input. `predict` goes from images to detections in one call.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ModelConfig, data: DataConfig | None = None, class_names: Sequence[str] = ()):
         super().__init__()
@@ -112,7 +116,8 @@ class FasterRCNN(nn.Module):
         if images.dtype == torch.uint8:
             images = self._normalise(images, sizes)
         features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
-        proposals, scores = self.rpn_head.propose(*self.rpn_head(features), sizes)
+        logits, deltas = self.rpn_head(features)
+        proposals, scores = self.rpn_head.propose(logits, deltas, sizes)
         return features, proposals, scores > -torch.inf
 
     def detect(
@@ -167,7 +172,7 @@ class FasterRCNN(nn.Module):
             )
             return list(in_order(map(self._detect_batch, batches)))
 
-    def optimize(self, precision: str = "float32", mode: str = "eager", **options) -> FastDetector:
+    def optimize(self, precision: Precision = "float32", mode: Mode = "eager", **options) -> FastDetector:
         """A separate, frozen detector for fast inference; see `FastDetector`."""
         from frcnn.inference.fast_detector import FastDetector
 

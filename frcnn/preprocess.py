@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,9 +30,13 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from PIL.Image import Transpose
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from frcnn.config import DataConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Image = str | Path | np.ndarray | Tensor | PIL.Image.Image
 """One image, as `predict` takes it; `as_bgr` says which arrays, tensors and files."""
@@ -117,7 +121,7 @@ def _read_url(address: str) -> np.ndarray:
 
 def _decode(file: BinaryIO) -> np.ndarray:
     try:
-        image = PIL.Image.open(file, formats=FORMATS)
+        image: PIL.Image.Image = PIL.Image.open(file, formats=FORMATS)
     except PIL.UnidentifiedImageError:
         empty = file.seek(0, os.SEEK_END) == 0
         reason = "the file is empty" if empty else f"supported are {', '.join(FORMATS)}"
@@ -135,8 +139,8 @@ def _decode(file: BinaryIO) -> np.ndarray:
     image.load()
     exif = PIL.Image.Exif()
     with contextlib.suppress(Exception):  # damaged EXIF data harm no pixel
-        exif.load(image.info.get("exif"))
-    if (turn := UPRIGHT.get(exif.get(ORIENTATION_TAG))) is not None:
+        exif.load(image.info.get("exif", b""))
+    if (turn := UPRIGHT.get(exif.get(ORIENTATION_TAG, 1))) is not None:
         image = image.transpose(turn)
     return _pixels(image, bits)
 
@@ -152,7 +156,7 @@ def _check_end_of_codestream(file: BinaryIO) -> None:
 
 def _bits(image: PIL.Image.Image) -> int:
     """Bits per channel of an image that is opened but not loaded yet, where they are more than 8."""
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return max(8, *image.tag_v2.get(258, (8,)))  # BitsPerSample
     if image.mode.startswith("I"):
         return 16
@@ -286,7 +290,7 @@ def prepare(
     return Prepared(pixels, pixels.shape[:2], padded(pixels.shape[:2], data.pad_divisor), scale)
 
 
-def is_one_image(images: Image | Iterable[Image]) -> bool:
+def is_one_image(images: Image | Iterable[Image]) -> TypeIs[Image]:
     """Whether `images` is one image rather than several."""
     return isinstance(images, (str, Path, np.ndarray, Tensor, PIL.Image.Image))
 

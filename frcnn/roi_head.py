@@ -27,16 +27,15 @@ class BBoxHead(nn.Module):
         super().__init__()
         self.logits = num_classes + 1
         pooled = channels * config.pool_size**2
-        self.shared_fcs = nn.ModuleList(
-            [Linear(pooled, config.fc_channels), Linear(config.fc_channels, config.fc_channels)]
-        )
+        shared = [Linear(pooled, config.fc_channels), Linear(config.fc_channels, config.fc_channels)]
+        self.shared_fcs = nn.ModuleList(shared)
         self.fc_cls = Linear(config.fc_channels, self.logits)
         self.fc_reg = Linear(config.fc_channels, 4 if config.class_agnostic else 4 * num_classes)
-        for layer in self.shared_fcs:
+        for layer in shared:
             nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.normal_(self.fc_reg.weight, std=0.001)
-        for layer in (*self.shared_fcs, self.fc_cls, self.fc_reg):
+        for layer in (*shared, self.fc_cls, self.fc_reg):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,7 +57,8 @@ def read_training_state(path: Path) -> dict[str, Any]:
 def random_state() -> dict[str, Any]:
     """The state of every random generator of this process, as plain values and tensors."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = legacy
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

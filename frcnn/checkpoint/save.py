@@ -118,7 +118,7 @@ def checksum(content: Any) -> str:
 def _update(digest: hashlib._Hash, value: Any) -> None:
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     elif isinstance(value, Mapping):
         digest.update(f"mapping {len(value)}".encode())
         for key, item in value.items():

@@ -105,6 +105,7 @@ def fetch(address: str, most: int, seconds: float) -> bytes:
     """
     with _Watchdog(time.monotonic() + seconds) as watchdog:
         response = watchdog.guard(lambda: _open(address, 0, watchdog))
+        assert response is not None  # which answers a request for the end of a file
         with response:
             total = response.length
             if total is not None and total > most:
