@@ -78,7 +78,7 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
     proposals, scores = model.rpn_head.propose(*model.rpn_head(features), sizes)
     present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
-    classes, deltas = head(features, present)
+    classes, deltas, _ = head(features, present)
     _standardise(head.bbox_head.fc_reg, deltas, DETECTION_SHIFT)
     classes = _standardise(head.bbox_head.fc_cls, classes, CLASS_SPREAD)
 

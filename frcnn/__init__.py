@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from frcnn.engine.not_finite import NonFiniteLoss
     from frcnn.engine.train import train
     from frcnn.preprocess import ImageError
-    from frcnn.structures import Batch, Detections
+    from frcnn.structures import Batch, Detection, Detections
     from frcnn.zoo.build import build, load
     from frcnn.zoo.recipes import UnknownRecipe, list_recipes, recipe
 
@@ -27,6 +27,7 @@ _HOMES = {
     "Batch": "frcnn.structures",
     "CheckpointError": "frcnn.checkpoint.load",
     "DatasetError": "frcnn.data.coco",
+    "Detection": "frcnn.structures",
     "Detections": "frcnn.structures",
     "DownloadError": "frcnn.checkpoint.download",
     "FasterRCNN": "frcnn.detector",
@@ -48,6 +49,7 @@ __all__ = [
     "Batch",
     "CheckpointError",
     "DatasetError",
+    "Detection",
     "Detections",
     "DownloadError",
     "FasterRCNN",

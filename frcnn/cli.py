@@ -106,8 +106,9 @@ def detect(
         no_draw: Write the JSON files only, no annotated images.
         resume: Go on with an earlier run into the same output; what it has done is skipped.
     """
-    from frcnn.engine.detect import check_options, detect, in_words
+    from frcnn.engine.detect import check_options, detect
     from frcnn.engine.interrupt import Interrupted
+    from frcnn.inference.sources import in_words
 
     if not paths:
         raise UsageError("name at least one image or folder")
@@ -398,7 +399,7 @@ def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     if path.suffix in CHECKPOINTS:
         if weights is not None:
             raise UsageError(f"{model} is a checkpoint: weights= goes with a recipe's name as the model")
-        return load(path, chosen)
+        return load(path, device=chosen)
     if path.is_dir():
         raise UsageError(f"{model} is a folder: name a checkpoint in it, such as {path / 'best.pth'}")
     return build(model, weights=weights or "coco", device=chosen)

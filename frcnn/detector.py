@@ -11,6 +11,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from frcnn.backbone import ResNet
+from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
 from frcnn.inference.stream import Predictor
@@ -40,6 +42,9 @@ class FasterRCNN(nn.Module, Predictor):
     image, in pixels of the network's input. `predict` and `stream` (of `frcnn.inference.stream.Predictor`) go
     from images to detections.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ModelConfig, data: DataConfig | None = None, class_names: Sequence[str] = ()):
         super().__init__()
@@ -93,17 +98,18 @@ class FasterRCNN(nn.Module, Predictor):
 
     @torch.no_grad()
     def detect_padded(
-        self, images: Tensor, sizes: Tensor, scales: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool = False
+    ) -> tuple[Tensor, ...]:
         """A batch of images -> its padded detections, best first: nothing waits for the device or depends on
         the data, so one call is a CUDA graph and a compiler sees all of it.
 
         images: [B, 3, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, 3] BGR, which is
         normalised here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
         float32 [B, 2], (x, y) factors that boxes are divided by.
-        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B].
+        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B];
+        with details also class probabilities [B, D, C + 1] and box features [B, D, F], float32 (0).
         """
-        return self.roi_head.detect(*self.propose(images, sizes), sizes, scales)
+        return self.roi_head.detect(*self.propose(images, sizes), sizes, scales, details)
 
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -111,12 +117,13 @@ class FasterRCNN(nn.Module, Predictor):
         if images.dtype == torch.uint8:
             images = self._normalise(images, sizes)
         features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
-        proposals, scores = self.rpn_head.propose(*self.rpn_head(features), sizes)
+        logits, deltas = self.rpn_head(features)
+        proposals, scores = self.rpn_head.propose(logits, deltas, sizes)
         return features, proposals, scores > -torch.inf
 
-    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
         with evaluating(self):
-            return self.detect_padded(images, sizes, scales)
+            return self.detect_padded(images, sizes, scales, details)
 
     def _normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
         """What `preprocess.normalise` and `pad` do, to the bit."""
@@ -141,6 +148,10 @@ class FasterRCNN(nn.Module, Predictor):
         pixels = pad([normalise(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
         batch = Batch(pixels, tuple(item.size for item in prepared)).to(self.device)
         return batch, [item.scale for item in prepared]
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a .pth or .safetensors file, for `frcnn.load`; see `frcnn.checkpoint.save`."""
+        save_model(self, path)
 
     def fingerprint(self) -> str:
         """Equal for models of equal weights and configuration, on any device."""

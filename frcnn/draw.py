@@ -29,15 +29,15 @@ def draw_boxes(
         if not np.isfinite(box).all():
             continue
         x1, y1, x2, y2 = (int(v) for v in np.clip(np.round(box), -32768, 32767))
-        colour = class_colour(label)
-        cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, thickness)
+        color = class_color(label)
+        cv2.rectangle(drawn, (x1, y1), (x2, y2), color, thickness)
         if caption:
-            _caption(drawn, caption, x1, y1, y2, colour, font_scale, thickness)
+            _caption(drawn, caption, x1, y1, y2, color, font_scale, thickness)
     return drawn
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """A vivid BGR colour; labels near each other get hues far apart."""
+def class_color(label: int) -> tuple[int, int, int]:
+    """A vivid BGR color; labels near each other get hues far apart."""
     hue = (0.58 + label * GOLDEN_RATIO) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if label % 2 == 0 else 0.6, 0.95)
     return round(255 * blue), round(255 * green), round(255 * red)
@@ -49,7 +49,7 @@ def _caption(
     x: int,
     top: int,
     bottom: int,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     scale: float,
     thickness: int,
 ) -> None:
@@ -63,7 +63,7 @@ def _caption(
     if y < 0:
         y = top if bottom - top > 3 * bar_height or bottom + bar_height > height else bottom
     y = min(max(y, 0), max(height - bar_height, 0))
-    cv2.rectangle(image, (x, y), (x + text_width + 4, y + bar_height), colour, cv2.FILLED)
-    brightness = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2]
+    cv2.rectangle(image, (x, y), (x + text_width + 4, y + bar_height), color, cv2.FILLED)
+    brightness = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
     ink = (0, 0, 0) if brightness > 140 else (255, 255, 255)
     cv2.putText(image, text, (x + 2, y + text_height + 1), FONT, scale, ink, weight, cv2.LINE_AA)

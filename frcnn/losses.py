@@ -5,11 +5,13 @@ Shape shorthand: R slots (sampled anchors or proposals), C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 import frcnn_ops
-from frcnn.config import RoIHeadConfig
+from frcnn.config import BoxLoss, RoIHeadConfig
 
 
 def objectness_loss(logits: Tensor, positive: Tensor, used: Tensor, average_factor: Tensor) -> Tensor:
@@ -45,11 +47,12 @@ def box_loss(deltas: Tensor, boxes: Tensor, targets: Tensor, weight: Tensor, con
     """The summed box loss of the recipe: L1 on deltas, or an IoU loss on the boxes that they decode to."""
     if config.box_loss == "l1":
         return delta_loss(deltas, boxes, targets, config.stds, weight)
-    loss = {
+    losses: dict[BoxLoss, Callable[..., Tensor]] = {
         "iou": frcnn_ops.iou_loss,
         "giou": frcnn_ops.giou_loss,
         "diou": frcnn_ops.diou_loss,
         "ciou": frcnn_ops.ciou_loss,
         "bounded_iou": frcnn_ops.bounded_iou_loss,
-    }[config.box_loss]
+    }
+    loss = losses[config.box_loss]
     return loss(deltas, targets, weight=weight, boxes=boxes, stds=config.stds, reduction="sum")

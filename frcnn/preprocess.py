@@ -1,4 +1,4 @@
-"""From an image to the network's input: read, resize, normalise, pad.
+"""From an image to the network's input: read, resize, normalize, pad.
 
 Every step reproduces MMDetection's pixel for pixel: decoding (BGR, EXIF orientation applied), cv2 bilinear
 resize that keeps the aspect, (pixel - mean) / std in float32, zero padding right and below.
@@ -17,11 +17,12 @@ and Pillow's images:
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,9 +30,13 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from PIL.Image import Transpose
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from frcnn.config import DataConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Image = str | Path | np.ndarray | Tensor | PIL.Image.Image
 """One image, as `predict` takes it; `as_bgr` says which arrays, tensors and files."""
@@ -41,6 +46,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF
 
 MAX_PIXELS = 178_956_970
 """An image whose header says more is not decoded; this many (Pillow's own limit) take 512 MiB as BGR."""
+
+URL_BYTES = 256 << 20
+URL_SECONDS = 60.0
+"""What an image from the network may take."""
 
 ARRAY_TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
@@ -64,16 +73,24 @@ class ImageError(ValueError):
     """An image that cannot be used; the message names the file, where there is one, and says why."""
 
 
+def is_url(path: str | Path) -> bool:
+    """Whether `read_image` asks the network for it: a text that begins with http:// or https://."""
+    return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
+
+
 def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image file to HWC uint8 BGR, turned upright by its EXIF orientation.
+    """Decode an image file, or a URL (http, https), to HWC uint8 BGR, turned upright by its EXIF orientation.
 
     The rules of this module apply. A file cut short is refused (unless Pillow's LOAD_TRUNCATED_IMAGES is
     set), and so is a PNG whose check sums do not fit; bytes that were changed in the middle of other formats,
     which have no sums, can go unnoticed.
 
     Raises FileNotFoundError if there is no such file and ImageError, which names the file, if it is not a
-    complete image of a supported kind or larger than MAX_PIXELS; the latter without decoding it.
+    complete image of a supported kind or larger than MAX_PIXELS; the latter without decoding it. A URL has
+    URL_SECONDS to deliver at most URL_BYTES.
     """
+    if is_url(path):
+        return _read_url(str(path))
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such image: {path}")
     try:
@@ -89,9 +106,22 @@ def read_image(path: str | Path) -> np.ndarray:
         raise ImageError(f"{path} cannot be read; it may be damaged or cut short ({reason})") from error
 
 
+def _read_url(address: str) -> np.ndarray:
+    from frcnn.checkpoint.transfer import BrokenTransfer, DownloadError, fetch
+
+    try:
+        return _decode(io.BytesIO(fetch(address, URL_BYTES, URL_SECONDS)))
+    except (BrokenTransfer, DownloadError) as error:
+        raise ImageError(f"{address} could not be had: {error}") from None
+    except ImageError as error:
+        raise ImageError(f"{address} {error}") from None
+    except Exception as error:  # as in read_image
+        raise ImageError(f"{address} cannot be read; it may be damaged or cut short ({error})") from error
+
+
 def _decode(file: BinaryIO) -> np.ndarray:
     try:
-        image = PIL.Image.open(file, formats=FORMATS)
+        image: PIL.Image.Image = PIL.Image.open(file, formats=FORMATS)
     except PIL.UnidentifiedImageError:
         empty = file.seek(0, os.SEEK_END) == 0
         reason = "the file is empty" if empty else f"supported are {', '.join(FORMATS)}"
@@ -109,8 +139,8 @@ def _decode(file: BinaryIO) -> np.ndarray:
     image.load()
     exif = PIL.Image.Exif()
     with contextlib.suppress(Exception):  # damaged EXIF data harm no pixel
-        exif.load(image.info.get("exif"))
-    if (turn := UPRIGHT.get(exif.get(ORIENTATION_TAG))) is not None:
+        exif.load(image.info.get("exif", b""))
+    if (turn := UPRIGHT.get(exif.get(ORIENTATION_TAG, 1))) is not None:
         image = image.transpose(turn)
     return _pixels(image, bits)
 
@@ -126,7 +156,7 @@ def _check_end_of_codestream(file: BinaryIO) -> None:
 
 def _bits(image: PIL.Image.Image) -> int:
     """Bits per channel of an image that is opened but not loaded yet, where they are more than 8."""
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return max(8, *image.tag_v2.get(258, (8,)))  # BitsPerSample
     if image.mode.startswith("I"):
         return 16
@@ -180,10 +210,10 @@ def _not_black(pixels: np.ndarray, bits: int) -> np.ndarray:
 def as_bgr(image: Image, rgb: bool = False) -> np.ndarray:
     """An image of any kind that `predict` takes, as HWC uint8 BGR.
 
-    image: a path; an array [height, width, 3] in BGR order, as cv2.imread gives it, or [height, width, 4]
-        (BGRA) or gray [height, width] or [height, width, 1]; a tensor of these shapes or with the channels
-        first; or a Pillow image of any mode, taken as it lies, without EXIF orientation. Arrays and tensors
-        are uint8, uint16 or floats within 0 to 1.
+    image: a path or URL; an array [height, width, 3] in BGR order, as cv2.imread gives it, or
+        [height, width, 4] (BGRA) or gray [height, width] or [height, width, 1]; a tensor of these shapes or
+        with the channels first; or a Pillow image of any mode, taken as it lies, without EXIF orientation.
+        Arrays and tensors are uint8, uint16 or floats within 0 to 1.
     rgb: arrays and tensors are RGB or RGBA. An array cannot tell, and in the wrong order the detections are
         other ones without a word. No effect on paths and Pillow's images.
 
@@ -260,7 +290,7 @@ def prepare(
     return Prepared(pixels, pixels.shape[:2], padded(pixels.shape[:2], data.pad_divisor), scale)
 
 
-def is_one_image(images: Image | Iterable[Image]) -> bool:
+def is_one_image(images: Image | Iterable[Image]) -> TypeIs[Image]:
     """Whether `images` is one image rather than several."""
     return isinstance(images, (str, Path, np.ndarray, Tensor, PIL.Image.Image))
 

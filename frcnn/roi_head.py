@@ -1,6 +1,7 @@
 """The box head: RoIAlign over the pyramid, two fully connected layers, class scores and box deltas.
 
-Shape shorthand: B images, P proposals per image, S samples per image, R = boxes of all images, C classes.
+Shape shorthand: B images, P proposals per image, S samples per image, R = boxes of all images, C classes,
+F features of a box (fc_channels).
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ from frcnn.targets import GroundTruth, sample
 
 
 class BBoxHead(nn.Module):
-    """Pooled features -> class logits [R, C + 1] (background last) and deltas [R, 4*C] (or [R, 4])."""
+    """Pooled features -> class logits [R, C + 1] (background last), deltas [R, 4*C] (or [R, 4]), and what
+    both were computed from, [R, F]."""
 
     def __init__(self, channels: int, num_classes: int, config: RoIHeadConfig):
         super().__init__()
         self.logits = num_classes + 1
         pooled = channels * config.pool_size**2
-        self.shared_fcs = nn.ModuleList(
-            [Linear(pooled, config.fc_channels), Linear(config.fc_channels, config.fc_channels)]
-        )
+        shared = [Linear(pooled, config.fc_channels), Linear(config.fc_channels, config.fc_channels)]
+        self.shared_fcs = nn.ModuleList(shared)
         self.fc_cls = Linear(config.fc_channels, self.logits)
         self.fc_reg = Linear(config.fc_channels, 4 if config.class_agnostic else 4 * num_classes)
-        for layer in self.shared_fcs:
+        for layer in shared:
             nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.normal_(self.fc_reg.weight, std=0.001)
-        for layer in (*self.shared_fcs, self.fc_cls, self.fc_reg):
+        for layer in (*shared, self.fc_cls, self.fc_reg):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = pooled
         for layer in self.shared_fcs:
             x = layer(x, relu=True)
         outputs = self.fc_cls(x, beside=self.fc_reg).float()
-        return outputs[:, : self.logits], outputs[:, self.logits :]
+        return outputs[:, : self.logits], outputs[:, self.logits :], x
 
 
 class RoIHead(nn.Module):
@@ -55,8 +56,8 @@ class RoIHead(nn.Module):
         self.num_classes = num_classes
         self.bbox_head = BBoxHead(channels, num_classes, config)
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Levels of [B, C, H, W] and per image boxes [P, 4] -> class logits and deltas of all boxes."""
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Levels of [B, C, H, W] and per image boxes [P, 4] -> what BBoxHead says of all boxes."""
         rois = torch.cat([F.pad(image, (1, 0), value=float(index)) for index, image in enumerate(boxes)])
         pooled = frcnn_ops.pyramid_roi_align(
             features[: len(self.strides)],
@@ -88,7 +89,7 @@ class RoIHead(nn.Module):
         boxes = torch.where(samples.used[..., None], boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
         targets = torch.where(samples.positive[..., None], matched_boxes, boxes).flatten(0, 1)
 
-        logits, deltas = self(features, boxes.unbind())
+        logits, deltas, _ = self(features, boxes.unbind())
         used, positive = samples.used.flatten(), samples.positive.flatten()
         losses = {
             "loss_cls": class_loss(logits, labels, used),
@@ -126,22 +127,30 @@ class RoIHead(nn.Module):
         return deltas.view(-1, self.num_classes, 4).gather(1, index).squeeze(1)
 
     def detect(
-        self, features: Sequence[Tensor], proposals: Tensor, present: Tensor, sizes: Tensor, scales: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self,
+        features: Sequence[Tensor],
+        proposals: Tensor,
+        present: Tensor,
+        sizes: Tensor,
+        scales: Tensor,
+        details: bool = False,
+    ) -> tuple[Tensor, ...]:
         """The best D detections of each image after NMS within each class, best first, padded.
 
         proposals [B, P, 4], of which present, bool [B, P], exist; sizes float32 [B, 2], (height, width) that
         boxes are clipped to; scales float32 [B, 2], (x, y) factors that boxes are divided by, to bring them
         back to the original image.
-        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B].
+        Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B];
+        with details also class probabilities [B, D, C + 1] and box features [B, D, F], float32 (0).
         """
         config, classes = self.config, self.num_classes
         images, count = present.shape
         proposals = proposals.where(present[..., None], 0.0)  # nothing to pool for an absent box
-        logits, deltas = self(features, proposals.unbind())
-        probabilities = logits.view(images, count, classes + 1).softmax(-1)[..., :-1]
-        wanted = (probabilities > config.score_threshold) & present[..., None]
-        scores = probabilities.masked_fill(~wanted, -torch.inf).transpose(1, 2).contiguous()  # [B, C, P]
+        logits, deltas, box_features = self(features, proposals.unbind())
+        probabilities = logits.view(images, count, classes + 1).softmax(-1)
+        scores = probabilities[..., :-1]
+        wanted = (scores > config.score_threshold) & present[..., None]
+        scores = scores.masked_fill(~wanted, -torch.inf).transpose(1, 2).contiguous()  # [B, C, P]
 
         boxes = frcnn_ops.decode_boxes(proposals.flatten(0, 1), deltas, config.stds)
         boxes = boxes.view(images, count, -1, 4).transpose(1, 2)  # [B, C or 1, P, 4]
@@ -163,12 +172,17 @@ class RoIHead(nn.Module):
         best, index = key.topk(min(config.max_detections, key.shape[1]), dim=1)
         used = best > -(2**62)
 
-        label = index // most
-        source = label * count + box.flatten(1).gather(1, index)
+        label, proposal = index // most, box.flatten(1).gather(1, index)
+        source = label * count + proposal
         boxes = boxes.view(images, -1, 4).gather(1, source[..., None].expand(-1, -1, 4))
-        return (
+        found = (
             boxes.where(used[..., None], 0.0),
             scores.flatten(1).gather(1, source).masked_fill(~used, 0.0),
             label.masked_fill(~used, -1),
             used.sum(1),
         )
+        if not details:
+            return found
+        row = torch.arange(images, device=proposal.device)[:, None] * count + proposal
+        described = (probabilities.flatten(0, 1), box_features.float())
+        return *found, *(rows[row].where(used[..., None], 0.0) for rows in described)

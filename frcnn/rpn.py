@@ -162,7 +162,7 @@ class RPNHead(nn.Module):
             levels = []
             for (rows, columns), stride in zip(shapes, self.strides, strict=True):
                 inside = torch.zeros(
-                    rows, columns, len(self.config.scales) * len(self.config.ratios), dtype=bool
+                    rows, columns, len(self.config.scales) * len(self.config.ratios), dtype=torch.bool
                 )
                 inside[: -int(-height // stride), : -int(-width // stride)] = True
                 levels.append(inside.flatten())

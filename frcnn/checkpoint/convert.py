@@ -1,27 +1,15 @@
-"""``frcnn convert``: one checkpoint format to another.
-
-`.safetensors` is ours: the tensors, and JSON metadata with the recipe and the class names. `.pth` is
-MMDetection's: a dict of "meta" and "state_dict", readable there (2.x and 3.x) and by
-``torch.load(weights_only=True)``.
-"""
+"""``frcnn convert``: one checkpoint format to another, in the formats of `frcnn.checkpoint.save`."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from frcnn.checkpoint.load import Checkpoint, check_numbers, our_names, read_checkpoint
-from frcnn.checkpoint.plain import from_plain, to_plain
+from frcnn.checkpoint.plain import from_plain
+from frcnn.checkpoint.save import check_suffix, save_weights
 from frcnn.checkpoint.torch_file import reading
 from frcnn.config import DataConfig, ModelConfig, Recipe
-from frcnn.files import replacing
 from frcnn.zoo.recipes import recipe as recipe_named
 
 
@@ -42,8 +30,7 @@ def convert(source: str | Path, target: str | Path, recipe: str | Recipe | None 
         OSError: the target cannot be written; what was there before still is.
     """
     target = Path(target)
-    if target.suffix not in (".safetensors", ".pth"):
-        raise ValueError(f"{target}: the name must end in .safetensors (ours) or .pth (MMDetection's)")
+    check_suffix(target)
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target}: the source and the target are the same file")
     if not target.parent.is_dir():
@@ -57,12 +44,7 @@ def convert(source: str | Path, target: str | Path, recipe: str | Recipe | None 
         check_numbers(tensors)
         if entry is None and checkpoint.recipe is not None:
             entry = from_plain(Recipe, checkpoint.recipe)
-        # memory of their own, so that a part of a larger tensor is written alone
-        tensors = {n: value.clone(memory_format=torch.contiguous_format) for n, value in tensors.items()}
-        write = _safetensors if target.suffix == ".safetensors" else _mmdetection
-        data = write(tensors, class_names, None if entry is None else to_plain(entry))
-    with replacing(target) as file:
-        file.write(data)
+    save_weights(target, tensors, entry, class_names)
     print(f"{source} ({dialect}) -> {target}: {len(tensors)} tensors, {len(class_names)} class names")
     for note in (*notes, *checkpoint.notes):
         print(f"- {note}")
@@ -79,23 +61,3 @@ def _configuration(checkpoint: Checkpoint, entry: Recipe | None) -> tuple[ModelC
     rows = next((len(v) for n, v in checkpoint.tensors.items() if n.endswith("cls_score.bias")), 81)
     count = 80 if rows == 91 else rows - 1  # torchvision's COCO files count the ids that COCO skips
     return replace(entry.model, num_classes=count), entry.data
-
-
-def _safetensors(
-    tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
-) -> bytes:
-    from safetensors.torch import save
-
-    metadata = json.dumps({"classes": list(class_names), "recipe": recipe})
-    return save(tensors, metadata={"format": "pt", "frcnn": metadata})
-
-
-def _mmdetection(
-    tensors: dict[str, Tensor], class_names: tuple[str, ...], recipe: dict[str, Any] | None
-) -> memoryview:
-    meta: dict[str, Any] = {"CLASSES": tuple(class_names), "dataset_meta": {"classes": tuple(class_names)}}
-    if recipe is not None:
-        meta["recipe"] = recipe
-    buffer = io.BytesIO()
-    torch.save({"meta": meta, "state_dict": OrderedDict(tensors)}, buffer)
-    return buffer.getbuffer()

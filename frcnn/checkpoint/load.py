@@ -158,6 +158,14 @@ def read_checkpoint(source: str | Path | Mapping[str, Any] | Checkpoint) -> Chec
     return Checkpoint(file.tensors(state), str(path), names, recipe, text, notes)
 
 
+def class_count(checkpoint: Checkpoint) -> int | None:
+    """How many classes the weights are for; None where only a conversion of their names would tell."""
+    if checkpoint.class_names:
+        return len(checkpoint.class_names)
+    rows = _rows(checkpoint.tensors, f"{_CLASS_LAYER}.bias")
+    return None if rows is None or rows < 2 else rows - 1
+
+
 def drop_wrapper_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the "module." of (Distributed)DataParallel and the "_orig_mod." of torch.compile."""
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}

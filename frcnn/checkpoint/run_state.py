@@ -1,22 +1,17 @@
-"""Checkpoints: written whole or not at all, read without executing anything.
+"""What a training run needs to be resumed, in its checkpoint: read whole or refused.
 
-A checkpoint is a dict of plain values and tensors, so `torch.load(weights_only=True)` reads it. Its layout is
-MMDetection's, so its weights load wherever MMDetection's do, `frcnn.load_checkpoint` included:
+The checkpoint is what `frcnn.checkpoint.save` says, with these besides:
 
-    state_dict   parameters and buffers
-    optimizer    the optimiser's state
-    meta         recipe (a plain dict), dataset_meta {"classes": names}, epoch, iter
+    optimizer    the optimizer's state
+    meta         also epoch, iter
     training     what resuming needs besides: settings that must not change, random states per process,
                  history of metrics, bad images, the log's sums since its last line, the number of threads
                  (absent from a file that holds weights only)
-    checksum     SHA-256 of all of the above: the archive's own CRC is not looked at by torch.load
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,53 +19,9 @@ import numpy as np
 import torch
 
 from frcnn.checkpoint.load import CheckpointError
-from frcnn.files import replacing
+from frcnn.checkpoint.save import checksum
 
 FORMAT = 2
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically, with a checksum: who reads `path`, even after a crash, finds the old file or the new.
-
-    Raises OSError, for example where the disk is full.
-    """
-    try:
-        with replacing(path) as file:
-            torch.save({**content, "checksum": checksum(content)}, file)
-    except (OSError, RuntimeError) as error:
-        # Where a write fails, torch complains of the position in its archive; the cause is the context.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(
-            cause.errno,
-            f"{path} could not be written ({cause.strerror or cause}); an older one is as it was: make room, "
-            "then resume from there",
-        ) from None
-
-
-def checksum(content: Any) -> str:
-    """SHA-256, in hexadecimal, of tensors and plain values in dicts, lists and tuples."""
-    digest = hashlib.sha256()
-    _update(digest, content)
-    return digest.hexdigest()
-
-
-def _update(digest: hashlib._Hash, value: Any) -> None:
-    if isinstance(value, torch.Tensor):
-        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    elif isinstance(value, Mapping):
-        digest.update(f"mapping {len(value)}".encode())
-        for key, item in value.items():
-            digest.update(repr(key).encode())
-            _update(digest, item)
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"{type(value).__name__} {len(value)}".encode())
-        for item in value:
-            _update(digest, item)
-    else:
-        digest.update(f"{type(value).__name__} {value!r}".encode())
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
@@ -106,7 +57,8 @@ def read_training_state(path: Path) -> dict[str, Any]:
 def random_state() -> dict[str, Any]:
     """The state of every random generator of this process, as plain values and tensors."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = legacy
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

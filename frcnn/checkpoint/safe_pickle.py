@@ -16,7 +16,7 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from frcnn.checkpoint.records import (
     BUILDERS,
@@ -52,8 +52,9 @@ def unpickle(file: BinaryIO, limit: int) -> Unpickled:
         UnpickleError: truncated or malformed, or far from what a checkpoint holds.
     """
     machine = _Machine(limit)
+    stream = cast(IO[bytes], _Bounded(file, limit))  # as much of a file as genops uses
     try:
-        for steps, (opcode, argument, _) in enumerate(pickletools.genops(_Bounded(file, limit))):
+        for steps, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if steps > _MOST_STEPS:
                 raise UnpickleError(f"more than {_MOST_STEPS} pickled steps; a checkpoint has fewer")
             machine.step(opcode.name, argument)

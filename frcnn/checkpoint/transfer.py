@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,12 +81,8 @@ def transfer(address: str, part: Path, deadline: float, progress: bool) -> None:
                 disable=None if progress else True,
             )
             with open(part, "ab" if held else "wb") as out, bar:
-                while held <= MAX_BYTES and (total is None or held < total):
-                    piece = watchdog.guard(lambda: response.read1(_CHUNK))
-                    if not piece:
-                        break
+                for piece in _pieces(response, watchdog, held, total, MAX_BYTES):
                     held += len(piece)
-                    watchdog.received += len(piece)
                     out.write(piece)
                     bar.update(len(piece))
     if held > MAX_BYTES:
@@ -94,6 +90,45 @@ def transfer(address: str, part: Path, deadline: float, progress: bool) -> None:
         raise DownloadError(f"it sends more than the {MAX_BYTES} bytes allowed")
     if total is not None and held < total:
         raise BrokenTransfer(f"the transfer broke off after {held} bytes")
+
+
+def fetch(address: str, most: int, seconds: float) -> bytes:
+    """A small file, to memory, in one attempt.
+
+    Args:
+        most: bytes; a longer file is refused.
+        seconds: the time that all of it may take.
+
+    Raises:
+        BrokenTransfer: the connection or the server failed.
+        DownloadError: this address will not deliver the file.
+    """
+    with _Watchdog(time.monotonic() + seconds) as watchdog:
+        response = watchdog.guard(lambda: _open(address, 0, watchdog))
+        assert response is not None  # which answers a request for the end of a file
+        with response:
+            total = response.length
+            if total is not None and total > most:
+                raise DownloadError(f"the file has {total} bytes, more than the {most} allowed")
+            body = b"".join(_pieces(response, watchdog, 0, total, most))
+    if len(body) > most:
+        raise DownloadError(f"it sends more than the {most} bytes allowed")
+    if total is not None and len(body) < total:
+        raise BrokenTransfer(f"the transfer broke off after {len(body)} bytes")
+    return body
+
+
+def _pieces(
+    response: http.client.HTTPResponse, watchdog: _Watchdog, held: int, total: int | None, most: int
+) -> Iterator[bytes]:
+    """The body, as it comes, until it ends, has `total` bytes with the `held` ones, or exceeds `most`."""
+    while held <= most and (total is None or held < total):
+        piece = watchdog.guard(lambda: response.read1(_CHUNK))
+        if not piece:
+            return
+        held += len(piece)
+        watchdog.received += len(piece)
+        yield piece
 
 
 def _open(address: str, held: int, watchdog: _Watchdog) -> http.client.HTTPResponse | None:

@@ -207,8 +207,8 @@ def _image(entry: dict) -> tuple[int, str, int, int]:
     name = _text(entry, "file_name")
     if "\0" in name or os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
         raise _wrong("file_name", "a path inside the image folder", name)
-    sides = (_whole(entry, side, 1, MAX_PIXELS) for side in ("width", "height"))
-    return (_whole(entry, "id"), name, *sides)
+    width, height = (_whole(entry, side, 1, MAX_PIXELS) for side in ("width", "height"))
+    return _whole(entry, "id"), name, width, height
 
 
 def _annotation(entry: dict) -> tuple[int, int, list[float] | None, float | None, bool]:

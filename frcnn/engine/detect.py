@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,18 +24,13 @@ from tqdm import tqdm
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
+from frcnn.inference.sources import find_images
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import ImageError, Prepared, check_size, image_suffixes, prepare, read_image
+from frcnn.preprocess import ImageError, Prepared, check_size, prepare, read_image
 from frcnn.structures import Detections
 
 DRAWN_AS_THEY_ARE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Annotated images keep these suffixes; others get `.png` behind them."""
-
-NOT_READ = frozenset(
-    ".arw .cr2 .cr3 .cur .dds .dng .eps .exr .hdr .heic .heif .ico .jxl .jxr .nef .orf .pcx .psd .raf .rw2 "
-    ".svg .tga .xcf".split()
-)
-"""Suffixes of images that no decoder here reads."""
 
 AHEAD = 4
 """Images that may wait in memory to be drawn."""
@@ -47,15 +42,6 @@ class _Image(NamedTuple):
     path: Path
     target: Path
     content: np.ndarray | str
-
-
-@dataclass(frozen=True)
-class FoundImages:
-    """images: each with the path of its drawing below the output folder. not_read: suffix -> files of formats
-    that are not supported, left out."""
-
-    images: list[tuple[Path, Path]]
-    not_read: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -193,50 +179,6 @@ def check_options(min_score: float, size: tuple[int, int] | None, batch_size: in
     check_size(size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
-def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -> FoundImages:
-    """The images of files and, recursively, folders; of folders without `output`, if that is inside.
-
-    Raises FileNotFoundError for a path that does not exist or a folder without images.
-    """
-    suffixes = image_suffixes()
-    found: dict[Path, Path] = {}
-    not_read: Counter[str] = Counter()
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and not _within(p, output, path))
-            inside = [p for p in files if p.suffix.lower() in suffixes]
-            others = Counter(p.suffix.lower() for p in files if p.suffix.lower() in NOT_READ)
-            if not inside:
-                raise FileNotFoundError(
-                    f"{path}: no images ({', '.join(sorted(suffixes))}) in it{in_words(others)}"
-                )
-            not_read += others
-            for p in inside:
-                found.setdefault(p, p.relative_to(path))
-        elif path.exists():
-            found.setdefault(path, Path(path.name))
-        else:
-            raise FileNotFoundError(f"{path}: no such image or folder")
-    return FoundImages(list(found.items()), not_read)
-
-
-def in_words(not_read: dict[str, int]) -> str:
-    """ ", but …" of the files that are images of unsupported formats; "" if there are none."""
-    counts = ", ".join(f"{suffix} {count}" for suffix, count in sorted(not_read.items()))
-    return f", but files of formats that are not supported: {counts}" if counts else ""
-
-
-def _within(file: Path, output: str | Path | None, folder: Path) -> bool:
-    """Whether a file of a scanned folder lies in the output folder, and that in the scanned one."""
-    if output is None:
-        return False
-    inner, outer = Path(output).resolve(), folder.resolve()
-    if outer not in inner.parents:
-        return False
-    below = inner.relative_to(outer).parts
-    return file.relative_to(folder).parts[: len(below)] == below
 
 
 def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tuple[Path, Path]]:

@@ -11,13 +11,8 @@ import torch
 
 from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.plain import to_plain
-from frcnn.checkpoint.run_state import (
-    FORMAT,
-    checksum,
-    read_training_state,
-    save_checkpoint,
-    set_random_state,
-)
+from frcnn.checkpoint.run_state import FORMAT, read_training_state, set_random_state
+from frcnn.checkpoint.save import checksum, save_checkpoint, weights_content
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
@@ -71,15 +66,8 @@ class RunFolder:
 
     def save(self, state: RunState, epoch: int, random_states: list[dict], best: bool) -> None:
         """Write last.pth, and best.pth if this is the best. random_states: of every process."""
-        content = {
-            "state_dict": dict(state.model.state_dict()),
-            "meta": {
-                "recipe": to_plain(self.recipe),
-                "dataset_meta": {"classes": list(self.dataset.class_names)},
-                "epoch": epoch,
-                "iter": state.steps,
-            },
-        }
+        names = self.dataset.class_names
+        content = weights_content(state.model.state_dict(), self.recipe, names, epoch=epoch, iter=state.steps)
         if best:
             save_checkpoint(self.best, content)
         training = {

@@ -91,8 +91,10 @@ class FastDetector(Predictor):
         """Detections of each image, boxes in pixels of the network's input."""
         return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
 
-    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
         with fp32_arithmetic("tf32" if self.precision == "tf32" else "ieee", self.device):
+            if details:  # asked for seldom: neither compiled nor captured
+                return self._network.detect_padded(images, sizes, scales, details)
             return self._detect_padded(images, sizes, scales)
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from frcnn.config import DataConfig
 from frcnn.inference.hardware import available_cpus
+from frcnn.inference.sources import expand
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
-from frcnn.structures import Batch, Detections
+from frcnn.structures import Batch, Detections, unpad
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,13 +38,16 @@ class Predictor:
     def device(self) -> torch.device:
         raise NotImplementedError
 
-    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
         """As `FasterRCNN.detect_padded`, in evaluation mode."""
         raise NotImplementedError
 
-    def detect(self, batch: Batch, scales: Sequence[tuple[float, float]]) -> list[Detections]:
-        """Detections of each image, their boxes divided by the image's (x, y) scale."""
-        return self._launch(batch.images, batch.sizes, scales)()
+    def detect(
+        self, batch: Batch, scales: Sequence[tuple[float, float]], details: bool = False
+    ) -> list[Detections]:
+        """Detections of each image, their boxes divided by the image's (x, y) scale; with details also each
+        one's class probabilities and box features."""
+        return self._launch(batch.images, batch.sizes, scales, details)()
 
     def predict(
         self,
@@ -50,6 +55,7 @@ class Predictor:
         size: tuple[int, int] | None = None,
         batch_size: int = 1,
         rgb: bool = False,
+        details: bool = False,
     ) -> Detections | list[Detections]:
         """Detect objects in one image or several, in evaluation mode; threads may do so at the same time.
 
@@ -59,18 +65,21 @@ class Predictor:
         torch's threads). On a GPU, where libraries may choose other algorithms for another number of images,
         results of other batch sizes, and of the last, smaller batch, are the same up to rounding.
 
-        images: a path, an array or tensor, a Pillow image, or any number of these. Arrays are BGR, as
-            cv2.imread gives them; `frcnn.preprocess.as_bgr` says which shapes and types they may have.
+        images: a path, URL, array, tensor or Pillow image; a folder or a pattern with * for all images that
+            it names; or any number of these. Arrays are BGR, as cv2.imread gives them;
+            `frcnn.preprocess.as_bgr` says which shapes and types they may have.
         size: (long side, short side) that images are resized to fit, by default the recipe's.
         batch_size: images that go through a GPU's network together.
         rgb: arrays and tensors are RGB instead.
+        details: also each detection's probabilities of all classes and features of its box.
         Returns one Detections for one image and a list for several, boxes in pixels of the originals.
         Raises ImageError or TypeError, naming it, for an image that cannot be used.
         """
+        images = expand(images)
         if is_one_image(images):
             check_size(size)
-            return self._launch_prepared([prepare(images, self.data, size, rgb)])()[0]
-        return list(self.stream(images, size, batch_size, rgb=rgb))
+            return self._launch_prepared([prepare(images, self.data, size, rgb)], details)()[0]
+        return list(self.stream(images, size, batch_size, rgb=rgb, details=details))
 
     def stream(
         self,
@@ -79,6 +88,7 @@ class Predictor:
         batch_size: int = 1,
         threads: int | None = None,
         rgb: bool = False,
+        details: bool = False,
     ) -> Iterator[Detections]:
         """`predict` for any number of images, yielding in their order while later ones are still read.
 
@@ -93,7 +103,7 @@ class Predictor:
             with naming(item[0]):
                 return prepare(item[1], self.data, size, rgb), None
 
-        return _detections_of(self.results(enumerate(images), read, batch_size, threads))
+        return _detections_of(self.results(enumerate(expand(images)), read, batch_size, threads, details))
 
     def results(
         self,
@@ -101,6 +111,7 @@ class Predictor:
         read: Callable[[Item], tuple[Prepared | None, Extra]],
         batch_size: int = 1,
         threads: int | None = None,
+        details: bool = False,
     ) -> Iterator[tuple[Extra, Detections | None]]:
         """The stream under `stream`, for items that are more than an image.
 
@@ -118,27 +129,35 @@ class Predictor:
         if threads is None:
             threads = 1 if on_cpu else min(8, available_cpus())
         ready = prepared_ahead(items, read, threads, ahead=2 * max(threads, batch_size))
-        return batched(ready, self._launch_prepared, batch_size, overlap=not on_cpu)
+        launch = partial(self._launch_prepared, details=details)
+        return batched(ready, launch, batch_size, overlap=not on_cpu)
 
-    def _launch_prepared(self, batch: Sequence[Prepared]) -> Callable[[], list[Detections]]:
+    def _launch_prepared(
+        self, batch: Sequence[Prepared], details: bool = False
+    ) -> Callable[[], list[Detections]]:
         """Give images of one padded shape to the device."""
         shape = (len(batch), *batch[0].padded_size, 3)
         pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         for target, item in zip(pixels, batch, strict=True):
             rows, columns = item.size
             target[:rows, :columns] = torch.from_numpy(item.pixels)
-        return self._launch(pixels, [item.size for item in batch], [item.scale for item in batch])
+        return self._launch(pixels, [item.size for item in batch], [item.scale for item in batch], details)
 
     @torch.no_grad()
     def _launch(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]], scales: Sequence[tuple[float, float]]
+        self,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        scales: Sequence[tuple[float, float]],
+        details: bool,
     ) -> Callable[[], list[Detections]]:
         """Give a batch to the device, on a GPU without waiting for it; what is returned waits."""
         on_gpu = self.device.type == "cuda"
         geometry = torch.tensor([*sizes, *scales], dtype=torch.float32)
         geometry = geometry.pin_memory() if on_gpu else geometry
         images, geometry = (tensor.to(self.device, non_blocking=True) for tensor in (images, geometry))
-        *fields, counts = self._run(images, *geometry.split(len(images)))
+        size, scale = geometry.split(len(images))
+        boxes, scores, labels, counts, *more = self._run(images, size, scale, details)
         ready = None
         if on_gpu:
             # copied now, so that reading them later does not wait for the batches launched in between
@@ -150,10 +169,7 @@ class Predictor:
         def finish() -> list[Detections]:
             if ready is not None:
                 ready.synchronize()
-            return [
-                Detections(*(field[index, :count] for field in fields), self.class_names)
-                for index, count in enumerate(counts.tolist())
-            ]
+            return unpad(self.class_names, boxes, scores, labels, counts, *more)
 
         return finish
 

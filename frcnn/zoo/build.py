@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from frcnn.checkpoint.download import checkpoint_addresses, download
-from frcnn.checkpoint.load import Checkpoint, CheckpointError, check_fit, load_checkpoint, read_checkpoint
+from frcnn.checkpoint.load import (
+    Checkpoint,
+    CheckpointError,
+    check_fit,
+    class_count,
+    load_checkpoint,
+    read_checkpoint,
+)
 from frcnn.checkpoint.plain import from_plain
 from frcnn.checkpoint.pretrained import load_backbone, untrained_consequences
 from frcnn.checkpoint.torch_file import reading
@@ -19,7 +26,7 @@ from frcnn.config import Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.inference.hardware import resolve_device
 from frcnn.zoo.coco import COCO_CLASSES
-from frcnn.zoo.recipes import recipe
+from frcnn.zoo.recipes import recipe as recipe_named
 
 
 def build(
@@ -51,7 +58,7 @@ def build(
         CheckpointError: the checkpoint cannot be read or does not fit.
     """
     device = resolve_device(device or "cpu")
-    entry = recipe(name_or_recipe) if isinstance(name_or_recipe, str) else name_or_recipe
+    entry = recipe_named(name_or_recipe) if isinstance(name_or_recipe, str) else name_or_recipe
     if class_names is not None and num_classes not in (None, len(class_names)):
         raise ValueError(f"num_classes={num_classes} contradicts the {len(class_names)} class_names")
     checkpoint = None
@@ -80,20 +87,36 @@ def build(
     return model.to(device).eval()
 
 
-def load(path: str | Path, device: torch.device | str | None = None) -> FasterRCNN:
-    """The detector of a checkpoint that training wrote: its recipe, weights and class names.
+def load(
+    source: str | Path | Mapping[str, Any],
+    recipe: str | Recipe | None = None,
+    device: torch.device | str | None = None,
+) -> FasterRCNN:
+    """The detector of a checkpoint, in evaluation mode: its recipe, weights and class names.
 
-    Raises CheckpointError where the file cannot be read, names no recipe, or one that its weights do not fit.
+    Args:
+        source: a file that `FasterRCNN.save`, training or ``frcnn convert`` wrote; with ``recipe`` also any
+            other that `frcnn.load_checkpoint` reads, or a state dict.
+        recipe: what the weights are of, or its name; default: what the file says. The number of classes
+            follows the weights.
+        device: where the model goes; default: the CPU.
+
+    Raises:
+        CheckpointError: the file cannot be read, names no recipe, or one that its weights do not fit.
+        KeyError: no recipe has that name.
     """
-    checkpoint = read_checkpoint(path)
-    if checkpoint.recipe is None:
+    checkpoint = read_checkpoint(source)
+    if recipe is None and checkpoint.recipe is None:
         raise CheckpointError(
-            f"{path} holds weights but no recipe: name the recipe as the model and give this file "
-            "as its weights"
+            f"{checkpoint.origin} holds weights but no recipe: say which, as in "
+            'frcnn.load(…, recipe="faster_rcnn_r50_fpn_1x_coco"); on the command line, name the recipe '
+            "as the model and give this file as its weights"
         )
-    with reading(path):
-        recipe = from_plain(Recipe, checkpoint.recipe)
-    return build(recipe, weights=checkpoint, device=device)
+    if recipe is None:
+        with reading(checkpoint.origin):
+            entry = from_plain(Recipe, checkpoint.recipe)
+        return build(entry, weights=checkpoint, device=device)
+    return build(recipe, weights=checkpoint, num_classes=class_count(checkpoint), device=device)
 
 
 def _published(entry: Recipe) -> Checkpoint:

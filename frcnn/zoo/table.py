@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from typing import Literal
 
 from frcnn.checkpoint.download import checkpoint_addresses, sha256_prefix
 from frcnn.config import Recipe
@@ -23,10 +24,10 @@ def table() -> str:
 
     Mem: training memory per GPU at 2 images; fps: one V100, batch 1; AP: box AP on COCO val2017.
     """
-    rows = [("recipe", "backbone", "style", "epochs", "box loss", "Mem GB", "fps", "box AP")]
+    titles = ("recipe", "backbone", "style", "epochs", "box loss", "Mem GB", "fps", "box AP")
+    rows: list[tuple[str, ...]] = [titles]
     for entry in map(recipe, [*list_recipes(), "small_r18_fpn"]):
         backbone = entry.model.backbone
-        figures = entry.published
         rows.append(
             (
                 entry.name,
@@ -34,9 +35,9 @@ def table() -> str:
                 backbone.style,
                 str(entry.schedule.epochs),
                 entry.model.roi_head.box_loss,
-                _figure(figures and figures.memory_gb),
-                _figure(figures and figures.fps),
-                _figure(figures and figures.box_ap),
+                _figure(entry, "memory_gb"),
+                _figure(entry, "fps"),
+                _figure(entry, "box_ap"),
             )
         )
     return (
@@ -65,7 +66,8 @@ def _backbone_name(entry: Recipe) -> str:
     return f"X-{backbone.depth}-{backbone.groups}x{backbone.base_width}d-FPN"
 
 
-def _figure(value: float | None) -> str:
+def _figure(entry: Recipe, name: Literal["memory_gb", "fps", "box_ap"]) -> str:
+    value: float | None = getattr(entry.published, name, None)
     return "-" if value is None else f"{value:.1f}"
 
 

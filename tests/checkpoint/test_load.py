@@ -149,7 +149,7 @@ def test_other_forms(form, source, target, tmp_path):
 
 def test_our_training_checkpoints(source, target, small_recipe, tmp_path):
     from frcnn.checkpoint.plain import to_plain
-    from frcnn.checkpoint.run_state import save_checkpoint
+    from frcnn.checkpoint.save import save_checkpoint
 
     recipe = replace(small_recipe, model=source.config)
     meta = {"recipe": to_plain(recipe), "dataset_meta": {"classes": list(NAMES)}, "epoch": 1, "iter": 10}
@@ -330,7 +330,7 @@ def test_convert_keeps_weights_names_and_recipe(ending, source, target, small_re
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth", f"out{ending}"]
     if ending == ".pth":
         content = torch.load(out, weights_only=True)
-        assert list(content) == ["meta", "state_dict"]
+        assert set(content) == {"meta", "state_dict", "checksum"}
         assert content["meta"]["CLASSES"] == content["meta"]["dataset_meta"]["classes"] == NAMES
         assert list(content["state_dict"]) == list(source.state_dict())
 

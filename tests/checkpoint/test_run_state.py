@@ -11,13 +11,14 @@ import frcnn
 from frcnn.checkpoint import run_state as checkpoint
 from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.plain import from_plain, to_plain
+from frcnn.checkpoint.save import save_checkpoint
 from frcnn.config import BackboneConfig, ModelConfig, Recipe, RoIHeadConfig
 from frcnn.zoo.build import load
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pth"
-    checkpoint.save_checkpoint(path, {"value": torch.arange(3)})
+    save_checkpoint(path, {"value": torch.arange(3)})
     before = path.read_bytes()
 
     def fail(content, file):
@@ -26,7 +27,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save_checkpoint(path, {"value": torch.arange(4)})
+        save_checkpoint(path, {"value": torch.arange(4)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -36,14 +37,14 @@ def test_the_file_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: events.append("fsync"))
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda *a: (events.append("replace"), replace(*a)))
-    checkpoint.save_checkpoint(tmp_path / "last.pth", {})
+    save_checkpoint(tmp_path / "last.pth", {})
     assert events == ["fsync", "replace", "fsync"]
 
 
 @pytest.mark.parametrize("size", [0, 10, 2000])
 def test_a_truncated_file_is_named_with_a_remedy(tmp_path, size):
     path = tmp_path / "last.pth"
-    checkpoint.save_checkpoint(path, {"value": torch.arange(1000)})
+    save_checkpoint(path, {"value": torch.arange(1000)})
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(CheckpointError, match=r"last\.pth is not a readable checkpoint.*best\.pth"):
         checkpoint.read_training_state(path)
@@ -77,7 +78,7 @@ def test_random_states_survive_the_file(tmp_path):
 
     draw()
     path = tmp_path / "state.pth"
-    checkpoint.save_checkpoint(path, checkpoint.random_state())
+    save_checkpoint(path, checkpoint.random_state())
     expected = [draw(), draw()]
     checkpoint.set_random_state(torch.load(path, weights_only=True))
     assert [draw(), draw()] == expected
@@ -104,7 +105,7 @@ def test_a_model_comes_back_from_its_checkpoint(tmp_path):
     model = frcnn.build(recipe, class_names=("a", "b"))
     path = tmp_path / "best.pth"
     meta = {"recipe": to_plain(recipe), "dataset_meta": {"classes": ["a", "b"]}}
-    checkpoint.save_checkpoint(path, {"state_dict": model.state_dict(), "meta": meta})
+    save_checkpoint(path, {"state_dict": model.state_dict(), "meta": meta})
     again = load(path)
     assert again.config == config and again.class_names == ("a", "b") and not again.training
     for name, value in model.state_dict().items():

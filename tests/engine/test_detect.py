@@ -15,8 +15,9 @@ import torch
 
 from frcnn import cli
 from frcnn.config import DataConfig
-from frcnn.engine.detect import detect, find_images
+from frcnn.engine.detect import detect
 from frcnn.engine.interrupt import Interrupted
+from frcnn.inference.sources import find_images
 from frcnn.inference.stream import Predictor
 
 
@@ -36,7 +37,7 @@ class Model(Predictor):
     def optimize(self, precision):
         return self
 
-    def _run(self, images, sizes, scales):
+    def _run(self, images, sizes, scales, details):
         self.before(self.seen)
         self.seen += 1
         width, height = (sizes.flip(1) / scales)[0].round().tolist()

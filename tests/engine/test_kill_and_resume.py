@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from frcnn.checkpoint.load import CheckpointError
-from frcnn.checkpoint.run_state import checksum, read_training_state
+from frcnn.checkpoint.run_state import read_training_state
+from frcnn.checkpoint.save import checksum
 from frcnn.engine import train as train_module
 
 train = partial(train_module.train, device="cpu", workers=0)

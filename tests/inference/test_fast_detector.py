@@ -145,7 +145,7 @@ def test_selection_is_exact_with_ties(agnostic, count, limit, missing, monkeypat
     head = confident(with_head(class_agnostic=agnostic, max_detections=limit)).roi_head
     generator = torch.Generator().manual_seed(count)
     proposals, logits, deltas = random_head_outputs(generator, 2, count, 3, agnostic)
-    monkeypatch.setattr(head, "forward", lambda features, boxes: (logits, deltas))
+    monkeypatch.setattr(head, "forward", lambda features, boxes: (logits, deltas, logits))
     present = torch.arange(count) < torch.tensor(
         {"none": [[count], [count]], "end": [[count], [count // 2]], "most": [[1], [0]], "all": [[0], [0]]}[
             missing

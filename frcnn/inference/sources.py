@@ -1,0 +1,104 @@
+"""From what the user names to single images: folders and patterns become the files in them."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frcnn.preprocess import Image, image_suffixes, is_one_image, is_url
+
+NOT_READ = frozenset(
+    ".arw .cr2 .cr3 .cur .dds .dng .eps .exr .hdr .heic .heif .ico .jxl .jxr .nef .orf .pcx .psd .raf .rw2 "
+    ".svg .tga .xcf".split()
+)
+"""Suffixes of images that no decoder here reads."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """images: each with the path of its drawing below the output folder. not_read: suffix -> files of formats
+    that are not supported, left out."""
+
+    images: list[tuple[Path, Path]]
+    not_read: Counter[str] = field(default_factory=Counter)
+
+
+def expand(images: Image | Iterable[Image]) -> Image | Iterable[Image]:
+    """What `predict` is given, with every folder and pattern in it replaced by its images, in sorted order.
+
+    A path that exists, a URL (http, https), an array, a tensor and a Pillow image stay as they are: one image
+    in, one image out. A folder is searched with the folders in it; a pattern is `glob`'s, with ** for any
+    depth, and of what it matches files of other kinds are left out. Of several images, each is looked at when
+    its turn comes, so that they may be any number.
+
+    Raises FileNotFoundError for a folder or a pattern without images.
+    """
+    if not is_one_image(images):
+        return (image for named in images for image in _named_by(named))
+    return _named_by(images) if isinstance(images, (str, Path)) and _names_several(images) else images
+
+
+def _named_by(image: Image) -> Sequence[Image]:
+    if not isinstance(image, (str, Path)) or not _names_several(image):
+        return [image]
+    if Path(image).is_dir():
+        return [path for path, _ in find_images([image]).images]
+    suffixes = image_suffixes()
+    matches = sorted(map(Path, glob.glob(str(image), recursive=True)))
+    files = [path for path in matches if path.suffix.lower() in suffixes and path.is_file()]
+    if not files:
+        raise FileNotFoundError(f"{image}: no image matches this pattern")
+    return files
+
+
+def _names_several(path: str | Path) -> bool:
+    if isinstance(path, str) and is_url(path):
+        return False
+    return Path(path).is_dir() or (glob.has_magic(str(path)) and not Path(path).exists())
+
+
+def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -> FoundImages:
+    """The images of files and, recursively, folders; of folders without `output`, if that is inside.
+
+    Raises FileNotFoundError for a path that does not exist or a folder without images.
+    """
+    suffixes = image_suffixes()
+    found: dict[Path, Path] = {}
+    not_read: Counter[str] = Counter()
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not _within(p, output, path))
+            inside = [p for p in files if p.suffix.lower() in suffixes]
+            others = Counter(p.suffix.lower() for p in files if p.suffix.lower() in NOT_READ)
+            if not inside:
+                raise FileNotFoundError(
+                    f"{path}: no images ({', '.join(sorted(suffixes))}) in it{in_words(others)}"
+                )
+            not_read += others
+            for p in inside:
+                found.setdefault(p, p.relative_to(path))
+        elif path.exists():
+            found.setdefault(path, Path(path.name))
+        else:
+            raise FileNotFoundError(f"{path}: no such image or folder")
+    return FoundImages(list(found.items()), not_read)
+
+
+def in_words(not_read: dict[str, int]) -> str:
+    """ ", but …" of the files that are images of unsupported formats; "" if there are none."""
+    counts = ", ".join(f"{suffix} {count}" for suffix, count in sorted(not_read.items()))
+    return f", but files of formats that are not supported: {counts}" if counts else ""
+
+
+def _within(file: Path, output: str | Path | None, folder: Path) -> bool:
+    """Whether a file of a scanned folder lies in the output folder, and that in the scanned one."""
+    if output is None:
+        return False
+    inner, outer = Path(output).resolve(), folder.resolve()
+    if outer not in inner.parents:
+        return False
+    below = inner.relative_to(outer).parts
+    return file.relative_to(folder).parts[: len(below)] == below
