@@ -88,7 +88,7 @@ def test_every_operator_in_the_contract_is_called():
 
 def test_no_file_is_named_after_nothing():
     vague = {"utils", "util", "misc", "common", "helpers", "helper"}
-    for tree in ("csrc", "frcnn", "frcnn_ops", "tests", "benchmarks"):
+    for tree in ("csrc", "frcnn", "frcnn_ops", "tests", "tools", "benchmarks"):
         for path in (ROOT / tree).rglob("*"):
             assert path.stem.removeprefix("test_") not in vague, f"{path.relative_to(ROOT)} says nothing"
 

@@ -44,6 +44,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(ROOT / "csrc", copy / "csrc")
+        shutil.copytree(ROOT / "tools", copy / "tools")
         shutil.copytree(ROOT / "tests" / "cpp", copy / "tests" / "cpp")
         for file in sys.argv[1:] or OPS:
             source, survived = copy / "csrc" / "cuda" / file, []
