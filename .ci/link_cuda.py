@@ -19,12 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPY = ROOT / "build" / "cuda_link"
 CHECK = """
-import re, torch, frcnn_ops
+import pathlib, re, torch, frcnn_ops
 info = frcnn_ops.build_info()
-bound = set(re.findall(r'm\\.impl\\("(\\w+)"', open("csrc/cuda/binding.cpp").read()))
+sources = "".join(p.read_text() for p in pathlib.Path("csrc/cuda").glob("*_binding.cpp"))
+bound = set(re.findall(r'm\\.impl\\("(\\w+)"', sources))
 registered = {name for name, devices in info["ops"].items() if "cuda" in devices}
 print(f"torch {torch.__version__}, CUDA {info['cuda']}, {info['cuda_archs']}: {len(registered)} operators")
-assert bound and bound == registered, f"registered {registered}, but binding.cpp has {bound}"
+assert bound and bound == registered, f"registered {registered}, but the bindings have {bound}"
 """
 
 

@@ -101,8 +101,7 @@ FRCNN_HD Box<T> shift(const Box<T>& b, T dx, T dy) {
   return {b.x1 + dx, b.y1 + dy, b.x2 + dx, b.y2 + dy};
 }
 
-// ---- box coding: deltas (dx, dy, dw, dh) in units of `stds`
-// -------------------------------------------------
+// ---- box coding: deltas (dx, dy, dw, dh) in units of `stds` -------------------------------------------
 
 template <typename T>
 struct Delta {

@@ -54,15 +54,6 @@ def device(request) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of reference cases and data beside the repository; skips the test where it is absent."""
-    folder = ROOT.parent / "shared"
-    if not (folder / "reference").is_dir():
-        pytest.skip(f"needs the reference cases in {folder}, which is not there")
-    return folder
-
-
 class Cases:
     """Arrays of a .npz as tensors: ``cases("losses/pred")``."""
 

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPERATORS = sorted(
-    {
-        "assign_max_iou",
-        "box_coder",
-        "box_iou",
-        "decode_proposals",
-        "grid_anchors",
-        "iou_loss",
-        "nms",
-        "roi_align",
-    }
-)
+OPERATORS = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+CPU_ONLY = {"winograd_conv"}
 
 
 def python_files(package: str) -> list[Path]:
@@ -71,7 +62,8 @@ def test_only_tests_and_benchmarks_use_the_reference():
 
 def test_shared_arithmetic_and_cuda_kernels_know_nothing_of_torch():
     torch_free = [ROOT / "csrc" / "box.h", ROOT / "csrc" / "bilinear.h"]
-    torch_free += sorted((ROOT / "csrc" / "cuda").glob("*.cu")) + sorted((ROOT / "csrc" / "cuda").glob("*.h"))
+    cuda = ROOT / "csrc" / "cuda"
+    torch_free += [*cuda.glob("*.cu"), *(path for path in cuda.glob("*.h") if path.name != "binding.h")]
     assert len(torch_free) > 2
     for path in torch_free:
         assert not [name for name in included(path) if is_torch_header(name)], f"{path.name} includes torch"
@@ -79,13 +71,10 @@ def test_shared_arithmetic_and_cuda_kernels_know_nothing_of_torch():
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_has_one_name_in_every_tree(name):
-    for place in (
-        f"csrc/cpu/{name}.cpp",
-        f"csrc/cuda/{name}.cu",
-        f"frcnn_ops/{name}.py",
-        f"tests/ops/test_{name}.py",
-    ):
+    for place in (f"frcnn_ops/{name}.py", f"tests/ops/test_{name}.py"):
         assert (ROOT / place).is_file(), f"{place} is missing"
+    kernels = list((ROOT / "csrc" / "cuda").glob(f"{name}*.cu"))
+    assert bool(kernels) != (name in CPU_ONLY), f"csrc/cuda/{name}.cu: {kernels}"
 
 
 def test_every_operator_in_the_contract_is_called():
@@ -99,6 +88,70 @@ def test_every_operator_in_the_contract_is_called():
 
 def test_no_file_is_named_after_nothing():
     vague = {"utils", "util", "misc", "common", "helpers", "helper"}
-    for tree in ("csrc", "frcnn", "frcnn_ops", "tests", "benchmarks"):
+    for tree in ("csrc", "frcnn", "frcnn_ops", "tests", "tools", "benchmarks"):
         for path in (ROOT / tree).rglob("*"):
             assert path.stem.removeprefix("test_") not in vague, f"{path.relative_to(ROOT)} says nothing"
+
+
+def on_import(body: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that run when the module is imported: none in functions, none for type checkers only."""
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        elif isinstance(node, ast.If):
+            if "TYPE_CHECKING" not in ast.unparse(node.test):
+                yield from on_import(node.body)
+            yield from on_import(node.orelse)
+        elif isinstance(node, ast.Try):
+            parts = [node.body, *(handler.body for handler in node.handlers), node.orelse, node.finalbody]
+            yield from on_import([statement for part in parts for statement in part])
+
+
+def reached_imports() -> dict[str, set[str]]:
+    """For every module of frcnn: the modules of frcnn that importing it imports, directly or not.
+
+    A package's __init__ counts where it is imported by name, not as the parent of a module.
+    """
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in python_files("frcnn")
+    }
+    direct: dict[str, set[str]] = {}
+    for module, path in files.items():
+        names = set()
+        for node in on_import(ast.parse(path.read_text()).body):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            else:
+                assert node.level == 0, f"{path.relative_to(ROOT)} has a relative import"
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= inner & files.keys() or {node.module}
+        direct[module] = names & files.keys()
+    reached = {}
+    for module in direct:
+        reached[module], waiting = set(), list(direct[module])
+        while waiting:
+            if (name := waiting.pop()) not in reached[module]:
+                reached[module].add(name)
+                waiting += direct[name]
+    return reached
+
+
+def test_no_circle_of_imports():
+    assert not [module for module, reached in reached_imports().items() if module in reached]
+
+
+def test_reading_a_checkpoint_does_not_import_the_network():
+    network = {f"frcnn.{name}" for name in ("detector", "backbone", "fpn", "rpn", "roi_head", "conv")}
+    reached = reached_imports()
+    assert network <= reached.keys()
+    for module in reached:
+        if module.startswith("frcnn.checkpoint"):
+            assert not reached[module] & network, f"{module} imports {reached[module] & network}"
+
+
+def test_the_readme_names_every_file():
+    layout = (ROOT / "README.md").read_text().partition("## Layout")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(frcnn(?:_ops)?/[\w/]+\.py)`", layout))
+    files = {str(path.relative_to(ROOT)) for name in ("frcnn", "frcnn_ops") for path in python_files(name)}
+    assert named == files, f"not in README: {sorted(files - named)}; not there: {sorted(named - files)}"

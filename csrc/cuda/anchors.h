@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../box.h"
+#include "kernel_api.h"
 #include "launch.h"
-#include "launchers.h"
 
 namespace frcnn {
 

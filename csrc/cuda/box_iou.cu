@@ -6,7 +6,7 @@
 //
 // Versions: v1, this one. Not yet measured on a GPU.
 #include "../box.h"
-#include "numbers.h"
+#include "dtypes.h"
 
 namespace frcnn {
 namespace {

@@ -8,7 +8,7 @@
 //
 // Versions: v1, this one. Not yet measured on a GPU.
 #include "anchors.h"
-#include "numbers.h"
+#include "dtypes.h"
 
 namespace frcnn {
 namespace {

@@ -1,5 +1,5 @@
 // How the kernels are launched and where they keep shared memory. The two macros exist because the same
-// sources also run on a CPU, thread by thread, under tests/cpp/emulator (which defines its own).
+// sources also run on a CPU, thread by thread, under tools/cuda_emulator (which defines its own).
 #pragma once
 
 #include <cuda_runtime.h>

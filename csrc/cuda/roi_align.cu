@@ -3,10 +3,10 @@
 // Bilinear weights factorise (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells
 // they touch, each with a row weight times a column weight. A block serves one RoI: some threads first make
 // each bin row's and column's list of (cell, weight) in shared memory, once; then
-//   channels-last: a warp takes a bin, a lane 16 bytes of channels (256 half channels per warp): every load
-//   is
-//     a full line, and a typical bin of 2 to 4 cells needs 9 to 25 loads where four per sample need 16 to 64;
-//   NCHW: a thread takes a (channel, bin), bins fastest, so a warp's loads fall on few lines of one map.
+// - channels-last: a warp takes a bin, a lane 16 bytes of channels (256 half channels per warp): every load
+//   is a full line, and a typical bin of 2 to 4 cells needs 9 to 25 loads where four per sample need 16 to
+//   64;
+// - NCHW: a thread takes a (channel, bin), bins fastest, so a warp's loads fall on few lines of one map.
 //
 // Bound by bytes from L2: 1000 RoIs x 49 bins x about 16 cells x 512 bytes (half) = 400 MB, 60 us at 7 TB/s
 // of L2. The floor from device memory is what is touched once: at most the maps, 46 MB for one image of

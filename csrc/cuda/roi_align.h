@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../bilinear.h"
-#include "numbers.h"
+#include "dtypes.h"
 
 namespace frcnn {
 

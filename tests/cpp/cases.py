@@ -211,7 +211,7 @@ def nms_grouped(seed: int) -> Iterator[Case]:
         yield {"boxes": wild_boxes(rng, n), "scores": scores(rng, n), "groups": groups, "iou_threshold": 0.4}
 
 
-def nms_sorted(seed: int) -> Iterator[Case]:
+def nms_large(seed: int) -> Iterator[Case]:
     """Groups of many sizes, some of several chunks."""
     rng = np.random.default_rng(seed)
     for n, dtype, sizes in [(60, np.float32, 7), (2600, np.float64, 3), (4500, np.float32, 1)]:
@@ -221,7 +221,7 @@ def nms_sorted(seed: int) -> Iterator[Case]:
         yield {"boxes": b, "scores": scores(rng, n, dtype=dtype), "groups": groups, "iou_threshold": 0.3}
 
 
-def nms_padded_sorted(seed: int) -> Iterator[Case]:
+def nms_padded_large(seed: int) -> Iterator[Case]:
     rng = np.random.default_rng(seed)
     for segments, n, keep, dtype in [(3, 100, 60, np.float32), (2, 2500, 900, np.float64)]:
         b = np.stack([boxes(rng, n, 400.0, dtype) for _ in range(segments)])
@@ -299,8 +299,8 @@ ALL = (
     roi_align_backward,
     nms_padded,
     nms_grouped,
-    nms_sorted,
-    nms_padded_sorted,
+    nms_large,
+    nms_padded_large,
     iou_loss,
     iou_loss_backward,
     assign_max_iou,

@@ -1,6 +1,6 @@
 """The CUDA kernels of csrc/cuda, run on the CPU: builds them as host C++ and calls their launchers.
 
-Two builds of the same sources (see emulator/emulator.cpp). ``load("checked")`` checks every access for
+Two builds of the same sources (see tools/cuda_emulator). ``load("checked")`` checks every access for
 bounds, initialisation and races itself. ``load("sanitized")`` is for a Python started with the address
 sanitizer's library preloaded (see sanitized_environment); there the sanitizers stop the process at the first
 fault.
@@ -24,7 +24,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-EMULATOR = HERE / "emulator"
+EMULATOR = ROOT / "tools" / "cuda_emulator"
 KERNELS = ROOT / "csrc" / "cuda"
 
 COMMON_FLAGS = [

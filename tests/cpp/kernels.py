@@ -1,7 +1,7 @@
 """The operators of csrc/library.cpp on the emulated CUDA kernels, for numpy arrays.
 
-What csrc/cuda/binding.cpp does for torch, in small: outputs, workspace, one launcher. Half and bfloat16
-arrays are uint16 with ``kind`` "half" or "bfloat16".
+What the bindings of csrc/cuda (*_binding.cpp) do for torch, in small: outputs, workspace, one launcher. Half
+and bfloat16 arrays are uint16 with ``kind`` "half" or "bfloat16".
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def nms_padded(
         indices, counts = d.empty((segments, max_keep), np.int64), d.empty(segments, np.int64)
         inputs = d.put(boxes), d.put(scores), None if groups is None else d.put(groups), segments, n
         d.call(
-            "frcnn_cuda_nms",
+            "frcnn_cuda_nms_block",
             *inputs,
             Double(iou_threshold),
             max_keep,
@@ -220,7 +220,7 @@ def nms_grouped(boxes, scores, groups, iou_threshold, seed=0) -> np.ndarray:
     return indices[0, : counts[0]]
 
 
-class SortedNms(ctypes.Structure):
+class LargeNms(ctypes.Structure):
     _fields_ = (
         ("boxes", Pointer), ("scores", Pointer), ("order", Pointer), ("starts", Pointer),
         ("segment_count", Pointer), ("total", Int), ("segments", Int), ("n", Int), ("iou_threshold", Double),
@@ -234,14 +234,14 @@ def _keys(d: Device, scores: np.ndarray) -> np.ndarray:
     return d.get(keys)
 
 
-def _run_sorted(d: Device, kind: int, **fields: object) -> None:
+def _suppress_large(d: Device, kind: int, **fields: object) -> None:
     addresses = {name: v.address if isinstance(v, Buffer) else v for name, v in fields.items()}
-    problem = SortedNms(**addresses)
-    size = _size(d, "frcnn_cuda_nms_sorted_workspace", Int(kind), Int(problem.total))
-    d.call("frcnn_cuda_nms_sorted", kind, ctypes.byref(problem), d.empty(size, np.uint8))
+    problem = LargeNms(**addresses)
+    size = _size(d, "frcnn_cuda_nms_large_workspace", Int(kind), Int(problem.total))
+    d.call("frcnn_cuda_nms_large", kind, ctypes.byref(problem), d.empty(size, np.uint8))
 
 
-def nms_sorted(boxes, scores, groups, iou_threshold, seed=0) -> np.ndarray:
+def nms_large(boxes, scores, groups, iou_threshold, seed=0) -> np.ndarray:
     """The list form for any number of boxes [N, 4]: kept indices, best first."""
     n = len(boxes)
     with emulated.device(seed) as d:
@@ -253,7 +253,7 @@ def nms_sorted(boxes, scores, groups, iou_threshold, seed=0) -> np.ndarray:
         starts, count = d.empty(n + 1, np.int64), d.empty(1, np.int64)
         d.call("frcnn_cuda_nms_segments", ids, n, starts, count)
         keep = d.empty(n, np.uint8)
-        _run_sorted(
+        _suppress_large(
             d, _kind(boxes), boxes=d.put(boxes), order=d.put(order), starts=starts, segment_count=count,
             total=n, iou_threshold=iou_threshold, max_keep=n, keep=keep,
         )  # fmt: skip
@@ -262,13 +262,13 @@ def nms_sorted(boxes, scores, groups, iou_threshold, seed=0) -> np.ndarray:
         return by_score[kept_by_score]
 
 
-def nms_padded_sorted(boxes, scores, iou_threshold, max_keep, seed=0) -> tuple[np.ndarray, np.ndarray]:
+def nms_padded_large(boxes, scores, iou_threshold, max_keep, seed=0) -> tuple[np.ndarray, np.ndarray]:
     """The padded form for any number of boxes [S, N, 4]."""
     segments, n = scores.shape
     with emulated.device(seed) as d:
         order = np.argsort(_keys(d, scores), axis=1, kind="stable") + np.arange(segments)[:, None] * n
         indices, counts = d.empty((segments, max_keep), np.int64), d.empty(segments, np.int64)
-        _run_sorted(
+        _suppress_large(
             d, _kind(boxes), boxes=d.put(boxes), scores=d.put(scores), order=d.put(order), total=segments * n,
             segments=segments, n=n, iou_threshold=iou_threshold, max_keep=max_keep, indices=indices,
             counts=counts,

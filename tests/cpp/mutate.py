@@ -23,9 +23,9 @@ OPS = {
     "iou_loss.cu": ["iou_loss"],
     "roi_align.cu": ["roi_align"],
     "roi_align_backward.cu": ["roi_align_backward"],
-    "nms.cu": ["nms_padded", "nms_grouped"],
-    "nms.h": ["nms_padded", "nms_grouped"],
-    "nms_sorted.cu": ["nms_sorted", "nms_padded_sorted"],
+    "nms_block.cu": ["nms_padded", "nms_grouped"],
+    "nms_suppress.h": ["nms_padded", "nms_grouped"],
+    "nms_large.cu": ["nms_large", "nms_padded_large"],
 }
 # The second fence of the last block orders its reads after the counter; the emulator asks for the first only.
 KNOWN = {"iou_loss.cu": 1}
@@ -44,6 +44,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(ROOT / "csrc", copy / "csrc")
+        shutil.copytree(ROOT / "tools", copy / "tools")
         shutil.copytree(ROOT / "tests" / "cpp", copy / "tests" / "cpp")
         for file in sys.argv[1:] or OPS:
             source, survived = copy / "csrc" / "cuda" / file, []

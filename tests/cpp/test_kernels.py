@@ -49,7 +49,7 @@ def expected(op: str, case: dict) -> list[np.ndarray]:
         args["device"] = torch.device("cpu")
     if op in ("roi_align_backward",):
         args["sizes"] = list(case["sizes"])
-    name = {"nms_grouped": "nms", "nms_sorted": "nms", "nms_padded_sorted": "nms_padded"}.get(op, op)
+    name = {"nms_grouped": "nms", "nms_large": "nms", "nms_padded_large": "nms_padded"}.get(op, op)
     result = getattr(OPS, name)(**args)
     results = result if isinstance(result, (tuple, list)) else [result]
     return [r.float().numpy() if r.dtype in (torch.float16, torch.bfloat16) else r.numpy() for r in results]

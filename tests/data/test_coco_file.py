@@ -1,6 +1,7 @@
 """Reading and checking COCO annotation files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,13 +198,13 @@ def test_references_that_match_nothing_show_both_sides(tiny, key, message):
         load_coco(edited(tiny, edit), tiny[1])
 
 
-def test_the_degenerate_boxes_of_real_data_are_reported(shared):
-    folder = shared / "data" / "bccd"
-    for split, annotation in (("train", 2288), ("val", 3692)):
-        dataset = load_coco(folder / "annotations" / f"instances_{split}.json", folder / "images")
-        assert dataset.class_names == ("RBC", "WBC", "Platelets")
-        assert dataset.category_ids == (10, 20, 40)
-        (line,) = dataset.report.lines()
-        assert line.startswith("1 boxes less than one pixel") and f"annotation {annotation}" in line
-        content = json.loads(dataset.annotation_file.read_text())
-        assert dataset.box_counts().sum() == len(content["annotations"]) - 1
+@pytest.mark.parametrize(("split", "annotation"), [("train", 2288), ("val", 3692)])
+def test_the_degenerate_boxes_of_real_data_are_reported(split, annotation):
+    folder = Path(__file__).parent / "cases" / "bccd"
+    dataset = load_coco(folder / f"instances_{split}.json", folder)
+    assert dataset.class_names == ("RBC", "WBC", "Platelets")
+    assert dataset.category_ids == (10, 20, 40)
+    (line,) = dataset.report.lines()
+    assert line.startswith("1 boxes less than one pixel") and f"annotation {annotation}" in line
+    content = json.loads(dataset.annotation_file.read_text())
+    assert dataset.box_counts().sum() == len(content["annotations"]) - 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -11,22 +13,23 @@ import frcnn
 from frcnn.preprocess import fit_size, normalise, pad, read_image, resize
 from frcnn.zoo.verify import CASES
 
+PHOTOGRAPH = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"
 SIZES = [(1333, 800), (1333, 640), (1333, 736), (1333, 768), (1000, 600), (320, 240), (333, 500), (97, 61)]
 
 
-def pictures(shared_folder=None):
-    """BCCD photographs where they are, upright and on their side, and the package's own picture."""
-    paths = sorted((shared_folder / "data" / "bccd" / "images").glob("*.jpg"))[:3] if shared_folder else []
-    upright = [cv2.imread(str(path)) for path in [*paths, CASES / "image0.png"]]
-    return [*upright, *(np.ascontiguousarray(picture.transpose(1, 0, 2)[:, 3:]) for picture in upright)]
+@pytest.fixture(scope="module")
+def images():
+    """A photograph and the package's half-size image of it, upright and on their side."""
+    upright = [cv2.imread(str(path)) for path in (PHOTOGRAPH, CASES / "image0.png")]
+    return [*upright, *(np.ascontiguousarray(image.transpose(1, 0, 2)[:, 3:]) for image in upright)]
 
 
-def expected(picture, size, style):
+def expected(image, size, style):
     """Resize by the smaller of the two ratios, sizes rounded half up; then normalise in float64."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = min(max(size) / max(height, width), min(size) / min(height, width))
     new = (int(width * scale + 0.5), int(height * scale + 0.5))
-    resized = cv2.resize(picture, new, interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(image, new, interpolation=cv2.INTER_LINEAR)
     if style == "pytorch":
         mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
         values = (resized[..., ::-1].astype(np.float64) - mean) / std
@@ -35,48 +38,37 @@ def expected(picture, size, style):
     return resized, (new[0] / width, new[1] / height), values
 
 
-def check(images, size, style):
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+@pytest.mark.parametrize("size", SIZES)
+def test_photographs(size, style, images):
     name = "faster_rcnn_r50_fpn_1x_coco" if style == "pytorch" else "faster_rcnn_r50_caffe_fpn_1x_coco"
     data = frcnn.recipe(name).data
-    for picture in images:
-        resized, scale = resize(picture, size)
-        wanted, wanted_scale, values = expected(picture, size, style)
+    for original in images:
+        resized, scale = resize(original, size)
+        wanted, wanted_scale, values = expected(original, size, style)
         assert np.array_equal(resized, wanted)
         assert scale == pytest.approx(wanted_scale, abs=1e-12)
-        assert fit_size(*picture.shape[:2], size) == wanted.shape[:2]
+        assert fit_size(*original.shape[:2], size) == wanted.shape[:2]
         image = normalise(resized, data)
         assert image.dtype == torch.float32
         # float32 subtraction at 255 is exact to 2**-17; dividing by a std of 57 makes the bound smaller still
         assert np.abs(image.permute(1, 2, 0).numpy() - values).max() < 2**-16
 
 
-@pytest.mark.parametrize("style", ["pytorch", "caffe"])
-@pytest.mark.parametrize("size", SIZES)
-def test_photographs(size, style, shared):
-    check(pictures(shared), size, style)
+def test_an_image_of_the_right_size_is_not_touched():
+    image = read_image(CASES / "image0.png")
+    resized, scale = resize(image, (320, 240))
+    assert np.array_equal(resized, image) and scale == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("style", ["pytorch", "caffe"])
-def test_the_packages_picture(style):
-    for size in SIZES:
-        check(pictures(), size, style)
-
-
-def test_a_picture_of_the_right_size_is_not_touched():
-    picture = read_image(CASES / "image0.png")
-    resized, scale = resize(picture, (320, 240))
-    assert np.array_equal(resized, picture) and scale == (1.0, 1.0)
-
-
-def test_the_half_size_photograph_of_the_cases_is_what_resizing_gives(shared):
-    original = read_image(shared / "data" / "bccd" / "images" / "BloodImage_00000.jpg")
-    resized, scale = resize(original, (320, 240))
+def test_the_half_size_photograph_of_the_cases_is_what_resizing_gives():
+    resized, scale = resize(read_image(PHOTOGRAPH), (320, 240))
     assert np.array_equal(resized, read_image(CASES / "image0.png")) and scale == (0.5, 0.5)
 
 
 def test_padding_is_zero_after_normalisation():
-    picture = read_image(CASES / "image0.png")[:233, :301]
-    image = normalise(picture, frcnn.recipe("faster_rcnn_r50_fpn_1x_coco").data)
+    original = read_image(CASES / "image0.png")[:233, :301]
+    image = normalise(original, frcnn.recipe("faster_rcnn_r50_fpn_1x_coco").data)
     batch = pad([image, image[:, :100, :320]], 32)
     assert batch.shape == (2, 3, 256, 320)
     assert torch.equal(batch[0, :, :233, :301], image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +154,6 @@ def test_recipe(name, photograph):
         ("x101_32x4d", "faster_rcnn_x101_32x4d_fpn_1x_coco"),
     ],
 )
-def test_names_and_shapes_are_those_of_mmdetection(manifest, name, shared):
-    expected = json.loads((shared / "reference" / "manifests" / f"{manifest}.json").read_text())
+def test_names_and_shapes_are_those_of_mmdetection(manifest, name):
+    expected = json.loads((Path(__file__).parent / "cases" / f"{manifest}.json").read_text())
     assert {n: list(s) for n, s in published_shapes(frcnn.recipe(name).model.backbone).items()} == expected

@@ -1,7 +1,8 @@
-// The launchers of every CUDA kernel, as a plain C interface: device pointers, sizes, workspace and a stream,
-// nothing of torch. Names and shapes are those of the operator in ../library.cpp, tensors are contiguous
-// unless strides are passed, boxes are four numbers. A launcher only enqueues: it neither allocates nor
-// synchronises, so any sequence of them can be captured into a CUDA graph. It returns the first launch error.
+// The kernel API: the launchers of every CUDA kernel, in plain C: device pointers, sizes, workspace and a
+// stream, nothing of torch. Names and shapes are those of the operator in ../library.cpp, tensors are
+// contiguous unless strides are passed, boxes are four numbers. A launcher only enqueues: it neither
+// allocates nor synchronises, so any sequence of them can be captured into a CUDA graph. It returns the first
+// launch error.
 //
 // `type` is the number type of what it stands beside; boxes of an operator that has float64 share it.
 #pragma once
@@ -78,9 +79,9 @@ cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* poo
 // boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each
 // other; drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], counts [S]
 enum { kFrcnnNmsBlock = 4096 };
-cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, const int64_t* groups, int64_t segments,
-                           int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
-                           int64_t* indices, int64_t* counts, cudaStream_t stream);
+cudaError_t frcnn_cuda_nms_block(const float* boxes, const float* scores, const int64_t* groups,
+                                 int64_t segments, int64_t n, double iou_threshold, int64_t max_keep,
+                                 bool drop_absent, int64_t* indices, int64_t* counts, cudaStream_t stream);
 
 // Larger inputs: sort by the keys of the scores, stably, then by group if there are any, then suppress.
 // keys ascend from the best score to the worst, NaN last; int32 for float scores, int64 for double
@@ -89,7 +90,7 @@ cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, voi
 cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* starts, int64_t* count,
                                     cudaStream_t stream);
 
-struct FrcnnSortedNms {
+struct FrcnnLargeNms {
   const void* boxes;     // [total, 4], not sorted
   const void* scores;    // [total] or null; a score of -inf marks an absent box
   const int64_t* order;  // [total]: segment by segment, best first, rows of boxes
@@ -99,15 +100,15 @@ struct FrcnnSortedNms {
   int64_t total, segments, n;
   double iou_threshold;
   int64_t max_keep;
-  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and counts
-  // [S]
+  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and
+  // counts [S]
   uint8_t* keep;
   int64_t *indices, *counts;
 };
-// workspace: frcnn_cuda_nms_sorted_workspace(type, total) bytes
-int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total);
-cudaError_t frcnn_cuda_nms_sorted(int64_t type, const FrcnnSortedNms* problem, void* workspace,
-                                  cudaStream_t stream);
+// workspace: frcnn_cuda_nms_large_workspace(type, total) bytes
+int64_t frcnn_cuda_nms_large_workspace(int64_t type, int64_t total);
+cudaError_t frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* workspace,
+                                 cudaStream_t stream);
 
 // mode: as frcnn::IouLoss counts; reduction: 0 none, 1 sum, 2 mean; weight and boxes may be null.
 // workspace: frcnn_cuda_iou_loss_workspace(n) bytes

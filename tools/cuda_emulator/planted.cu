@@ -1,5 +1,5 @@
 // Kernels with one planted bug each, and the same kernels without it: proof that the emulator sees them.
-#include "../../../csrc/cuda/launch.h"
+#include "../../csrc/cuda/launch.h"
 
 namespace frcnn {
 namespace {

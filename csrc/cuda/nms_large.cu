@@ -1,8 +1,8 @@
 // NMS of any size: segments of rows that are already sorted, best first. Each segment is taken in chunks of
-// 4096 boxes (2048 in float64). Round 0 suppresses every segment's first chunk in one block (nms.h) and lists
-// the segments that have more. In a later round one launch compares each of those segments' next chunk with
-// the boxes it has kept so far, all multiprocessors together, and another suppresses what is left of the
-// chunk in one block and appends it to the kept boxes. Device memory is O(boxes); the number of rounds
+// 4096 boxes (2048 in float64). Round 0 suppresses every segment's first chunk in one block (nms_suppress.h)
+// and lists the segments that have more. In a later round one launch compares each of those segments' next
+// chunk with the boxes it has kept so far, all multiprocessors together, and another suppresses what is left
+// of the chunk in one block and appends it to the kept boxes. Device memory is O(boxes); the number of rounds
 // depends on the number of rows only, so nothing is read back.
 //
 // Bound by operations: kept x n / 2 pairs of about 20. 100,000 boxes of one class that keep 10,000: 10^10
@@ -10,7 +10,7 @@
 // 3 ms estimated. A 100,000^2 mask would be 1.25 GB.
 //
 // Versions: v1, this one. Not yet measured on a GPU. To try: clusters of blocks for the chunk.
-#include "nms.h"
+#include "nms_suppress.h"
 
 namespace frcnn {
 namespace {
@@ -210,12 +210,12 @@ cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* star
   return launch(segments_kernel, blocks, dim3(kKeyThreads), 0, stream, ids, n, starts, count);
 }
 
-int64_t frcnn_cuda_nms_sorted_workspace(int64_t type, int64_t total) {
+int64_t frcnn_cuda_nms_large_workspace(int64_t type, int64_t total) {
   return frcnn::parts_of(type, total).end;
 }
 
-cudaError_t frcnn_cuda_nms_sorted(int64_t type, const FrcnnSortedNms* problem, void* workspace,
-                                  cudaStream_t stream) {
+cudaError_t frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* workspace,
+                                 cudaStream_t stream) {
   using namespace frcnn;
   if (problem->total == 0) return cudaSuccess;
   return for_box_type(type, [&](auto* tag) {

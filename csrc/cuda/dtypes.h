@@ -6,8 +6,8 @@
 
 #include <cstring>
 
+#include "kernel_api.h"
 #include "launch.h"
-#include "launchers.h"
 
 namespace frcnn {
 

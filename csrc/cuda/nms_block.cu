@@ -1,6 +1,6 @@
 // NMS of many small segments (image x class, image x level) in one launch: a block per segment sorts up to
-// 4096 boxes in shared memory and suppresses them there (nms.h). Nothing goes through device memory but the
-// boxes, the scores and the result; nothing through the host.
+// 4096 boxes in shared memory and suppresses them there (nms_suppress.h). Nothing goes through device memory
+// but the boxes, the scores and the result; nothing through the host. For more boxes: nms_large.cu.
 //
 // Bound by latency inside a block: an RPN batch (8 images x 5 levels x 1000 boxes) is 0.8 MB, 0.25 us at 3.35
 // TB/s, on 40 blocks. A block sorts 1024 keys in 55 barrier steps (2 to 3 us) and takes 16 steps of 64
@@ -11,7 +11,7 @@
 // first, NaN last, -0 equal to 0.
 //
 // Versions: v1, this one. Not yet measured on a GPU.
-#include "nms.h"
+#include "nms_suppress.h"
 
 namespace frcnn {
 namespace {
@@ -42,12 +42,12 @@ __device__ __forceinline__ void sort_in_block(unsigned long long* keys, int size
   }
 }
 
-// grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a power of
-// two.
+// grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a
+// power of two.
 __global__ void __launch_bounds__(kNmsThreads)
-    nms_kernel(const float* __restrict__ boxes, const float* __restrict__ scores,
-               const int64_t* __restrict__ groups, int n, int size, float threshold, int64_t max_keep,
-               bool drop_absent, int64_t* __restrict__ indices, int64_t* __restrict__ counts) {
+    nms_block_kernel(const float* __restrict__ boxes, const float* __restrict__ scores,
+                     const int64_t* __restrict__ groups, int n, int size, float threshold, int64_t max_keep,
+                     bool drop_absent, int64_t* __restrict__ indices, int64_t* __restrict__ counts) {
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(s, NmsShared);
   FRCNN_SHARED(present, int);
@@ -106,10 +106,10 @@ __global__ void __launch_bounds__(kNmsThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, const int64_t* groups,
-                                      int64_t segments, int64_t n, double iou_threshold, int64_t max_keep,
-                                      bool drop_absent, int64_t* indices, int64_t* counts,
-                                      cudaStream_t stream) {
+extern "C" cudaError_t frcnn_cuda_nms_block(const float* boxes, const float* scores, const int64_t* groups,
+                                            int64_t segments, int64_t n, double iou_threshold,
+                                            int64_t max_keep, bool drop_absent, int64_t* indices,
+                                            int64_t* counts, cudaStream_t stream) {
   using namespace frcnn;
   if (segments == 0) return cudaSuccess;
   if (n > kFrcnnNmsBlock || segments > INT32_MAX) return cudaErrorInvalidValue;
@@ -117,11 +117,11 @@ extern "C" cudaError_t frcnn_cuda_nms(const float* boxes, const float* scores, c
   while (size < n) size *= 2;
   const size_t bytes = static_cast<size_t>(size) * (sizeof(unsigned long long) + sizeof(Box<float>));
   if (bytes > (48 << 10)) {
-    const cudaError_t error = cudaFuncSetAttribute(nms_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(bytes));
+    const cudaError_t error = cudaFuncSetAttribute(
+        nms_block_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (error != cudaSuccess) return error;
   }
-  return launch(nms_kernel, dim3(static_cast<unsigned>(segments)), dim3(kNmsThreads), bytes, stream, boxes,
-                scores, groups, static_cast<int>(n), size, static_cast<float>(iou_threshold), max_keep,
+  return launch(nms_block_kernel, dim3(static_cast<unsigned>(segments)), dim3(kNmsThreads), bytes, stream,
+                boxes, scores, groups, static_cast<int>(n), size, static_cast<float>(iou_threshold), max_keep,
                 drop_absent, indices, counts);
 }

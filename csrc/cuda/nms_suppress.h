@@ -1,4 +1,4 @@
-// Greedy suppression inside one block, shared by both forms of NMS.
+// Greedy suppression inside one block, shared by nms_block.cu and nms_large.cu.
 //
 // Candidates lie in shared memory, best first. They are taken 64 at a time: all warps compare the 64 with
 // every box kept so far and with each other, then one warp resolves the 64, and the kept ones move to the
@@ -7,7 +7,7 @@
 #pragma once
 
 #include "../box.h"
-#include "numbers.h"
+#include "dtypes.h"
 
 namespace frcnn {
 
