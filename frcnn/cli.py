@@ -19,7 +19,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 
 from frcnn.boundary import PROGRAM, UsageError, exit_code, option_names, option_spelling, unknown, version
 from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
-from frcnn.files import check_writable
+from frcnn.files import check_folder, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def detect(
     check_options(min_score, size, batch_size)
     for path in paths:
         _check_exists(path)
-    _make_folder(output)
-    check_writable(output / "detections.json")
+    check_folder(output)
     try:
         result = detect(
             _load_fast(model, weights, device, precision),
@@ -415,10 +414,3 @@ def _load_fast(model: str, weights: str | None, device: str | None, precision: P
 def _check_exists(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{folder}: a file is there, so it cannot be the output folder") from None

@@ -44,6 +44,19 @@ def replace_text(path: str | Path, text: str) -> None:
         file.write(text.encode())
 
 
+def check_folder(folder: str | Path) -> None:
+    """Find out before hours of work whether `folder` is there or can be made, and takes files.
+
+    Raises OSError where a file is in its place or its nearest existing parent may not be written to.
+    """
+    folder = Path(folder)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{existing}: a file is there, so {folder} cannot be the output folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{existing} may not be written to, so {folder} cannot be the output folder")
+
+
 def check_writable(path: str | Path) -> None:
     """Find out before hours of work whether `path` can be written when they are done.
 

@@ -316,6 +316,7 @@ def test_eval_checks_its_options(message, options, data, tmp_path, no_work, caps
         ("a file is there", ["{images}", "--output", "{annotations}"]),
         ("device 'gpu'", ["{images}", "--device", "gpu"]),
         ("device 'cuda:99'", ["{images}", "--device", "cuda:99"]),
+        ("device 'meta'", ["{images}", "--device", "meta"]),
         ("checkpoint", ["{images}", "--weights", "coco"]),
         ("tf32 is a format of NVIDIA GPUs", ["{images}", "--precision", "tf32", "--device", "cpu"]),
     ],
@@ -325,6 +326,7 @@ def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work
     arguments = ["--output", "{tmp}/found", *arguments]
     words = [word.format(**names) for word in arguments]
     refused(capsys, message.format(**names), "detect", "--model", "model.pth", *words)
+    assert not (tmp_path / "found").exists()
 
 
 @pytest.mark.parametrize(

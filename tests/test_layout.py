@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,15 @@ def test_the_readme_names_every_file():
     named = set(re.findall(r"`(frcnn(?:_ops)?/[\w/]+\.py)`", layout))
     files = {str(path.relative_to(ROOT)) for name in ("frcnn", "frcnn_ops") for path in python_files(name)}
     assert named == files, f"not in README: {sorted(files - named)}; not there: {sorted(named - files)}"
+
+
+def test_every_import_of_ours_resolves():
+    """Inside functions too, which nothing else looks at before they are called."""
+    for folder in ("frcnn", "frcnn_ops", "benchmarks", "examples"):
+        for path in python_files(folder):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "frcnn":
+                    module = importlib.import_module(node.module)
+                    for alias in node.names:
+                        found = hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
+                        assert found, f"{path.relative_to(ROOT)}: no {alias.name} in {node.module}"

@@ -148,7 +148,9 @@ def read_checkpoint(source: str | Path | Mapping[str, Any] | Checkpoint) -> Chec
     file = read_torch_file(path)
     with reading(path):
         if not isinstance(file.content.value, Mapping):
-            raise CheckpointError(f"holds a {type(file.content.value).__name__}, not a state dict")
+            value = file.content.value
+            kind = f"object of {value.path}" if isinstance(value, Inert) else type(value).__name__
+            raise CheckpointError(f"holds one {kind}, not a state dict")
         state, meta, notes = _find_state(file.content.value, (TensorRecord, ArrayRecord))
     if file.content.left_out:
         notes += (f"objects left out: {_some(list(file.content.left_out))}",)
@@ -251,7 +253,9 @@ def _find_state(value: Mapping[str, Any], kinds: Any) -> tuple[dict[str, Any], A
     tensors = {name: entry for name, entry in state.items() if isinstance(entry, kinds) and type(name) is str}
     others = [name for name in state if name not in tensors]
     if not tensors:
-        raise CheckpointError(f"no state dict found; the keys are {_some(list(value))}")
+        raise CheckpointError(
+            "no state dict found; " + (f"the keys are {_some(list(value))}" if value else "it is empty")
+        )
     notes = (f"entries that are no tensors were left out: {_some(others)}",) if others else ()
     return tensors, value.get("meta") or value.get("metadata"), notes
 

@@ -27,8 +27,9 @@ FORMAT = 2
 def read_training_state(path: Path) -> dict[str, Any]:
     """The whole content of a last.pth that training wrote. Raises CheckpointError."""
     remedy = (
-        "Delete it and train anew, in another work_dir or from the best weights so far: "
-        f"weights={path.with_name('best.pth')}"
+        f"Delete it and train anew, in another work_dir or from the best weights so far: weights={best}"
+        if (best := path.with_name("best.pth")).is_file()
+        else "Delete it and train anew"
     )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -61,7 +61,7 @@ def unpickle(file: BinaryIO, limit: int) -> Unpickled:
     except UnpickleError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError) as error:
-        raise UnpickleError(f"damaged or incomplete ({error})") from error
+        raise UnpickleError(f"not a whole pickle: {error}") from error
     return Unpickled(machine.result, tuple(sorted(machine.unknown)), machine.storages)
 
 

@@ -103,8 +103,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             raise
         raise OSError(
             cause.errno,
-            f"{path} could not be written ({cause.strerror or cause}); an older one is as it was: make room, "
-            "then resume from there",
+            f"{path} could not be written ({cause.strerror or cause}): make room, then "
+            + ("resume from the older one, which is as it was" if path.exists() else "start again"),
         ) from None
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
-from frcnn.inference.sources import find_images
+from frcnn.inference.sources import RESULTS, find_images
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import ImageError, Prepared, check_size, prepare, read_image
 from frcnn.structures import Detections
@@ -102,7 +102,7 @@ def detect(
         "min_score": min_score,
         "draw": draw,
     }
-    lines = ResultLines(output / "detections.jsonl", settings, resume)
+    lines = ResultLines(output / RESULTS, settings, resume)
     listing = output / "detections.json"
     todo = [
         (path, target)

@@ -112,13 +112,12 @@ def evaluate(
 
 
 def check_options(batch_size: int, threads: int | None, output: str | Path | None) -> None:
-    """What `evaluate` checks before work; makes the folder of `output`. Raises ValueError, OSError."""
+    """What `evaluate` checks before work. Raises ValueError, OSError."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
     if threads is not None:
         check_parallel("threads", threads, 1)
     if output is not None:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
         check_writable(output)
 
 

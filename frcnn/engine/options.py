@@ -32,7 +32,7 @@ def check_options(
     if reinit_heads and weights in (None, "random", "imagenet"):
         raise ValueError(
             "reinit_heads=True leaves out a checkpoint's class and box layer, and there is no checkpoint: "
-            "name one as weights"
+            "name one as weights=PATH"
         )
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f'precision={precision!r}: training computes in "float32" or "bfloat16"')

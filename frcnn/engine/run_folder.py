@@ -17,7 +17,7 @@ from frcnn.config import Recipe
 from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
 from frcnn.engine.bad_images import BadImages
-from frcnn.files import replace_text
+from frcnn.files import check_folder, replace_text
 
 
 @dataclass
@@ -50,11 +50,13 @@ class RunFolder:
 
     def check(self, resume: bool) -> None:
         """Raise CheckpointError where there is nothing to resume, or another run to overwrite."""
+        check_folder(self.path)
         if resume and not self.last.is_file():
             raise CheckpointError(f"nothing to resume: {self.last} does not exist")
         if not resume and self.last.exists():
             raise CheckpointError(
-                f"{self.last} exists: resume that run, give another work_dir, or delete it to start over"
+                f"{self.last} exists: go on with that run by resume=True, give another work_dir, or delete "
+                "it to start over"
             )
 
     def prepare(self) -> None:

@@ -129,7 +129,7 @@ def train(
     schedule = replace(schedule, images_per_process=batch_size or schedule.images_per_process)
     recipe = replace(recipe, schedule=schedule)
     if (val_annotations is None) != (val_images is None):
-        raise ValueError("validation needs both its annotation file and its image folder")
+        raise ValueError("val_annotations and val_images belong together: name both for validation, or none")
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
         try:
             with stop.at_once():
@@ -146,7 +146,9 @@ def train(
                     processes,
                 )
         except KeyboardInterrupt:
-            raise Interrupted("stopped before the first step", stop.number, resumable=resume) from None
+            raise Interrupted(
+                "stopped before the first step of this run", stop.number, resumable=resume
+            ) from None
         return run.loop(stop, eval_every, save_every, log_every)
 
 

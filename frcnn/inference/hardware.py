@@ -33,7 +33,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     there = [] if kind is None else [f"{kind.type}:{i}" for i in range(torch.accelerator.device_count())]
     try:
         chosen = torch.device(device)
-        if chosen.type in ("cpu", "meta") or f"{chosen.type}:{chosen.index or 0}" in there:
+        if chosen.type == "cpu" or f"{chosen.type}:{chosen.index or 0}" in there:
             return chosen
     except RuntimeError:  # not a device's name at all
         pass

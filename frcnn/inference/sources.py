@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ NOT_READ = frozenset(
     ".svg .tga .xcf".split()
 )
 """Suffixes of images that no decoder here reads."""
+
+
+RESULTS = "detections.jsonl"
+"""What `frcnn detect` writes line by line; a folder that holds it is one of results."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +66,24 @@ def _names_several(path: str | Path) -> bool:
 
 
 def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -> FoundImages:
-    """The images of files and, recursively, folders; of folders without `output`, if that is inside.
+    """The images of files and, recursively, folders, each once however it is spelled.
+
+    Of folders without what `frcnn detect` has written: `output`, if that is inside, and folders inside that
+    hold the results of earlier runs.
 
     Raises FileNotFoundError for a path that does not exist or a folder without images.
     """
     suffixes = image_suffixes()
-    found: dict[Path, Path] = {}
+    found: dict[str, tuple[Path, Path]] = {}
     not_read: Counter[str] = Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and not _within(p, output, path))
+            results = {listing.parent for listing in path.rglob(RESULTS) if listing.parent != path}
+            files = sorted(
+                p
+                for p in path.rglob("*")
+                if p.is_file() and not _within(p, output, path) and results.isdisjoint(p.parents)
+            )
             inside = [p for p in files if p.suffix.lower() in suffixes]
             others = Counter(p.suffix.lower() for p in files if p.suffix.lower() in NOT_READ)
             if not inside:
@@ -79,12 +92,12 @@ def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -
                 )
             not_read += others
             for p in inside:
-                found.setdefault(p, p.relative_to(path))
+                found.setdefault(os.path.abspath(p), (p, p.relative_to(path)))
         elif path.exists():
-            found.setdefault(path, Path(path.name))
+            found.setdefault(os.path.abspath(path), (path, Path(path.name)))
         else:
             raise FileNotFoundError(f"{path}: no such image or folder")
-    return FoundImages(list(found.items()), not_read)
+    return FoundImages(list(found.values()), not_read)
 
 
 def in_words(not_read: dict[str, int]) -> str:

@@ -257,7 +257,7 @@ def test_no_state_dict_is_said(content, target, tmp_path):
 
 def test_another_value_is_said(tmp_path):
     torch.save([1, 2], tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="holds one list, not a state dict"):
         read_checkpoint(tmp_path / "file.pth")
 
 

@@ -46,7 +46,10 @@ def test_a_truncated_file_is_named_with_a_remedy(tmp_path, size):
     path = tmp_path / "last.pth"
     save_checkpoint(path, {"value": torch.arange(1000)})
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=r"last\.pth is not a readable checkpoint.*best\.pth"):
+    with pytest.raises(CheckpointError, match=r"last\.pth is not a readable checkpoint.*train anew$"):
+        checkpoint.read_training_state(path)
+    path.with_name("best.pth").touch()
+    with pytest.raises(CheckpointError, match=r"the best weights so far: weights=.*best\.pth$"):
         checkpoint.read_training_state(path)
 
 

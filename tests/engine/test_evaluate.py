@@ -113,7 +113,9 @@ def test_results_have_the_ids_of_the_data_set_and_score_alike_in_pycocotools(tin
     for found in truth_of(*tiny):
         noise = torch.randn(found.boxes.shape, generator=generator) * 2
         answers.append(Detections(found.boxes + noise, found.scores, found.labels))
-    output = tmp_path / "results" / "found.json"
+    output = tmp_path / "found.json"
+    with pytest.raises(FileNotFoundError, match="there is no folder"):  # before any work
+        evaluate(Oracle(answers), *tiny, output=tmp_path / "results" / "found.json")
     result = evaluate(Oracle(answers), *tiny, output=output)
 
     content = read_content(tiny[0])

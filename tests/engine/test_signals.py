@@ -83,7 +83,7 @@ def test_a_signal_at_the_start_ends_without_a_step(start, tmp_path, number):
     run.wait_for_text("starting")
     run.signal(number)
     assert run.end(20) == 128 + number
-    assert run.text() == "starting\nstopped before the first step\n"
+    assert run.text() == "starting\nstopped before the first step of this run\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -157,7 +157,7 @@ def test_a_finished_run_resumes_to_the_same_result(recipe, tiny, tmp_path):
 def test_a_run_is_not_overwritten(recipe, tiny, tmp_path):
     train(recipe, *tiny, work_dir=tmp_path / "run", workers=0)
     before = (tmp_path / "run" / "last.pth").read_bytes()
-    with pytest.raises(CheckpointError, match=r"last\.pth exists: resume that run"):
+    with pytest.raises(CheckpointError, match=r"last\.pth exists: go on with that run by resume=True"):
         train(recipe, *tiny, work_dir=tmp_path / "run", workers=0)
     assert (tmp_path / "run" / "last.pth").read_bytes() == before
 
@@ -239,7 +239,7 @@ def test_validation_classes_must_be_those_of_training(recipe, tiny, tmp_path):
     other = write_content(tmp_path, content)
     with pytest.raises(DatasetError, match=r"only in the data set: +circle"):
         train(recipe, *tiny, other, tiny[1], work_dir=tmp_path / "run")
-    with pytest.raises(ValueError, match="both its annotation file and its image folder"):
+    with pytest.raises(ValueError, match="val_annotations and val_images belong together"):
         train(recipe, *tiny, tiny[0], work_dir=tmp_path / "run")
 
 

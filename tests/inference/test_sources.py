@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from frcnn import preprocess
-from frcnn.inference.sources import expand
+from frcnn.inference.sources import expand, find_images
 from frcnn.preprocess import ImageError, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -107,3 +107,20 @@ def test_urls_without_an_image_are_named(server, monkeypatch):
     monkeypatch.setattr(preprocess, "URL_BYTES", 100)
     with pytest.raises(ImageError, match="more than the 100 allowed"):
         read_image(f"{server}/a.png")
+
+
+def test_results_of_earlier_runs_are_not_images(tmp_path):
+    for name in ("a.png", "found/a.png", "found/deeper/b.png", "other/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "found" / "detections.jsonl").write_text("{}\n")
+    found = [path for path, _ in find_images([tmp_path], tmp_path / "new").images]
+    assert found == [tmp_path / "a.png", tmp_path / "other" / "c.png"]
+    inside = [path for path, _ in find_images([tmp_path / "found"]).images]  # named, it is what is wanted
+    assert inside == [tmp_path / "found" / "a.png", tmp_path / "found" / "deeper" / "b.png"]
+
+
+def test_an_image_is_found_once_however_it_is_spelled(tmp_path, monkeypatch):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(find_images(["a.png", "./a.png", tmp_path / "a.png", tmp_path]).images) == 1
