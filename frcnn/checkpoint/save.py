@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from frcnn.checkpoint.load import check_numbers
+from frcnn.checkpoint.load import CheckpointError, check_numbers
 from frcnn.checkpoint.plain import to_plain
 from frcnn.checkpoint.torch_file import reading
 from frcnn.config import Recipe
@@ -62,7 +62,7 @@ def check_suffix(path: Path) -> None:
 def save_weights(
     path: Path, state: Mapping[str, Tensor], recipe: Recipe | None, class_names: Sequence[str]
 ) -> None:
-    """Write weights in the format of the path's ending, from any device. Raises OSError."""
+    """Write weights in the format of the path's ending, from any device. Raises OSError, CheckpointError."""
     # memory of their own, so that a part of a larger tensor is written alone
     tensors = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in state.items()}
     if path.suffix == ".pth":
@@ -72,7 +72,10 @@ def save_weights(
 
     plain = None if recipe is None else to_plain(recipe)
     metadata = json.dumps({"classes": list(class_names), "recipe": plain})
-    data = save(tensors, metadata={"format": "pt", "frcnn": metadata})
+    try:
+        data = save(tensors, metadata={"format": "pt", "frcnn": metadata})
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which a pickle can hold
+        raise CheckpointError(f"{path}: a tensor's name is no text that a file holds ({error})") from None
     with replacing(path) as file:
         file.write(data)
 

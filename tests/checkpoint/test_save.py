@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import frcnn
 from frcnn.checkpoint.load import CheckpointError
-from frcnn.checkpoint.save import checksum
+from frcnn.checkpoint.save import checksum, save_weights
 
 NAMES = ("red cell", "white cell", "Plättchen")
 ENDINGS = (".pth", ".safetensors")
@@ -128,3 +128,9 @@ def test_a_given_recipe_goes_before_the_files(model, tmp_path):
     eager = replace(model.config, roi_head=replace(model.config.roi_head, score_threshold=0.5))
     again = frcnn.load(tmp_path / "x.pth", recipe=frcnn.Recipe("eager", eager))
     assert equal(again, model) and again.config.roi_head.score_threshold == 0.5
+
+
+def test_a_name_that_is_no_text_is_a_checkpoint_error(tmp_path):
+    with pytest.raises(CheckpointError, match="a tensor's name is no text"):
+        save_weights(tmp_path / "a.safetensors", {"\udc80": torch.ones(1)}, None, ())
+    assert not list(tmp_path.iterdir())
