@@ -34,8 +34,9 @@ COMMON_FLAGS = [
 KERNEL_FLAGS = {
     "checked": ["-fsanitize=thread", "-Wno-tsan"],  # only its calls: checker.cpp stands in for its library
     "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "device": ["-O2"],  # for tools/cuda_emulator/emulated_gpu.py
 }
-HARNESS_FLAGS = {"checked": [], "sanitized": KERNEL_FLAGS["sanitized"]}
+HARNESS_FLAGS = {"checked": [], "sanitized": KERNEL_FLAGS["sanitized"], "device": ["-DEMULATOR_UNCHECKED"]}
 
 
 class KernelFault(AssertionError):

@@ -8,7 +8,8 @@
 // __syncwarp between; of two blocks if the first fenced and then did an atomic on a location on which the
 // second did one later; and of two launches. Accesses outside the arena (stacks, parameters) are not checked.
 //
-// In the build for the address sanitizer the memory is that sanitizer's instead, and nothing here checks.
+// In the build for the address sanitizer the memory is that sanitizer's instead, and nothing here checks; nor in
+// the one for the emulated device (-DEMULATOR_UNCHECKED), whose memory is the runtime's.
 #include "checker.h"
 
 #include <cxxabi.h>
@@ -26,6 +27,7 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
+#define EMULATOR_UNCHECKED
 #endif
 
 namespace emulator::checker {
@@ -48,7 +50,7 @@ std::string take_reports() {
   return text;
 }
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(EMULATOR_UNCHECKED)
 
 void* allocate(size_t bytes, size_t alignment, const char*) {
   void* address = nullptr;
@@ -315,7 +317,7 @@ void atomic_access(const void* address, size_t bytes) {
 
 }  // namespace emulator::checker
 
-#if !defined(__SANITIZE_ADDRESS__)
+#if !defined(EMULATOR_UNCHECKED)
 extern "C" {
 
 using emulator::checker::read;

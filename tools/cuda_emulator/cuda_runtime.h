@@ -9,8 +9,11 @@
 #include <cstring>
 #include <functional>
 #include <source_location>
+#include <tuple>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
+#include <vector>
 
 #define FRCNN_EMULATED 1
 
@@ -116,10 +119,52 @@ T shuffle(WarpOp op, unsigned mask, T value, int argument, Location where) {
 #define FRCNN_DYNAMIC_SHARED(name) \
   unsigned char* const name = static_cast<unsigned char*>(emulator::dynamic_shared_memory())
 
+// ---- launches by name, for the emulated device (by_name.cpp) ------------------------------------------------
+
+namespace emulator {
+
+// A kernel with its arguments, copied from the addresses that the CUDA runtime is given.
+struct Launch {
+  const void* kernel;
+  std::function<void()> thread;
+  std::vector<const void*> addresses;  // the pointers among the arguments, without those that are null
+};
+using Prepare = Launch (*)(const void* kernel, void** arguments);
+bool register_signature(const char* type, Prepare prepare);
+
+template <typename T>
+void add_address(std::vector<const void*>* out, const T& argument) {
+  if constexpr (std::is_pointer_v<T>)
+    if (argument != nullptr) out->push_back(argument);
+}
+
+// Every signature that is launched anywhere is known when the library is loaded.
+template <typename... Params>
+struct Signature {
+  static Launch prepare(const void* kernel, void** arguments) {
+    return from(kernel, arguments, std::index_sequence_for<Params...>{});
+  }
+  template <size_t... I>
+  static Launch from(const void* kernel, void** arguments, std::index_sequence<I...>) {
+    (void)arguments;
+    const std::tuple<Params...> copied(*static_cast<Params*>(arguments[I])...);
+    Launch launch{kernel, nullptr, {}};
+    (add_address(&launch.addresses, std::get<I>(copied)), ...);
+    launch.thread = [kernel, copied] {
+      std::apply(reinterpret_cast<void (*)(Params...)>(const_cast<void*>(kernel)), copied);
+    };
+    return launch;
+  }
+  static inline const bool registered = register_signature(typeid(void(Params...)).name(), prepare);
+};
+
+}  // namespace emulator
+
 // ---- runtime calls ----------------------------------------------------------------------------------------
 
 template <typename... Params, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  (void)emulator::Signature<Params...>::registered;
   return emulator::run(reinterpret_cast<const void*>(kernel), *config, [&] { kernel(args...); });
 }
 template <typename Kernel>

@@ -1,0 +1,167 @@
+"""Runs a command on an emulated GPU: `python tools/cuda_emulator/emulated_gpu.py COMMAND …`
+
+The interpreter must have a CUDA build of torch and frcnn_ops compiled for CUDA (FORCE_CUDA=1). Nothing here needs a
+GPU or a driver. `--arch 8.6` chooses the GPU, `--devices 2` how many. Within the command, `record` counts what
+happens on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RUNTIME = HERE / "runtime"
+
+
+# ---- in the process that starts the command ------------------------------------------------------------------
+
+
+def build() -> dict[str, str]:
+    """Compile what has changed; returns the environment variables of a process on the emulated device."""
+    import torch
+
+    sys.path.insert(0, str(HERE.parents[1] / "tests" / "cpp"))
+    from emulated import build as build_kernels
+
+    if torch.version.cuda is None:
+        raise SystemExit(f"{sys.executable} has torch {torch.__version__}, which was built without CUDA")
+    include = [f"-I{cuda_home() / 'include'}"]
+    sources = sorted(set(RUNTIME.glob("*.cpp")) - {RUNTIME / "aten.cpp"})
+    library = link("libemulated_gpu.so", sources, ["-std=c++17", *include], ["-ldl", "-pthread"])
+    driver = link("libcuda.so.1", [RUNTIME / "driver.c"], ["-x", "c"], [])
+    installed = Path(torch.__file__).parent
+    headers = [f"-isystem{installed / 'include'}", f"-isystem{installed / 'include/torch/csrc/api/include'}"]
+    libraries = [f"-L{installed / 'lib'}", "-lc10", "-lc10_cuda", "-ltorch_cpu", "-ltorch_cuda"]
+    aten = link("libemulated_aten.so", [RUNTIME / "aten.cpp"], ["-std=c++20", *include, *headers], libraries)
+    kernels = build_kernels("device")
+    symbols = Path(f"{kernels}.symbols")
+    if not symbols.exists():
+        listed = subprocess.run(["nm", kernels], check=True, capture_output=True, text=True).stdout
+        symbols.write_text(listed)
+    return {
+        "LD_PRELOAD": str(library),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(driver.parent), os.environ.get("LD_LIBRARY_PATH")])),
+        "EMULATED_GPU_LIBRARY": str(library),
+        "EMULATED_GPU_ATEN": str(aten),
+        "EMULATED_GPU_KERNELS": str(kernels),
+        "EMULATED_GPU_RESOURCES": str(resources(kernels.parent)),
+    }
+
+
+def link(name: str, sources: list[Path], flags: list[str], libraries: list[str]) -> Path:
+    """A shared library of this name, in a folder of its own for every version of its sources."""
+    command = [os.environ.get("CXX", "g++"), "-O1", "-g1", "-fPIC", "-shared", *flags, *map(str, sources), *libraries]
+    read = b"".join(file.read_bytes() for file in [*sources, *sorted(RUNTIME.glob("*.h"))])
+    version = hashlib.sha256(read + repr(command).encode()).hexdigest()[:16]
+    library = HERE.parents[1] / "build" / "emulated" / "gpu" / version / name
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        scratch = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, "-o", scratch], check=True)
+        scratch.replace(library)
+    return library
+
+
+def cuda_home() -> Path:
+    """The toolkit whose headers the runtime is compiled with."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    if not (home / "include" / "cuda_runtime_api.h").is_file():
+        raise SystemExit(f"{home} has no include/cuda_runtime_api.h: set CUDA_HOME to a CUDA toolkit")
+    return home
+
+
+def resources(folder: Path) -> Path:
+    """A file of every kernel's registers and static shared memory, read from the compiled extension."""
+    # found by their places: to import them would load torch's CUDA library, which needs a driver
+    package = Path(importlib.util.find_spec("frcnn_ops").origin).parent
+    triton = Path(importlib.util.find_spec("triton").origin).parent
+    library = next(package.glob("_C*.so"))
+    target = folder / f"resources-{library.stat().st_mtime_ns}.txt"
+    if not target.exists():
+        cuobjdump = triton / "backends/nvidia/bin/cuobjdump"
+        command = [cuobjdump, "--dump-resource-usage", library]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = {
+            name: (registers, shared)
+            for name, registers, shared in re.findall(r"Function (\S+?):\s+REG:(\d+).*?SHARED:(\d+)", usage)
+        }
+        if not found:
+            raise SystemExit(f"{library} has no kernels: build frcnn_ops with FORCE_CUDA=1")
+        target.write_text("".join(f"{name} {r} {s}\n" for name, (r, s) in found.items()))
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="9.0", help="compute capability")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    environment = {**os.environ, **build()}
+    environment |= {"EMULATED_GPU_ARCH": arguments.arch, "EMULATED_GPUS": str(arguments.devices)}
+    # every Python process of the command puts the operators in place before it does anything else
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "site"), os.environ.get("PYTHONPATH")]))
+    os.execvpe(arguments.command[0], arguments.command, environment)
+
+
+# ---- in a process on the emulated device ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call that reached the device."""
+
+    op: str
+    kind: str
+    device: int
+    captured: bool
+    bytes: int
+    blocks: int
+    threads: int
+    name: str
+
+
+def runtime() -> ctypes.CDLL:
+    """The preloaded library."""
+    return ctypes.CDLL(os.environ["EMULATED_GPU_LIBRARY"])
+
+
+def faults() -> int:
+    """How many faults this process has seen."""
+    library = runtime()
+    library.gpu_faults.restype = ctypes.c_long
+    return library.gpu_faults()
+
+
+def record(function: Callable[[], Any]) -> tuple[Any, list[Row]]:
+    """What `function` returns, and what happened on the device meanwhile, in order."""
+    library = runtime()
+    library.gpu_log_start()
+    try:
+        result = function()
+    finally:
+        library.gpu_log_stop()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "log.tsv"
+        library.gpu_log_write(str(file).encode())
+        rows = [line.split("\t") for line in file.read_text(errors="replace").splitlines()]
+    return result, [
+        Row(op, kind, int(device), captured == "1", int(size), int(blocks), int(threads), name)
+        for op, kind, device, captured, size, blocks, threads, name in rows
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+// Launches: what may be launched is checked, and this project's kernels run, by the emulator's build of them.
+//
+// EMULATED_GPU_KERNELS names that build, a shared library, and EMULATED_GPU_RESOURCES what ptxas said of each
+// kernel: lines of mangled name, registers, static shared memory in bytes. Other kernels, ATen's, are counted
+// only: aten.cpp computes their operators.
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "log.h"
+#include "memory.h"
+#include "properties.h"
+#include "queue.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace gpu {
+namespace {
+
+using Guard = std::lock_guard<std::recursive_mutex>;
+
+struct Resources {
+  int registers = 0, shared = -1;  // static shared memory in bytes; -1: not known
+};
+
+struct Kernel {
+  std::string name;  // mangled
+  Resources resources;
+  int allowed_dynamic = -1;  // by cudaFuncSetAttribute; -1: never set
+};
+
+// The kernels of the emulator's build, by the name that nvcc gives them.
+struct Emulator {
+  // A launch with its arguments copied, or null where the build has no such kernel.
+  void* (*prepare)(const char* mangled, void** arguments) = nullptr;
+  // The addresses among the arguments, as many as returned.
+  size_t (*addresses)(const void* launch, const void** out, size_t most) = nullptr;
+  // What was wrong, or null.
+  const char* (*run)(const void* launch, const unsigned* grid, const unsigned* block, size_t dynamic) = nullptr;
+  void (*discard)(void* launch) = nullptr;
+};
+
+// What cudaGetLastError returns, once, besides a broken device's error, which stays.
+thread_local cudaError_t last_error = cudaSuccess;
+
+std::unordered_map<const void*, Kernel>& kernels() {
+  static auto* all = new std::unordered_map<const void*, Kernel>;
+  return *all;
+}
+
+const std::map<std::string, Resources>& resources() {
+  static const auto* all = [] {
+    auto* read = new std::map<std::string, Resources>;
+    const char* path = std::getenv("EMULATED_GPU_RESOURCES");
+    std::ifstream file(path != nullptr ? path : "");
+    std::string name;
+    for (Resources r; file >> name >> r.registers >> r.shared;) (*read)[name] = r;
+    return read;
+  }();
+  return *all;
+}
+
+const Emulator& emulator() {
+  static const Emulator loaded = [] {
+    Emulator e;
+    const char* path = std::getenv("EMULATED_GPU_KERNELS");
+    if (path == nullptr) return e;
+    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      std::fprintf(stderr, "%s\n", dlerror());
+      std::exit(2);
+    }
+    e.prepare = reinterpret_cast<decltype(e.prepare)>(dlsym(library, "emulator_prepare"));
+    e.addresses = reinterpret_cast<decltype(e.addresses)>(dlsym(library, "emulator_addresses"));
+    e.run = reinterpret_cast<decltype(e.run)>(dlsym(library, "emulator_run"));
+    e.discard = reinterpret_cast<decltype(e.discard)>(dlsym(library, "emulator_discard"));
+    return e;
+  }();
+  return loaded;
+}
+
+// A GPU's own checks, in the order of the CUDA programming guide's limits.
+cudaError_t check(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic) {
+  const auto refuse = [&](const std::string& what, cudaError_t error) {
+    fault("cannot launch " + kernel.name + ": " + what);
+    return error;
+  };
+  const size_t threads = size_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > Properties::kThreadsPerBlock || block.z > 64)
+    return refuse(std::to_string(threads) + " threads a block", cudaErrorInvalidConfiguration);
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535)
+    return refuse("a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+                      std::to_string(grid.z),
+                  cudaErrorInvalidConfiguration);
+  if (kernel.resources.shared < 0) return cudaSuccess;
+  const size_t fixed = static_cast<size_t>(kernel.resources.shared), all = fixed + dynamic;
+  const size_t allowed = kernel.allowed_dynamic < 0 ? Properties::kSharedPerBlock
+                                                    : std::max<size_t>(Properties::kSharedPerBlock,
+                                                                       fixed + kernel.allowed_dynamic);
+  if (all > allowed || all > static_cast<size_t>(properties().shared_per_block_optin))
+    return refuse(std::to_string(fixed) + " + " + std::to_string(dynamic) + " bytes of shared memory, of " +
+                      std::to_string(allowed) + " allowed",
+                  cudaErrorInvalidValue);
+  // registers are given out by the warp, in units of 256
+  const size_t warps = (threads + 31) / 32, each = (size_t(kernel.resources.registers) * 32 + 255) / 256 * 256;
+  if (warps * each > Properties::kRegistersPerBlock)
+    return refuse(std::to_string(warps) + " warps of " + std::to_string(kernel.resources.registers) +
+                      " registers a thread",
+                  cudaErrorLaunchOutOfResources);
+  return cudaSuccess;
+}
+
+cudaError_t try_launch(const void* function, dim3 grid, dim3 block, void** arguments, size_t dynamic,
+                       cudaStream_t handle) {
+  const Guard guard(lock());
+  Kernel& kernel = kernels()[function];
+  log("launch", kernel.name, dynamic, size_t{grid.x} * grid.y * grid.z, size_t{block.x} * block.y * block.z);
+  if (broken() != cudaSuccess) return broken();
+  if (const cudaError_t error = check(kernel, grid, block, dynamic)) return error;
+  Stream* stream = stream_of(handle);
+  if (stream->device != current_device()) {
+    fault("a kernel is launched on a stream of another device: " + kernel.name);
+    return cudaErrorInvalidResourceHandle;
+  }
+  if (emulator().prepare == nullptr) return cudaSuccess;
+  const std::shared_ptr<void> prepared(emulator().prepare(kernel.name.c_str(), arguments), [](void* p) {
+    if (p != nullptr) emulator().discard(p);
+  });
+  if (!prepared) {
+    if (kernel.resources.shared >= 0) fault("the emulator's build has no kernel " + kernel.name);
+    if (!in_operator()) fault("nobody computes what is launched: " + kernel.name);
+    return cudaSuccess;
+  }
+  const void* addresses[64];
+  const size_t count = emulator().addresses(prepared.get(), addresses, 64);
+  for (size_t i = 0; i < count; ++i) {
+    const Found found = find(addresses[i]);
+    if (found.place == Place::kDevice && found.device == stream->device) continue;
+    fault(kernel.name + " is given an address that is not in its device's memory");
+    return cudaErrorIllegalAddress;
+  }
+  enqueue(stream, [=, name = kernel.name] {
+    const unsigned g[] = {grid.x, grid.y, grid.z}, b[] = {block.x, block.y, block.z};
+    const char* wrong = emulator().run(prepared.get(), g, b, dynamic);
+    if (wrong == nullptr) return;
+    fault(name + ": " + wrong);
+    break_device(cudaErrorLaunchFailure);
+  });
+  return cudaSuccess;
+}
+
+cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments, size_t dynamic,
+                   cudaStream_t stream) {
+  const cudaError_t error = try_launch(function, grid, block, arguments, dynamic, stream);
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+cudaError_t limit(const void* function, cudaFuncAttribute attribute, int value) {
+  const Guard guard(lock());
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  Kernel& kernel = kernels()[function];
+  log("limit", kernel.name, static_cast<size_t>(value));
+  const int fixed = std::max(kernel.resources.shared, 0);
+  if (value < 0 || value + fixed > properties().shared_per_block_optin) return cudaErrorInvalidValue;
+  kernel.allowed_dynamic = value;
+  return cudaSuccess;
+}
+
+}  // namespace
+}  // namespace gpu
+
+using gpu::Guard;
+
+// ---- what nvcc's host code calls ----------------------------------------------------------------------------
+
+EXPORT void** __cudaRegisterFatBinary(void*) { return static_cast<void**>(std::calloc(2, sizeof(void*))); }
+EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
+EXPORT void __cudaUnregisterFatBinary(void**) {}
+EXPORT char __cudaInitModule(void**) { return 1; }
+EXPORT void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+EXPORT void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, uint3*, uint3*,
+                                   dim3*, dim3*, int*) {
+  const Guard guard(gpu::lock());
+  const auto found = gpu::resources().find(name);
+  gpu::kernels()[function] = {
+      name, found == gpu::resources().end() ? gpu::Resources{} : found->second, -1};
+}
+EXPORT cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
+  *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(function));
+  return cudaSuccess;
+}
+
+namespace {
+struct Configuration {
+  dim3 grid, block;
+  size_t shared;
+  void* stream;
+};
+thread_local std::vector<Configuration> configurations;
+}  // namespace
+
+EXPORT unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, struct CUstream_st* stream) {
+  configurations.push_back({grid, block, shared, stream});
+  return 0;
+}
+EXPORT cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
+  if (configurations.empty()) return cudaErrorUnknown;
+  const Configuration last = configurations.back();
+  configurations.pop_back();
+  *grid = last.grid;
+  *block = last.block;
+  *shared = last.shared;
+  *static_cast<void**>(stream) = last.stream;
+  return cudaSuccess;
+}
+
+// ---- launches -----------------------------------------------------------------------------------------------
+
+EXPORT cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                                    cudaStream_t stream) {
+  return gpu::launch(function, grid, block, arguments, shared, stream);
+}
+EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
+                                      size_t shared, cudaStream_t stream) {
+  return gpu::launch(kernel, grid, block, arguments, shared, stream);
+}
+EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function,
+                                       void** arguments) {
+  return gpu::launch(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
+                     config->stream);
+}
+EXPORT cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
+  return gpu::limit(function, attribute, value);
+}
+EXPORT cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t kernel, cudaFuncAttribute attribute, int value,
+                                                   int) {
+  return gpu::limit(kernel, attribute, value);
+}
+EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function) {
+  const Guard guard(gpu::lock());
+  const gpu::Resources& r = gpu::kernels()[function].resources;
+  *out = {};
+  out->maxThreadsPerBlock = gpu::Properties::kThreadsPerBlock;
+  out->numRegs = r.registers > 0 ? r.registers : 32;
+  out->sharedSizeBytes = static_cast<size_t>(std::max(r.shared, 0));
+  out->maxDynamicSharedSizeBytes = gpu::Properties::kSharedPerBlock;
+  out->ptxVersion = out->binaryVersion = gpu::properties().major * 10 + gpu::properties().minor;
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads,
+                                                                          size_t, unsigned) {
+  *blocks = std::max(1, gpu::properties().threads_per_multiprocessor / std::max(threads, 1));
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
+                                                                 size_t shared) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
+}
+EXPORT cudaError_t cudaPeekAtLastError() {
+  return gpu::broken() != cudaSuccess ? gpu::broken() : gpu::last_error;
+}
+EXPORT cudaError_t cudaGetLastError() {
+  const cudaError_t error = cudaPeekAtLastError();
+  gpu::last_error = cudaSuccess;
+  return error;
+}

@@ -1,0 +1,80 @@
+#include "log.h"
+
+#include <cxxabi.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+#include "queue.h"
+
+namespace gpu {
+namespace {
+
+struct Row {
+  std::string kind, name, op;
+  size_t bytes, blocks, threads;
+  int device;
+  bool captured;
+};
+
+std::mutex mutex;
+std::vector<Row> rows;
+std::atomic<bool> recording{false};
+std::atomic<long> faults{0};
+thread_local std::string current_op;
+
+}  // namespace
+
+void log(const char* kind, const std::string& name, size_t bytes, size_t blocks, size_t threads) {
+  if (!recording) return;
+  const std::lock_guard<std::mutex> lock(mutex);
+  rows.push_back({kind, name, current_op, bytes, blocks, threads, current_device(), thread_is_capturing()});
+}
+
+void fault(const std::string& what) {
+  ++faults;
+  std::fprintf(stderr, "emulated GPU: %s%s%s\n", what.c_str(), current_op.empty() ? "" : ", in ",
+               current_op.c_str());
+  log("fault", what);
+}
+
+bool in_operator() { return !current_op.empty(); }
+
+}  // namespace gpu
+
+// ---- called by emulated_gpu.py and aten.cpp -----------------------------------------------------------------
+
+extern "C" {
+
+void gpu_log_start() {
+  const std::lock_guard<std::mutex> lock(gpu::mutex);
+  gpu::rows.clear();
+  gpu::recording = true;
+}
+void gpu_log_stop() { gpu::recording = false; }
+void gpu_log_add(const char* kind, const char* name, size_t bytes) { gpu::log(kind, name, bytes); }
+// The operator that this thread runs, for the rows to come; returns to "" when it is done.
+void gpu_log_op(const char* name) { gpu::current_op = name; }
+long gpu_faults() { return gpu::faults; }
+
+// Rows as lines of: operator, kind, device, captured, bytes, blocks, threads, name; separated by tabs.
+bool gpu_log_write(const char* path) {
+  const std::lock_guard<std::mutex> lock(gpu::mutex);
+  FILE* file = std::fopen(path, "w");
+  if (file == nullptr) return false;
+  for (const gpu::Row& row : gpu::rows) {
+    int status = 0;
+    char* readable = abi::__cxa_demangle(row.name.c_str(), nullptr, nullptr, &status);
+    std::string name = readable != nullptr ? readable : row.name;
+    std::free(readable);
+    for (char& c : name)
+      if (c == '\t' || c == '\n') c = ' ';
+    std::fprintf(file, "%s\t%s\t%d\t%d\t%zu\t%zu\t%zu\t%s\n", row.op.c_str(), row.kind.c_str(), row.device,
+                 row.captured, row.bytes, row.blocks, row.threads, name.c_str());
+  }
+  return std::fclose(file) == 0;
+}
+}

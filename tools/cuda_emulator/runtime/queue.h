@@ -1,0 +1,70 @@
+// Streams as queues: work is put into a stream and done when somebody waits for it, as late as a GPU could.
+//
+// So what the host reads too early is old, what runs on the wrong stream comes in the wrong order, and what a
+// capture records is done again by every launch of its graph. Everything runs under one lock.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace gpu {
+
+using Action = std::function<void()>;
+
+struct Stream;
+
+// What a stream captures: the actions of all streams that joined, in the order in which they were given.
+struct Capture {
+  unsigned long long id;
+  cudaStreamCaptureMode mode;
+  std::thread::id thread;
+  std::vector<Stream*> streams;
+  std::vector<Action> actions;
+  bool invalid = false;
+};
+
+// One recording of an event.
+struct Ticket {
+  Stream* stream;
+  std::shared_ptr<Capture> capture;  // of the stream at that time, or null
+  bool done = false;
+};
+
+struct Work {
+  Action action;                   // or null
+  std::shared_ptr<Ticket> awaited;  // is done first, or null
+  std::shared_ptr<Ticket> reached;  // is marked as done, or null
+};
+
+struct Stream {
+  int device = 0;
+  std::deque<Work> work;
+  std::shared_ptr<Capture> capture;
+};
+
+std::recursive_mutex& lock();
+
+int current_device();
+int device_count();
+bool thread_is_capturing();
+
+// Null is the current device's default stream.
+Stream* stream_of(cudaStream_t handle);
+// The handle that torch knows a stream by.
+void enqueue(Stream* stream, Action action);
+void wait_for(Stream* stream);
+void wait_for_all();
+// Why a call that a capture forbids to this thread fails now, having spoilt the capture; or cudaSuccess.
+cudaError_t forbidden_in_capture(const char* call);
+
+// The first fault of a kernel stays with the process, as on a GPU; every later call of some kinds returns it.
+void break_device(cudaError_t error);
+cudaError_t broken();
+
+}  // namespace gpu
