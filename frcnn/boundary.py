@@ -104,11 +104,11 @@ def in_option_terms(text: str, spellings: Mapping[str, str]) -> str:
             return spellings[name]
         if value[0] in "[(":
             value = value[1:-1].replace(",", "")
-        return f"{spellings[name]} {value}"
+        return f"{spellings[name]}{match['link'].replace('=', ' ')}{value}"
 
     name = r"(?<![\w./\\-])(?P<name>[A-Za-z]\w*(?:\.[a-z]\w*)*)(?![\w/\\])"
     value = r"\[[^\]]*\]|\([^)]*\)|(?:[^\s,;()]*[^\s,;:.()])?"
-    return re.sub(name + f"(?:=(?P<value>{value}))?", spelled, text)
+    return re.sub(name + rf"(?:(?P<link>=| is (?=[\[(]))(?P<value>{value}))?", spelled, text)
 
 
 def version() -> str:

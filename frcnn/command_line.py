@@ -136,6 +136,9 @@ def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> None:
         else:
             name, equals, value = word.partition("=")
             option = named.get(name.replace("_", "-"))
+            for place in places:
+                if name.strip("-") == place.name:
+                    raise OptionError(f"{place.spelling} goes without {name}: {program} {place.spelling} …")
             if option is None:
                 raise unknown(f"option of {program}:", name, sorted([*named, "--help"]))
             if option.flag and equals:

@@ -179,12 +179,19 @@ def test_train_interrupt_resume_eval_and_detect(tmp_path, capsys):
     steps = [(line["epoch"], line["iter"]) for line in map(json.loads, log.read_text().splitlines())]
     assert steps == [(1, step) for step in range(1, 9)]
 
+    assert run(*train[3:], "--resume", "--seed", "1", "--schedule.lr", "0.5", "--device", "cpu") == 1
+    error = capsys.readouterr().err
+    assert "--schedule.lr 0.02, now --schedule.lr 0.5; --seed 0, now --seed 1. Resume" in error
+
     checkpoint = str(work_dir / "last.pth")
     score = ["eval", checkpoint, "--annotations", str(annotations), "--images", str(images), "--per-class"]
     assert run(*score, "--device", "cpu", "--threads", "2") == 0
     out = capsys.readouterr().out
     assert "bbox_mAP_50" in out and "square" in out
     found = tmp_path / "found"
-    assert run("detect", str(images), "--model", checkpoint, "--output", str(found), "--device", "cpu") == 0
+    detect = ["detect", str(images), "--model", checkpoint, "--output", str(found), "--device", "cpu"]
+    assert run(*detect) == 0
     assert len(json.loads((found / "detections.json").read_text())) == 8
     assert (found / "0.png").is_file()
+    assert run(*detect, "--resume", "--no-draw") == 1
+    assert "with other settings (no --no-draw, now --no-draw): resume" in capsys.readouterr().err
