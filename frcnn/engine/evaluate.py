@@ -18,7 +18,7 @@ from tqdm import tqdm
 from frcnn.data import CocoDataset, DatasetError, load_coco
 from frcnn.data.loader import BadImage, bad_image, read_annotated
 from frcnn.engine.distributed import Processes
-from frcnn.engine.options import check_parallel
+from frcnn.engine.options import check_parallel, check_whole
 from frcnn.files import check_writable, replace_text
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import ImageError, Prepared, prepare
@@ -112,9 +112,8 @@ def evaluate(
 
 
 def check_options(batch_size: int, threads: int | None, output: str | Path | None) -> None:
-    """What `evaluate` checks before work. Raises ValueError, OSError."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
+    """What `evaluate` checks before work. Raises OptionError, OSError."""
+    check_whole("batch_size", batch_size, 1)
     if threads is not None:
         check_parallel("threads", threads, 1)
     if output is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from frcnn.checked import OptionError
 from frcnn.checkpoint.run_state import random_state
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
@@ -104,7 +105,7 @@ def train(
     of the training images for which this holds (at least one image unless it is 0): past it training saves
     and raises DatasetError. Under torchrun a process that waits `timeout` seconds for another gives up.
 
-    Raises ValueError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
+    Raises OptionError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
     Interrupted; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
     and ConnectionError where another process hangs or ends.
     """
@@ -129,7 +130,7 @@ def train(
     schedule = replace(schedule, images_per_process=batch_size or schedule.images_per_process)
     recipe = replace(recipe, schedule=schedule)
     if (val_annotations is None) != (val_images is None):
-        raise ValueError("val_annotations and val_images belong together: name both for validation, or none")
+        raise OptionError("val_annotations and val_images belong together: name both for validation, or none")
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
         try:
             with stop.at_once():

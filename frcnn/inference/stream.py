@@ -8,7 +8,7 @@ delivered first.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -36,6 +36,10 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Equal for detectors of equal weights and configuration."""
         raise NotImplementedError
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
@@ -112,7 +116,7 @@ class Predictor:
         batch_size: int = 1,
         threads: int | None = None,
         details: bool = False,
-    ) -> Iterator[tuple[Extra, Detections | None]]:
+    ) -> Generator[tuple[Extra, Detections | None], None, None]:
         """The stream under `stream`, for items that are more than an image.
 
         read: called in a thread; returns the image and whatever is wanted beside its detections. In place of
@@ -174,18 +178,18 @@ class Predictor:
         return finish
 
 
-def _detections_of(results: Iterator[tuple[None, Detections | None]]) -> Iterator[Detections]:
+def _detections_of(results: Generator[tuple[None, Detections | None], None, None]) -> Iterator[Detections]:
     with closing(results):
         for _, found in results:
             yield found
 
 
 def batched(
-    ready: Iterator[tuple[Prepared | None, Extra]],
+    ready: Generator[tuple[Prepared | None, Extra], None, None],
     launch: Callable[[Sequence[Prepared]], Callable[[], list[Detections]]],
     batch_size: int,
     overlap: bool,
-) -> Iterator[tuple[Extra, Detections | None]]:
+) -> Generator[tuple[Extra, Detections | None], None, None]:
     """Launch images in batches of one padded shape; what came with each, and its detections, in order.
 
     overlap: launch a batch before the result of the last one is awaited.
@@ -208,7 +212,7 @@ def batched(
 
 def prepared_ahead(
     items: Iterable[Item], prepare: Callable[[Item], Result], threads: int, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`prepare` of each item, in order, computed by threads for at most `ahead` items not yet taken.
 
     An exception of `prepare`, or of `items`, is raised where its result would have been. The threads end with
