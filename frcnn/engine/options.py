@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from frcnn.inference.hardware import available_cpus, check_precision, resolve_device
+from frcnn.inference.hardware import Precision, available_cpus, check_precision, resolve_device
 
 
 def check_options(
     *,
     device: str | None,
-    precision: str,
+    precision: Precision,
     weights: object,
     reinit_heads: bool,
     max_bad_images: float,
