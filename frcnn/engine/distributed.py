@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from frcnn.inference.hardware import resolve_device
 
@@ -54,6 +56,15 @@ class Processes:
             highest = torch.tensor(values, device=device)
             distributed.all_reduce(highest, distributed.ReduceOp.MAX)
             return highest.tolist()
+
+    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model; where there are several processes, one whose gradients are the mean of theirs."""
+        if self.count == 1:
+            return model
+        with self.waiting("the same model from the other processes"):
+            return DistributedDataParallel(
+                model, device_ids=[device.index] if device.type == "cuda" else None
+            )
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:

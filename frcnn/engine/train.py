@@ -17,8 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from frcnn.checkpoint.run_state import random_state
 from frcnn.config import Recipe
@@ -33,6 +32,7 @@ from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
 from frcnn.engine.run_folder import RunFolder, RunState
 from frcnn.engine.schedule import learning_rate, with_epochs
+from frcnn.engine.step import gradients, sgd
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
 from frcnn.zoo.recipes import recipe as recipe_named
@@ -92,9 +92,9 @@ def train(
     `reinit_heads` leaves out that checkpoint's class and box layer, to train other classes.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
-    best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `resume` continues from last.pth;
-    on a CPU the weights end up the same, bit for bit, as without the interruption, given the same number of
-    torch's threads (another number is said).
+    best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `resume` continues from last.pth; on a CPU the weights end up the
+    same, bit for bit, as without the interruption, given the same number of torch's threads (another number
+    is said).
 
     Ctrl-C and SIGTERM, to the process, its group or torchrun, finish the step and save (an evaluation is cut
     short); a second one, two seconds or more later, ends the process at once.
@@ -136,7 +136,9 @@ def train(
                 run = _Run(
                     recipe,
                     load_coco(train_annotations, train_images).for_training(recipe.data.min_image_side),
-                    None if val_annotations is None else load_coco(val_annotations, val_images),
+                    None
+                    if val_annotations is None or val_images is None
+                    else load_coco(val_annotations, val_images),
                     Path(work_dir or Path("work_dirs") / recipe.name),
                     _Settings(seed, precision, processes.count),
                     workers,
@@ -203,24 +205,15 @@ class _Run:
             class_names=dataset.class_names,
             device=device,
             reinit_heads=begin.reinit_heads and not begin.resume,
-        ).to(memory_format=torch.channels_last)
-        self.model.train()
+        ).train()
+        convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         if validation is not None:
             match_classes(self.model, validation)
         schedule = self.recipe.schedule
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(
-            trainable, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
-        )
         _seed(settings.seed + processes.rank)
-        self.state = RunState(self.model, optimizer, BadImages(dataset, max_bad_images))
+        self.state = RunState(self.model, sgd(self.model, schedule), BadImages(dataset, max_bad_images))
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
-        self.distributed: nn.Module = self.model
-        if processes.count > 1:
-            with processes.waiting("the same model from the other processes"):
-                self.distributed = DistributedDataParallel(
-                    self.model, device_ids=[device.index] if device.type == "cuda" else None
-                )
+        self.parallel = processes.parallel(self.model, device)
         self.batches = TrainingBatches(
             dataset.widths >= dataset.heights,
             schedule.images_per_process,
@@ -296,25 +289,15 @@ class _Run:
         stop: StopRequest,
     ) -> tuple[dict[str, float], bool]:
         """One SGD step; returns the losses and whether to stop after it."""
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = lr
-        on_device = batch.to(self.device, non_blocking=True)
         with self.processes.waiting(f"the gradients of step {iteration + 1}"):
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
-            ):
-                losses, accuracy = self.distributed(on_device, with_accuracy=True)
-            loss = sum(losses.values())
-            self.state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        grad_norm = self._gradient_norm()
-
-        # One transfer for everything that is looked at: each would wait for the device on its own.
-        watched = {**losses, "acc": accuracy, "loss": loss, "grad_norm": grad_norm}
-        numbers = torch.stack(
-            [torch.as_tensor(v, device=self.device).detach().float() for v in watched.values()]
-        )
-        values = dict(zip(watched, numbers.tolist(), strict=True))
+            values = gradients(
+                self.parallel,
+                self.state.optimizer,
+                batch.to(self.device, non_blocking=True),
+                lr,
+                self.settings.precision == "bfloat16",
+                self.recipe.schedule.clip_grad_norm,
+            )
         wanted = CONTINUE
         if not all(map(math.isfinite, values.values())):
             wanted = NOT_FINITE
@@ -342,20 +325,6 @@ class _Run:
             self._save(iteration, log)
             raise self.state.bad_images.error(f"The {iteration} steps before are in {self.folder.last}")
 
-    def _gradient_norm(self) -> Tensor:
-        gradients = [
-            p.grad
-            for group in self.state.optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        limit = self.recipe.schedule.clip_grad_norm
-        if limit is not None:
-            parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return norm
-
     def _learning_rate(self, iteration: int) -> float:
         schedule = self.recipe.schedule
         global_batch = schedule.images_per_process * self.processes.count
@@ -364,22 +333,24 @@ class _Run:
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
         if self.validation is None or any(entry["epoch"] == epoch for entry in self.state.history):
             return
-        total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
+        schedule = self.recipe.schedule
+        total, batch_size = schedule.epochs * self.batches.steps_per_epoch, schedule.images_per_process
         try:
             result = evaluate(
                 self.model,
                 self.validation,
-                batch_size=self.recipe.schedule.images_per_process,
+                batch_size=batch_size,
                 stop=lambda: stop.requested,
             )
         except KeyboardInterrupt:
             raise self._interrupted(iteration, total, stop) from None
         if result.failed:
             log.say(result.failures())
-        log.validation(iteration, self._learning_rate(iteration - 1), result.metrics)
+        metrics = result.metrics
+        log.validation(iteration, self._learning_rate(iteration - 1), metrics)
         previous = max((entry["bbox_mAP"] for entry in self.state.history), default=-math.inf)
-        self.state.history.append({"epoch": epoch, **result.metrics})
-        self._save(iteration, log, best=result.metrics["bbox_mAP"] > previous)
+        self.state.history.append({"epoch": epoch, **metrics})
+        self._save(iteration, log, best=metrics["bbox_mAP"] > previous)
 
     def _save(self, iteration: int, log: TrainingLog, best: bool = False) -> None:
         random_states = self.processes.gather(random_state(), "the random state for the checkpoint")
