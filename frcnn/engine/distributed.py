@@ -66,6 +66,13 @@ class Processes:
                 model, device_ids=[device.index] if device.type == "cuda" else None
             )
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers: the norms' statistics are of each one's own images."""
+        if self.count > 1:
+            with self.waiting("the norms' statistics"):
+                for buffer in model.buffers():
+                    distributed.broadcast(buffer, 0)
+
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Around work that other processes take part in: their absence becomes one plain error."""

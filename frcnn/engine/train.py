@@ -335,6 +335,7 @@ class _Run:
             return
         schedule = self.recipe.schedule
         total, batch_size = schedule.epochs * self.batches.steps_per_epoch, schedule.images_per_process
+        self.processes.share_buffers(self.model)  # what is scored shall be what is saved
         try:
             result = evaluate(
                 self.model,
