@@ -33,6 +33,7 @@ from frcnn.engine.options import check_options
 from frcnn.engine.run_folder import RunFolder, RunState
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.engine.step import gradients, sgd
+from frcnn.engine.validation_loss import ValidationLosses
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
 from frcnn.zoo.recipes import recipe as recipe_named
@@ -75,6 +76,7 @@ def train(
     reinit_heads: bool = False,
     resume: bool = False,
     eval_every: int = 1,
+    val_losses: bool = False,
     save_every: int = 1000,
     log_every: int = 50,
     timeout: float = 600.0,
@@ -92,7 +94,9 @@ def train(
     `reinit_heads` leaves out that checkpoint's class and box layer, to train other classes.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
-    best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `resume` continues from last.pth; on a CPU the weights end up the
+    best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
+    of the validation set (val_loss, val_loss_cls, …; see `evaluate`), which takes a second forward pass of
+    its images and changes nothing else. `resume` continues from last.pth; on a CPU the weights end up the
     same, bit for bit, as without the interruption, given the same number of torch's threads (another number
     is said).
 
@@ -130,6 +134,8 @@ def train(
     recipe = replace(recipe, schedule=schedule)
     if (val_annotations is None) != (val_images is None):
         raise ValueError("val_annotations and val_images belong together: name both for validation, or none")
+    if val_losses and val_annotations is None:
+        raise ValueError("val_losses=True needs a validation set: name val_annotations and val_images")
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
         try:
             with stop.at_once():
@@ -139,6 +145,7 @@ def train(
                     None
                     if val_annotations is None or val_images is None
                     else load_coco(val_annotations, val_images),
+                    val_losses,
                     Path(work_dir or Path("work_dirs") / recipe.name),
                     _Settings(seed, precision, processes.count),
                     workers,
@@ -180,6 +187,7 @@ class _Run:
         recipe: Recipe,
         dataset: CocoDataset,
         validation: CocoDataset | None,
+        val_losses: bool,
         work_dir: Path,
         settings: _Settings,
         workers: int,
@@ -189,7 +197,7 @@ class _Run:
         processes: Processes,
     ):
         self.recipe = replace(recipe, model=replace(recipe.model, num_classes=len(dataset.class_names)))
-        self.dataset, self.validation = dataset, validation
+        self.dataset, self.validation, self.val_losses = dataset, validation, val_losses
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
         self.folder = RunFolder(work_dir, self.recipe, dataclasses.asdict(settings), dataset)
@@ -208,7 +216,9 @@ class _Run:
         ).train()
         convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         if validation is not None:
-            match_classes(self.model, validation)
+            category_ids = match_classes(self.model, validation)
+            if val_losses:  # it raises where there is nothing to compute them of
+                ValidationLosses(self.model, validation, category_ids)
         schedule = self.recipe.schedule
         _seed(settings.seed + processes.rank)
         self.state = RunState(self.model, sgd(self.model, schedule), BadImages(dataset, max_bad_images))
@@ -341,13 +351,14 @@ class _Run:
                 self.model,
                 self.validation,
                 batch_size=batch_size,
+                losses=self.val_losses,
                 stop=lambda: stop.requested,
             )
         except KeyboardInterrupt:
             raise self._interrupted(iteration, total, stop) from None
         if result.failed:
             log.say(result.failures())
-        metrics = result.metrics
+        metrics = result.metrics | {f"val_{name}": value for name, value in result.losses.items()}
         log.validation(iteration, self._learning_rate(iteration - 1), metrics)
         previous = max((entry["bbox_mAP"] for entry in self.state.history), default=-math.inf)
         self.state.history.append({"epoch": epoch, **metrics})
