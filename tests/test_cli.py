@@ -1,5 +1,6 @@
 """The command line: help, defaults, recipes, and a real interruption. Errors: test_cli_errors.py."""
 
+import inspect
 import json
 import os
 import signal
@@ -11,18 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run
 from tiny_coco import write_tiny
 
 import frcnn
 from frcnn import cli
 from frcnn.checkpoint.plain import to_plain
-
-
-def run(*arguments):
-    """Exit code of a command."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    return caught.value.code or 0
+from frcnn.engine.train import train
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "detect", "models", "convert", "verify"])
@@ -59,7 +55,8 @@ def test_train_passes_everything_on(monkeypatch):
     ((recipe, *files), options) = calls[0]
     assert recipe.name == "small_r18_fpn" and recipe.schedule.lr == 0.5 and recipe.data.size == (64, 48)
     assert recipe.schedule.warmup_iterations == 50  # the recipe's own
-    assert files == [Path("a.json"), Path("images"), None, None]
+    assert not files and options["train_annotations"] == Path("a.json") and options["val_images"] is None
+    assert options.keys() == inspect.signature(train).parameters.keys() - {"recipe"}
     assert options["epochs"] == 3 and options["resume"] is True and options["precision"] == "float32"
 
 

@@ -15,10 +15,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from frcnn.checked import OptionError
 from frcnn.data import CocoDataset, DatasetError, load_coco
 from frcnn.data.loader import BadImage, bad_image, read_annotated
 from frcnn.engine.distributed import Processes
-from frcnn.engine.options import check_parallel
+from frcnn.engine.options import check_parallel, check_whole
 from frcnn.engine.validation_loss import ValidationLosses, means
 from frcnn.files import check_writable, replace_text
 from frcnn.inference.stream import Predictor
@@ -96,14 +97,14 @@ def evaluate(
     many.)
 
     Raises DatasetError on an unusable data set, other classes than the model's, or if no image can be used;
-    ValueError on `batch_size` or `threads` out of range and for `losses` of what only detects, OSError where
+    OptionError on `batch_size` or `threads` out of range and for `losses` of what only detects, OSError where
     `output` cannot be written, before any work.
     """
     check_options(batch_size, threads, output)
     if isinstance(annotations, CocoDataset):
         dataset = annotations
     elif images is None:
-        raise ValueError(f"images=None: name the folder of the images of {annotations}")
+        raise OptionError(f"images=None: name the folder of the images of {annotations}")
     else:
         dataset = load_coco(annotations, images)
     category_ids = match_classes(model, dataset)
@@ -133,9 +134,8 @@ def evaluate(
 
 
 def check_options(batch_size: int, threads: int | None, output: str | Path | None) -> None:
-    """What `evaluate` checks before work. Raises ValueError, OSError."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
+    """What `evaluate` checks before work. Raises OptionError, OSError."""
+    check_whole("batch_size", batch_size, 1)
     if threads is not None:
         check_parallel("threads", threads, 1)
     if output is not None:

@@ -52,7 +52,9 @@ class RunFolder:
         """Raise CheckpointError where there is nothing to resume, or another run to overwrite."""
         check_folder(self.path)
         if resume and not self.last.is_file():
-            raise CheckpointError(f"nothing to resume: {self.last} does not exist")
+            raise CheckpointError(
+                f"nothing to resume: {self.last} does not exist; leave out resume=True to start"
+            )
         if not resume and self.last.exists():
             raise CheckpointError(
                 f"{self.last} exists: go on with that run by resume=True, give another work_dir, or delete "
@@ -93,17 +95,11 @@ class RunFolder:
         """
         content = read_training_state(self.last)
         training = content["training"]
-        was = {
-            "recipe": content["meta"]["recipe"],
-            "settings": training["settings"],
-            "data": training["data"],
-        }
-        now = {
-            "recipe": to_plain(self.recipe),
-            "settings": self.settings,
-            "data": _fingerprint(self.dataset),
-        }
-        differing = _differences(was, now)
+        differing = [
+            *_differences(content["meta"]["recipe"], to_plain(self.recipe)),
+            *_differences(training["settings"], self.settings),
+            *_differences(training["data"], _fingerprint(self.dataset), "the training set's "),
+        ]
         if differing:
             raise CheckpointError(
                 f"{self.last} comes from a run with other settings, so it cannot be continued exactly: "
@@ -140,12 +136,12 @@ def _fingerprint(dataset: CocoDataset) -> dict[str, Any]:
 
 
 def _differences(was: dict, now: dict, path: str = "") -> list[str]:
-    """'name was old, is new' for every leaf that differs."""
+    """'name=old, now name=new' for every leaf that differs."""
     lines = []
     for name in sorted(was.keys() | now.keys()):
         old, new = was.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += _differences(old, new, f"{path}{name}.")
         elif old != new:
-            lines.append(f"{path}{name} was {old}, is {new}")
+            lines.append(f"{path}{name}={old}, now {path}{name}={new}")
     return lines

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from frcnn.checked import OptionError
 from frcnn.checkpoint.run_state import random_state
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
@@ -108,7 +109,7 @@ def train(
     of the training images for which this holds (at least one image unless it is 0): past it training saves
     and raises DatasetError. Under torchrun a process that waits `timeout` seconds for another gives up.
 
-    Raises ValueError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
+    Raises OptionError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
     Interrupted; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
     and ConnectionError where another process hangs or ends.
     """
@@ -133,9 +134,9 @@ def train(
     schedule = replace(schedule, images_per_process=batch_size or schedule.images_per_process)
     recipe = replace(recipe, schedule=schedule)
     if (val_annotations is None) != (val_images is None):
-        raise ValueError("val_annotations and val_images belong together: name both for validation, or none")
+        raise OptionError("val_annotations and val_images belong together: name both for validation, or none")
     if val_losses and val_annotations is None:
-        raise ValueError("val_losses=True needs a validation set: name val_annotations and val_images")
+        raise OptionError("val_losses=True needs a validation set: name val_annotations and val_images")
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
         try:
             with stop.at_once():
@@ -233,16 +234,16 @@ class _Run:
             processes.count,
             self.state.steps,
         )
+        self.total = schedule.epochs * self.batches.steps_per_epoch
         if processes.first:
             self.folder.prepare()
 
     def loop(self, stop: StopRequest, eval_every: int, save_every: int, log_every: int) -> TrainResult:
         steps_per_epoch = self.batches.steps_per_epoch
-        total = self.recipe.schedule.epochs * steps_per_epoch
         iteration = self.state.steps
         evaluated = [entry["epoch"] for entry in self.state.history]
         log = TrainingLog(
-            self.folder.path, iteration, total, steps_per_epoch, self.processes.first, evaluated
+            self.folder.path, iteration, self.total, steps_per_epoch, self.processes.first, evaluated
         )
         if self.state.log is not None:
             log.restore(self.state.log)
@@ -258,9 +259,9 @@ class _Run:
         with contextlib.closing(log), running(loader) as batches:
             while True:
                 epoch, step = divmod(iteration, steps_per_epoch)
-                if step == 0 and epoch > 0 and (epoch % eval_every == 0 or iteration == total):
+                if step == 0 and epoch > 0 and (epoch % eval_every == 0 or iteration == self.total):
                     self._evaluate(epoch, iteration, log, stop)
-                if iteration == total:
+                if iteration == self.total:
                     break
                 started = time.perf_counter()
                 batch, indices, bad = next(batches)
@@ -274,7 +275,7 @@ class _Run:
                     log.write(iteration - 1, lr, self.device)
                 if stopping:
                     self._save(iteration, log)
-                    raise self._interrupted(iteration, total, stop)
+                    raise self._interrupted(iteration, stop)
                 if iteration % steps_per_epoch == 0 or iteration % save_every == 0:
                     self._save(iteration, log)
             if self.state.bad_images.times:
@@ -343,19 +344,17 @@ class _Run:
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
         if self.validation is None or any(entry["epoch"] == epoch for entry in self.state.history):
             return
-        schedule = self.recipe.schedule
-        total, batch_size = schedule.epochs * self.batches.steps_per_epoch, schedule.images_per_process
         self.processes.share_buffers(self.model)  # what is scored shall be what is saved
         try:
             result = evaluate(
                 self.model,
                 self.validation,
-                batch_size=batch_size,
+                batch_size=self.recipe.schedule.images_per_process,
                 losses=self.val_losses,
                 stop=lambda: stop.requested,
             )
         except KeyboardInterrupt:
-            raise self._interrupted(iteration, total, stop) from None
+            raise self._interrupted(iteration, stop) from None
         if result.failed:
             log.say(result.failures())
         metrics = result.metrics | {f"val_{name}": value for name, value in result.losses.items()}
@@ -388,9 +387,10 @@ class _Run:
         for note in self.notes:
             log.say(f"note: {note}")
 
-    def _interrupted(self, iteration: int, total: int, stop: StopRequest) -> Interrupted:
+    def _interrupted(self, iteration: int, stop: StopRequest) -> Interrupted:
         return Interrupted(
-            f"stopped after step {iteration} of {total}; everything is in {self.folder.last}", stop.number
+            f"stopped after step {iteration} of {self.total}; everything is in {self.folder.last}",
+            stop.number,
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frcnn.checked import OptionError
 from frcnn.data import CocoDataset
 from frcnn.data.augment import as_sample, fitted
 from frcnn.detector import FasterRCNN, evaluating
@@ -24,13 +25,13 @@ class ValidationLosses:
     sampled as in training, by a generator that the image's index seeds. So an image's losses depend on it and
     the weights alone, on a CPU to the bit, and the random state of torch is neither used nor changed.
 
-    category_ids: as `match_classes` returns it. Raises ValueError for a model that only detects, DatasetError
-    for a data set without an image to train on.
+    category_ids: as `match_classes` returns it. Raises OptionError for a model that only detects,
+    DatasetError for a data set without an image to train on.
     """
 
     def __init__(self, model: Predictor, dataset: CocoDataset, category_ids: tuple[int, ...]):
         if not isinstance(model, FasterRCNN):
-            raise ValueError("losses=True needs the model itself: what its optimize returns only detects")
+            raise OptionError("losses=True needs the model itself: what its optimize returns only detects")
         self.model = model
         self.dataset = dataset
         self.counted = set(dataset.for_training(model.data.min_image_side).image_ids.tolist())

@@ -118,8 +118,9 @@ class FoldedConv(nn.Module):
         else:
             weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
             if fused:
-                # One layout for all images, so that a result does not depend on what came before it; what oneDNN
-                # takes by itself suits a batch of small images, and costs 8 % of the time for one of this size.
+                # One layout for all images, so that a result does not depend on what came before it; what
+                # oneDNN takes by itself suits a batch of small images, and costs 8 % of the time for one of
+                # this size.
                 typical = [1, conv.in_channels, 25, 42]  # the coarsest map of 800x1344
                 weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry(), typical)
         self.register_buffer("weight", weight)

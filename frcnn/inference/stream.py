@@ -42,7 +42,7 @@ class Predictor:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Equal for predictors of equal weights and configuration."""
+        """Equal for detectors of equal weights and configuration."""
         raise NotImplementedError
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
@@ -148,7 +148,7 @@ class Predictor:
         batch_size: int = 1,
         threads: int | None = None,
         details: bool = False,
-    ) -> Generator[tuple[Extra, Detections | None]]:
+    ) -> Generator[tuple[Extra, Detections | None], None, None]:
         """The stream under `stream`, for items that are more than an image.
 
         read: called in a thread; returns the image and whatever is wanted beside its detections. In place of
@@ -210,7 +210,7 @@ class Predictor:
         return finish
 
 
-def _detections_of(results: Generator[tuple[None, Detections | None]]) -> Iterator[Detections]:
+def _detections_of(results: Generator[tuple[None, Detections | None], None, None]) -> Iterator[Detections]:
     with closing(results):
         for _, found in results:
             assert found is not None  # `read` gives an image or raises
@@ -218,11 +218,11 @@ def _detections_of(results: Generator[tuple[None, Detections | None]]) -> Iterat
 
 
 def batched(
-    ready: Generator[tuple[Prepared | None, Extra]],
+    ready: Generator[tuple[Prepared | None, Extra], None, None],
     launch: Callable[[Sequence[Prepared]], Callable[[], list[Detections]]],
     batch_size: int,
     overlap: bool,
-) -> Generator[tuple[Extra, Detections | None]]:
+) -> Generator[tuple[Extra, Detections | None], None, None]:
     """Launch images in batches of one padded shape; what came with each, and its detections, in order.
 
     overlap: launch a batch before the result of the last one is awaited.
@@ -246,7 +246,7 @@ def batched(
 
 def prepared_ahead(
     items: Iterable[Item], prepare: Callable[[Item], Result], threads: int, ahead: int
-) -> Generator[Result]:
+) -> Generator[Result, None, None]:
     """`prepare` of each item, in order, computed by threads for at most `ahead` items not yet taken.
 
     An exception of `prepare`, or of `items`, is raised where its result would have been. The threads end with

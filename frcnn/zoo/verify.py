@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frcnn.checked import unknown
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.inference.fold import fold
@@ -89,15 +90,16 @@ def verify(
         reference: a folder of ``<case>.npz`` files; default: the cases of the package.
 
     Raises:
-        FileNotFoundError: the folder or a case is not there.
+        FileNotFoundError: the folder is not there, or holds no case.
+        OptionError: there is no case of that name; the message names the nearest.
     """
     folder = CASES if reference is None else Path(reference)
     known = case_names(folder)
-    missing = [name for name in cases if name not in known]
-    if missing or not known:
-        raise FileNotFoundError(
-            f"{folder}: no case {', '.join(missing) or 'at all'}; it has {', '.join(known) or 'none'}"
-        )
+    if not known:
+        raise FileNotFoundError(f"{folder}: no case at all (a .npz file) in this folder")
+    for name in cases:
+        if name not in known:
+            raise unknown("case", name, known)
     print(_heading(torch.device(device)), flush=True)
     failed = []
     names = cases or known

@@ -325,9 +325,9 @@ def test_options_are_checked(fast):
     for options, message in (
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"size": (0, 5)}, "size must be two positive"),
+        ({"size": (0, 5)}, "it is two whole numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             fast.stream(random_images(1), **options)
-    with pytest.raises(ValueError, match="size must be two positive"):
+    with pytest.raises(ValueError, match="it is two whole numbers"):
         fast.predict(random_images(1)[0], size=(96, -64))
