@@ -153,6 +153,7 @@ def evaluate(
     images: Images,
     weights: Weights = None,
     per_class: bool = False,
+    losses: bool = False,
     output: Annotated[Path | None, default("FILE", "none")] = None,
     batch_size: BatchSize = 4,
     threads: Annotated[int | None, default("INT", "1 on a CPU, else up to 8")] = None,
@@ -163,6 +164,7 @@ def evaluate(
 
     Args:
         per_class: Also print AP and AP50 of every class.
+        losses: Also print the losses, of training's kind, by a second forward pass (in float32).
         output: Write the detections to this file, in COCO's results format.
         threads: They read and resize images.
     """
@@ -170,9 +172,12 @@ def evaluate(
     from frcnn.engine.evaluate import check_options, evaluate
 
     check_options(batch_size, threads, output)
+    if losses and precision != "float32":
+        raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     dataset = load_coco(annotations, images)
-    detector = _load_fast(model, weights, device, precision)
-    result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output)
+    # what detects fast has no losses
+    detector = _load(model, weights, device) if losses else _load_fast(model, weights, device, precision)
+    result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output, losses=losses)
     print((result if per_class else replace(result, per_class={})).table())
     return 1 if result.failed else 0
 
@@ -238,6 +243,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         reinit_heads: bool = False,
         resume: bool = False,
         eval_every: int = 1,
+        val_losses: bool = False,
         save_every: int = 1000,
         log_every: int = 50,
         timeout: float = 600.0,
@@ -263,6 +269,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
             reinit_heads: Leave out the checkpoint's class and box layer, to train other classes.
             resume: Continue from work_dir's last.pth, exactly.
             eval_every: Epochs between evaluations.
+            val_losses: Also log the losses of the validation set, by a second forward pass of its images.
             save_every: Steps between checkpoints, besides the one after every epoch.
             log_every: Steps between log lines.
             timeout: Under torchrun, seconds after which a process that waits for another gives up.

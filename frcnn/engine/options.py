@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from frcnn.checked import OptionError
-from frcnn.inference.hardware import available_cpus, check_precision, resolve_device
+from frcnn.inference.hardware import Precision, available_cpus, check_precision, resolve_device
 
 
 def check_options(
     *,
     device: str | None,
-    precision: str,
+    precision: Precision,
     weights: object,
     reinit_heads: bool,
     max_bad_images: float,

@@ -43,7 +43,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     raise OptionError(f"no device {str(device)!r}: this machine has {', '.join(['cpu', *there])}{without}")
 
 
-def check_precision(precision: str, device: torch.device) -> None:
+def check_precision(precision: Precision, device: torch.device) -> None:
     """Raise OptionError, naming what to use instead, where the device has no arithmetic of this precision."""
     if precision not in DTYPES:
         raise OptionError(f"unknown precision {precision!r}: choose one of {', '.join(DTYPES)}")
@@ -93,7 +93,8 @@ def fp32_arithmetic(precision: Literal["ieee", "tf32"], device: torch.device) ->
     if device.type != "cuda":
         yield
         return
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    # torch adds conv to its module at run time
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     with _arithmetic_lock:
         before = [switch.fp32_precision for switch in switches]
         try:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
-from frcnn.config import DataConfig
+from frcnn.config import DataConfig, ModelConfig
 from frcnn.inference.hardware import available_cpus
 from frcnn.inference.sources import expand
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
@@ -31,6 +33,7 @@ Extra = TypeVar("Extra")
 class Predictor:
     """What detects in images, in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone."""
 
+    config: ModelConfig
     data: DataConfig
     class_names: tuple[str, ...]
 
@@ -53,6 +56,33 @@ class Predictor:
         one's class probabilities and box features."""
         return self._launch(batch.images, batch.sizes, scales, details)()
 
+    @overload
+    def predict(
+        self,
+        images: np.ndarray | Tensor | PIL.Image.Image,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
+        details: bool = False,
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
+        details: bool = False,
+    ) -> list[Detections]: ...
+    @overload
+    def predict(
+        self,
+        images: Image | Iterable[Image],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
+        details: bool = False,
+    ) -> Detections | list[Detections]: ...
     def predict(
         self,
         images: Image | Iterable[Image],
@@ -87,7 +117,7 @@ class Predictor:
 
     def stream(
         self,
-        images: Iterable[Image],
+        images: Image | Iterable[Image],
         size: tuple[int, int] | None = None,
         batch_size: int = 1,
         threads: int | None = None,
@@ -107,7 +137,9 @@ class Predictor:
             with naming(item[0]):
                 return prepare(item[1], self.data, size, rgb), None
 
-        return _detections_of(self.results(enumerate(expand(images)), read, batch_size, threads, details))
+        images = expand(images)
+        items = enumerate([images] if is_one_image(images) else images)
+        return _detections_of(self.results(items, read, batch_size, threads, details))
 
     def results(
         self,
@@ -181,6 +213,7 @@ class Predictor:
 def _detections_of(results: Generator[tuple[None, Detections | None], None, None]) -> Iterator[Detections]:
     with closing(results):
         for _, found in results:
+            assert found is not None  # `read` gives an image or raises
             yield found
 
 
@@ -196,8 +229,9 @@ def batched(
     """
 
     def launched(batch: list[tuple[int, tuple[Prepared | None, Extra]]]) -> Callable[[], list]:
-        images = [image for _, (image, _) in batch]
-        finish = (lambda: images) if images[0] is None else launch(images)
+        images = [image for _, (image, _) in batch if image is not None]  # of one shape: all or none
+        finish: Callable[[], Sequence[Detections | None]]
+        finish = launch(images) if images else lambda: [None] * len(batch)
         return lambda: [
             (position, (extra, found)) for (position, (_, extra)), found in zip(batch, finish(), strict=True)
         ]

@@ -261,6 +261,7 @@ def test_recipes_can_be_named(monkeypatch, tiny, tmp_path):
 
 def test_the_log_does_without_the_module_that_windows_lacks(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(sys, "platform", "win32")
     module = importlib.reload(log)
     assert module.memory_mb(torch.device("cpu")) == 0
     monkeypatch.undo()
