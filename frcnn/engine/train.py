@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.run_state import random_state
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
@@ -230,6 +231,8 @@ class _Run:
             processes.count,
             self.state.steps,
         )
+        if self.state.steps > (total := schedule.epochs * self.batches.steps_per_epoch):
+            raise CheckpointError(f"{self.folder.last}: meta.iter is {self.state.steps} of {total} steps")
         if processes.first:
             self.folder.prepare()
 
