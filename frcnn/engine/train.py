@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import random
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from frcnn.checked import OptionError
-from frcnn.checkpoint.run_state import random_state
+from frcnn.checkpoint.load import CheckpointError
+from frcnn.checkpoint.run_state import random_state, seed_everything
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
 from frcnn.data.loader import BadImage
@@ -204,7 +203,7 @@ class _Run:
         self.folder = RunFolder(work_dir, self.recipe, dataclasses.asdict(settings), dataset)
         self.folder.check(begin.resume)
 
-        _seed(settings.seed)
+        seed_everything(settings.seed)
         weights = begin.weights
         if weights is None:
             weights = "random" if recipe.model.backbone.pretrained is None else "imagenet"
@@ -221,7 +220,7 @@ class _Run:
             if val_losses:  # it raises where there is nothing to compute them of
                 ValidationLosses(self.model, validation, category_ids)
         schedule = self.recipe.schedule
-        _seed(settings.seed + processes.rank)
+        seed_everything(settings.seed + processes.rank)
         self.state = RunState(self.model, sgd(self.model, schedule), BadImages(dataset, max_bad_images))
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
         self.parallel = processes.parallel(self.model, device)
@@ -235,6 +234,10 @@ class _Run:
             self.state.steps,
         )
         self.total = schedule.epochs * self.batches.steps_per_epoch
+        if self.state.steps > self.total:
+            raise CheckpointError(
+                f"{self.folder.last}: meta.iter is {self.state.steps} of {self.total} steps"
+            )
         if processes.first:
             self.folder.prepare()
 
@@ -392,9 +395,3 @@ class _Run:
             f"stopped after step {iteration} of {self.total}; everything is in {self.folder.last}",
             stop.number,
         )
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
