@@ -56,10 +56,10 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnchors* grid,
-                                                   const FrcnnProposalLevel* levels, const float* image_sizes,
-                                                   int64_t batch, const double* stds, double min_size,
-                                                   float* boxes, bool* valid, cudaStream_t stream) {
+extern "C" int frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnchors* grid,
+                                           const FrcnnProposalLevel* levels, const float* image_sizes,
+                                           int64_t batch, const double* stds, double min_size, float* boxes,
+                                           bool* valid, cudaStream_t stream) {
   using namespace frcnn;
   AnchorGrid device_grid;
   if (!copy_grid(*grid, &device_grid)) return cudaErrorInvalidValue;

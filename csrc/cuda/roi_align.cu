@@ -229,9 +229,8 @@ int64_t clamp_to(int64_t v, int64_t low, int64_t high) { return v < low ? low : 
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling,
-                                            const void* const* features, const void* rois, void* out,
-                                            cudaStream_t stream) {
+extern "C" int frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
+                                    const void* rois, void* out, cudaStream_t stream) {
   using namespace frcnn;
   if (pooling->rois * pooling->channels == 0) return cudaSuccess;
   return for_feature_type(type, [&](auto* tag) {
