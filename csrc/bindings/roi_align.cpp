@@ -90,6 +90,7 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::IntArr
                               aligned,
                               format == kChannelsLast,
                               finest_scale};
+  if (device.is_cpu()) out.zero_();
   FRCNN_RUN(roi_align, device, type_of(features[0]), &pooling, pointers.data(), rows.const_data_ptr(),
             out.mutable_data_ptr());
   return out.to(features[0].scalar_type()).contiguous(wanted);

@@ -94,26 +94,26 @@ struct Vector {
   static constexpr int kLanes = 64 / sizeof(T);
 };
 
-// As many elements as a vector of what they are computed in holds. (By reference: gcc warns of vectors that
+// The i-th of the vectors from p on, widened to what is computed in. (By reference: gcc warns of vectors that
 // are passed by value where the baseline has none so wide.)
 template <typename T>
-FRCNN_INLINE void load(const T* p, typename Vector<T>::type& out) {
-  out = *reinterpret_cast<const typename Vector<T>::type*>(p);
+FRCNN_INLINE void load(const T* p, int i, typename Vector<T>::type& out) {
+  out = reinterpret_cast<const typename Vector<T>::type*>(p)[i];
 }
 typedef uint32_t Words __attribute__((vector_size(64)));
-FRCNN_INLINE void load_words(const void* p, Words& out) {
+FRCNN_INLINE void load_words(const void* p, int i, Words& out) {
   typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
-  out = __builtin_convertvector(*static_cast<const Shorts*>(p), Words);
+  out = __builtin_convertvector(static_cast<const Shorts*>(p)[i], Words);
 }
-FRCNN_INLINE void load(const BFloat16* p, Vector<float>::type& out) {
+FRCNN_INLINE void load(const BFloat16* p, int i, Vector<float>::type& out) {
   Words bits;
-  load_words(p, bits);
+  load_words(p, i, bits);
   bits <<= 16;
   std::memcpy(&out, &bits, sizeof(out));
 }
-FRCNN_INLINE void load(const Half* p, Vector<float>::type& out) {  // as widen() in types.h
+FRCNN_INLINE void load(const Half* p, int i, Vector<float>::type& out) {  // as widen() in types.h
   Words bits;
-  load_words(p, bits);
+  load_words(p, i, bits);
   const Words sign = (bits & 0x8000u) << 16;
   bits = (bits & 0x7fffu) << 13;
   std::memcpy(&out, &bits, sizeof(out));
@@ -135,7 +135,7 @@ FRCNN_INLINE void sum_taps(const In* row, const Tap<T>* first, const Tap<T>* las
     const In* in = row + tap->cell * channels;
     for (int j = 0; j < kCount; ++j) {
       V cells;
-      load(in + j * Vector<T>::kLanes, cells);
+      load(in, j, cells);
       sum[j] += tap->weight * cells;
     }
   }
@@ -266,7 +266,7 @@ struct Plan {
   std::vector<std::vector<int64_t>> rois_of_map;  // in order; without those that have no taps
 };
 
-// maps: one [B, H, W, C] of In per level -> out [K, h, w, C].
+// maps: one [B, H, W, C] of In per level -> out [K, h, w, C], zero on entry.
 // A task takes RoIs of one map that begin near each other and goes down the map with all of them.
 template <typename In, typename T>
 void pool(const void* const* maps, Plan<T>& plan, T* out) {
@@ -274,9 +274,6 @@ void pool(const void* const* maps, Plan<T>& plan, T* out) {
     int64_t map, begin, end;  // of rois_of_map[map]
   };
   const int64_t pooled_size = plan.pooled_size();
-  parallel_for(plan.pooling.rois, 16, [&](int64_t begin, int64_t end) {
-    std::fill(out + begin * pooled_size, out + end * pooled_size, T(0));
-  });
   const int64_t target = plan.pooling.rois / (4 * thread_count()) + 1;
   std::vector<Chunk> chunks;
   for (size_t map = 0; map < plan.rois_of_map.size(); ++map) {
