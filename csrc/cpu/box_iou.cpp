@@ -1,4 +1,4 @@
-// Pairwise IoU: one row per box of `a`, vectorised over the boxes of `b`, which lie there by coordinate.
+// Pairwise IoU: one row per box of `a`, vectorized over the boxes of `b`, which lie there by coordinate.
 #include <algorithm>
 #include <vector>
 

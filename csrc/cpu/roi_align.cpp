@@ -1,7 +1,7 @@
 // RoIAlign on CPU, forward and backward.
 //
 // A sample's bilinear weights are products of a row weight and a column weight (see bilinear.h), so the sum
-// over all samples of a bin factorises: out[bin] = sum_y rows[y] * sum_x columns[x] * feature[y, x]. Each
+// over all samples of a bin factorizes: out[bin] = sum_y rows[y] * sum_x columns[x] * feature[y, x]. Each
 // axis of an RoI becomes a short list of taps (cell, bin, weight) with the samples already summed, and every
 // cell of the map is read about once instead of four times per sample. Features are channels-last: a cell is
 // one contiguous run over channels, which is what the inner loops vectorize over. Half and bfloat16 maps are

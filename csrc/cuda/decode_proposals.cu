@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
   const int per_cell = grid.num_scales * grid.num_ratios;
   const int64_t index = level.indices[i];
   if (index < 0 || index >= level.height * level.width * per_cell) {
-    // Reading would be out of bounds, and an error needs a synchronisation.
+    // Reading would be out of bounds, and an error needs a synchronization.
     boxes[out] = make_float4(0, 0, 0, 0);
     valid[out] = false;
     return;

@@ -1,6 +1,6 @@
 // RoIAlign over a whole pyramid in one launch; the level is computed in the kernel.
 //
-// Bilinear weights factorise (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells
+// Bilinear weights factorize (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells
 // they touch, each with a row weight times a column weight. A block serves one RoI: some threads first make
 // each bin row's and column's list of (cell, weight) in shared memory, once; then
 // - channels-last: a warp takes a bin, a lane 16 bytes of channels (256 half channels per warp): every load

@@ -1,7 +1,7 @@
 """The CUDA kernels of csrc/cuda, run on the CPU: builds them as host C++ and calls their launchers.
 
 Two builds of the same sources (see tools/cuda_emulator). ``load("checked")`` checks every access for
-bounds, initialisation and races itself. ``load("sanitized")`` is for a Python started with the address
+bounds, initialization and races itself. ``load("sanitized")`` is for a Python started with the address
 sanitizer's library preloaded (see sanitized_environment); there the sanitizers stop the process at the first
 fault.
 

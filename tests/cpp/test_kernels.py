@@ -94,7 +94,7 @@ def test_infinite_gradient_stays_in_its_cells():
 
 
 def test_roi_of_an_image_that_does_not_exist_pools_to_zero():
-    """The CPU operator raises; a kernel cannot without a synchronisation, but it must not read there."""
+    """The CPU operator raises; a kernel cannot without a synchronization, but it must not read there."""
     features = [np.ones((2, 8, 6, 6), np.float32)]
     rois = np.array([[i, 1, 1, 4, 4] for i in (2, -1, np.nan, 1e30, 1)], np.float32)
     out = EMULATED["roi_align"](features, rois, (2, 2), [1.0], 0, True, 56.0, channels_last=True)
@@ -124,7 +124,7 @@ def test_largest_block_of_nms():
 
 @needs_sanitizer
 def test_kernels_under_the_sanitizers():
-    """All cases once more with the address and undefined-behaviour sanitizers, in a process of their own."""
+    """All cases once more with the address and undefined-behavior sanitizers, in a process of their own."""
     emulated.build("sanitized")
     environment = {**emulated.sanitized_environment(), "FRCNN_EMULATED": "sanitized"}
     child = subprocess.run(
