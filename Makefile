@@ -4,7 +4,7 @@
 #              their counts
 # make sanitize    tests and fuzzes the operators in a build of their own, under build/, that stops at the first
 #              access out of bounds and at undefined behaviour; needs gcc; FUZZ_CALLS is how many calls (100000)
-# make lint    checks style; make format applies it
+# make lint    checks style and types; make format applies the style
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
 #
@@ -67,6 +67,7 @@ test-gpu: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(INSTALLED)

@@ -162,10 +162,11 @@ def main() -> None:
     if cuda:
         check_toolkit(CUDA_HOME, given=bool(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")))
 
-    sources = [ROOT / "csrc" / "library.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
+    csrc = ROOT / "csrc"
+    sources = [*csrc.glob("bindings/*.cpp"), *csrc.glob("cpu/*.cpp")]
     archs = ""
     if cuda:
-        sources += [*(ROOT / "csrc" / "cuda").glob("*.cpp"), *(ROOT / "csrc" / "cuda").glob("*.cu")]
+        sources += csrc.glob("cuda/*.cu")
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
             visible = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
             os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(
@@ -174,7 +175,7 @@ def main() -> None:
         archs = os.environ["TORCH_CUDA_ARCH_LIST"]
 
     # a*b+c is never contracted, on any device: IoUs that tie on the CPU have to tie on the GPU. Math errors
-    # and floating-point traps are not observed, which lets loops vectorise; nothing here changes a result.
+    # and floating-point traps are not observed, which lets loops vectorize; nothing here changes a result.
     cxx = ["/O2", "/fp:precise"] if sys.platform == "win32" else [
         "-O3",
         "-g0",
@@ -194,12 +195,13 @@ def main() -> None:
     extension = (CUDAExtension if cuda else CppExtension)(
         "frcnn_ops._C",
         sources=sorted(str(path.relative_to(ROOT)) for path in sources),
-        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
-        include_dirs=[str(ROOT / "csrc")],
+        depends=sorted(str(path.relative_to(ROOT)) for path in csrc.rglob("*.h")),
+        include_dirs=[str(csrc)],
         define_macros=[
             ("FRCNN_TORCH_VERSION", f'"{torch.__version__}"'),
             ("FRCNN_CUDA_VERSION", f'"{nvcc if cuda else ""}"'),
             ("FRCNN_CUDA_ARCHS", f'"{archs}"'),
+            *([("FRCNN_CUDA", None)] if cuda else []),
         ],
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "--fmad=false"]},
     )

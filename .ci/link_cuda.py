@@ -21,8 +21,8 @@ COPY = ROOT / "build" / "cuda_link"
 CHECK = """
 import pathlib, re, torch, frcnn_ops
 info = frcnn_ops.build_info()
-sources = "".join(p.read_text() for p in pathlib.Path("csrc/cuda").glob("*_binding.cpp"))
-bound = set(re.findall(r'm\\.impl\\("(\\w+)"', sources))
+sources = "".join(p.read_text() for p in pathlib.Path("csrc/bindings").glob("*.cpp"))
+bound = set(re.findall(r'define\\(m,\\s*"(\\w+)', sources))
 registered = {name for name, devices in info["ops"].items() if "cuda" in devices}
 print(f"torch {torch.__version__}, CUDA {info['cuda']}, {info['cuda_archs']}: {len(registered)} operators")
 assert bound and bound == registered, f"registered {registered}, but the bindings have {bound}"

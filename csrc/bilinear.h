@@ -31,7 +31,7 @@ struct RoiAxis {
 };
 
 // low, high: the RoI's edges in image pixels; scale: cells per pixel. sampling_ratio 0 takes as many
-// sample points as a bin has cells, rounded up. `aligned` puts cell centres at half integers; without it
+// sample points as a bin has cells, rounded up. `aligned` puts cell centers at half integers; without it
 // an RoI is at least one cell wide. False if the RoI cannot be pooled (see kMaxRoiCoordinate).
 template <typename T>
 FRCNN_HD bool roi_axis(T low, T high, T scale, int bins, int sampling_ratio, bool aligned, RoiAxis<T>* axis) {
@@ -70,7 +70,7 @@ struct AxisSample {
   T low_weight, high_weight;
 };
 
-// The two cells that a coordinate falls between. Coordinates in [-1, 0) and beyond the last cell's centre
+// The two cells that a coordinate falls between. Coordinates in [-1, 0) and beyond the last cell's center
 // count as on the border; further out (or NaN, or on a map without cells) there is no sample: false.
 template <typename T>
 FRCNN_HD bool sample_axis(T coordinate, int extent, AxisSample<T>* sample) {

@@ -316,7 +316,7 @@ FRCNN_HD T smooth_l1_grad(T v, T beta) {
   return v < beta ? v / beta : T(1);
 }
 
-// One axis of the bounded IoU loss: the two values with their derivatives by the centre and by the size.
+// One axis of the bounded IoU loss: the two values with their derivatives by the center and by the size.
 template <typename T>
 struct BoundedAxis {
   T center, d_center, size, d_size;
@@ -332,7 +332,7 @@ FRCNN_HD BoundedAxis<T> bounded_axis(T p1, T p2, T t1, T t2, T beta, T eps) {
   const T reach = target + distance + eps;
   const T closeness = divide_or_zero(target - distance, reach);
   const T center = T(1) - max_of(closeness, T(0));
-  // d closeness / d distance = -(2 target + eps) / reach^2; d distance / d centre of p = -2 sign(offset)
+  // d closeness / d distance = -(2 target + eps) / reach^2; d distance / d center of p = -2 sign(offset)
   const T toward = offset > T(0) ? T(-2) : (offset < T(0) ? T(2) : T(0));
   const T d_center = closeness > T(0) ? divide_or_zero((T(2) * target + eps) / reach, reach) * toward : T(0);
 

@@ -1,6 +1,13 @@
-"""python -m frcnn: the same as the `frcnn` command; torchrun needs a module."""
+"""The `frcnn` command, and python -m frcnn, which torchrun needs."""
 
-from frcnn.cli import main
+
+def main() -> None:
+    try:
+        from frcnn.cli import main
+    except KeyboardInterrupt:  # what it imports takes a moment
+        raise SystemExit(130) from None
+    main()
+
 
 if __name__ == "__main__":
     main()

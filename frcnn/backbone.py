@@ -79,6 +79,11 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """[B, 3, H, W] -> four feature maps with strides 4, 8, 16, 32; their widths are `channels`."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config

@@ -6,34 +6,38 @@ and says that it is one. With FRCNN_DEBUG=1 in the environment every error keeps
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import inspect
+import contextlib
+import io
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+
+from frcnn.checked import OptionError
 
 PROGRAM = "frcnn"
 DEBUG = "FRCNN_DEBUG"
 FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell counts signals
 
 
-class UsageError(ValueError):
-    """The command line itself is wrong: an unknown command or option."""
-
-
-def exit_code(command: Callable[[], int | None], options: Collection[str], given: Sequence[str] = ()) -> int:
+def exit_code(
+    command: Callable[[], int | None], spellings: Mapping[str, str], given: Sequence[str] = ()
+) -> int:
     """Run a command; whatever goes wrong is told on stderr, in one message.
 
-    options: the command's parameters as Python spells them, "schedule.lr" for the fields of a dataclass;
+    spellings: the command's parameters as Python's messages have them -> as the command line has them;
     given: the words of the command line, which messages repeat as they are.
     """
-    names = set(options) - set(given)
-    with warnings.catch_warnings():
+    words = {word.partition("=")[0] for word in given}
+    names = {name: spelling for name, spelling in spellings.items() if name not in words}
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings(), _interrupts() as interrupts:
         warnings.showwarning = lambda message, *_, **__: _say(
             f"warning: {in_option_terms(str(message), names)}"
         )
@@ -42,7 +46,7 @@ def exit_code(command: Callable[[], int | None], options: Collection[str], given
                 code = command()
             except SystemExit as end:
                 code = end.code  # type: ignore[assignment]
-            sys.stdout.flush()
+            print(end="", flush=True)
             return code or 0
         except KeyboardInterrupt:
             _say("interrupted")
@@ -52,13 +56,16 @@ def exit_code(command: Callable[[], int | None], options: Collection[str], given
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED
         except Exception as error:
+            if interrupts:
+                _say("interrupted")
+                return INTERRUPTED
             message = user_message(error)
             if message is None or os.environ.get(DEBUG, "0") != "0":
                 traceback.print_exc()
             if message is None:
                 message = f"a bug of {version()}: please report it with the lines above and the command line"
             _say(in_option_terms(message, names))
-            return MISUSED if isinstance(error, UsageError) else FAILED
+            return MISUSED if isinstance(error, OptionError) else FAILED
 
 
 def user_message(error: Exception) -> str | None:
@@ -79,8 +86,8 @@ def user_message(error: Exception) -> str | None:
     return None
 
 
-def in_option_terms(text: str, options: Collection[str]) -> str:
-    """A message with Python's spelling of options, batch_size or weights=PATH, in the command line's.
+def in_option_terms(text: str, spellings: Mapping[str, str]) -> str:
+    """A message with Python's spelling of options, batch_size or size=(64, 48), in the command line's.
 
     Words are left alone where they may be prose: an option without an underscore or a dot counts only when
     "=" follows it, or when the message is that it "must" be something.
@@ -88,34 +95,20 @@ def in_option_terms(text: str, options: Collection[str]) -> str:
 
     def spelled(match: re.Match[str]) -> str:
         name, value = match["name"], match["value"]
+        if match[0] in spellings and (value is not None or "_" in name or "." in name):  # draw=False
+            return spellings[match[0]]
         told = match.start() == 0 and text.startswith(" must ", match.end())
-        if name not in options or not (told or value is not None or "_" in name or "." in name):
+        if name not in spellings or not (told or value is not None):
             return match[0]
-        option = option_spelling(name)
-        return option if value in (None, "", "True") else f"{option} {value}"
+        if not value or (value == "True" and "." not in name):  # a flag
+            return spellings[name]
+        if value[0] in "[(":
+            value = value[1:-1].replace(",", "")
+        return f"{spellings[name]}{match['link'].replace('=', ' ')}{value}"
 
-    name = r"(?<![\w./\\-])(?P<name>[a-z]\w*(?:\.[a-z]\w*)*)(?![\w/\\])"
-    return re.sub(name + r"(?:=(?P<value>(?:[^\s,;()]*[^\s,;:.()])?))?", spelled, text)
-
-
-def option_spelling(name: str) -> str:
-    """--schedule.clip-grad-norm for schedule.clip_grad_norm."""
-    return "--" + name.replace("_", "-")
-
-
-def option_names(command: Callable[..., Any]) -> set[str]:
-    """A command's parameters, and the fields of those whose defaults are dataclasses, with dots."""
-    return {
-        name
-        for parameter in inspect.signature(command).parameters.values()
-        for name in _names(parameter.name, parameter.default)
-    }
-
-
-def unknown(kind: str, word: str, known: Collection[str]) -> UsageError:
-    """The error for a word that is none of the known ones; it names the nearest."""
-    near = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
-    return UsageError(f"no {kind} {word!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    name = r"(?<![\w./\\-])(?P<name>[A-Za-z]\w*(?:\.[a-z]\w*)*)(?![\w/\\])"
+    value = r"\[[^\]]*\]|\([^)]*\)|(?:[^\s,;()]*[^\s,;:.()])?"
+    return re.sub(name + rf"(?:(?P<link>=| is (?=[\[(]))(?P<value>{value}))?", spelled, text)
 
 
 def version() -> str:
@@ -131,15 +124,28 @@ def version() -> str:
     return f"{PROGRAM} {__version__}, torch {torch}"
 
 
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C is raised and noted: torch, while it imports numpy, swallows it, and something breaks later."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _say(message: str) -> None:
     print(f"{PROGRAM}: {message}", file=sys.stderr)
-
-
-def _names(name: str, default: Any) -> Iterator[str]:
-    yield name
-    if dataclasses.is_dataclass(default):
-        for field in dataclasses.fields(default):
-            yield from _names(f"{name}.{field.name}", getattr(default, field.name))
 
 
 def _without_worker_traceback(error: Exception) -> str:

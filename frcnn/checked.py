@@ -1,4 +1,4 @@
-"""Frozen dataclasses whose fields are checked against their annotations when they are made.
+"""What a caller chooses, checked: frozen dataclasses whose fields fit their annotations once they are made.
 
 A field's annotation says what it may hold: int, float (whole numbers too), bool, str, Literal, tuple, another
 dataclass, or one of these or None. Bounds are written beside the type: ``Annotated[float, Range(0, 1)]``.
@@ -7,11 +7,27 @@ dataclass, or one of these or None. Bounds are written beside the type: ``Annota
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import reprlib
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
+
+
+class OptionError(ValueError):
+    """A parameter has a value that it cannot have; on the command line, an option or another word of it."""
+
+
+def unknown(kind: str, word: str, known: Collection[str]) -> OptionError:
+    """The error for a word that is none of the known ones; it names the nearest, or all if they are few."""
+    near = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    if not near and len(known) <= 20:
+        hint = f"; there are {', '.join(known)}"
+    return OptionError(f"no {kind} {word!r}{hint}")
 
 
 @dataclass(frozen=True)
@@ -26,52 +42,54 @@ class Range:
 
 
 class Checked:
-    """Their base class. Raises ValueError that names the field, its value and what is expected."""
+    """Their base class. Raises OptionError that names the field, its value and what is expected."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            if not _fits(hints[field.name], getattr(self, field.name)):
-                self._expect(False, field.name, _described(hints[field.name]))
+            if not fits(hints[field.name], getattr(self, field.name)):
+                self._expect(False, field.name, described(hints[field.name]))
 
     def _expect(self, condition: bool, name: str, expected: str) -> None:
         if not condition:
             value = reprlib.repr(getattr(self, name))
-            raise ValueError(f"{type(self).__name__}.{name} is {value}, expected {expected}")
+            raise OptionError(f"{type(self).__name__}.{name} is {value}, expected {expected}")
 
 
-def _fits(kind: Any, value: Any) -> bool:
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a value is what an annotation says."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return _fits(arguments[0], value) and arguments[1].holds(value)
+        return fits(arguments[0], value) and arguments[1].holds(value)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(option, value) for option in arguments)
+        return any(fits(option, value) for option in arguments)
     if origin is Literal:
         return any(type(value) is type(option) and value == option for option in arguments)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
-        return len(kinds) == len(value) and all(map(_fits, kinds, value))
+        return len(kinds) == len(value) and all(map(fits, kinds, value))
     if kind in (int, float):  # True is an int to Python, but no number to people
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
-def _described(kind: Any, plural: bool = False) -> str:
+def described(kind: Any, plural: bool = False) -> str:
+    """An annotation in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         bounds = f"{arguments[1].low:g} to {arguments[1].high:g}"
         if typing.get_origin(arguments[0]) is tuple:
-            return f"{_described(arguments[0])}, of length {bounds}"
-        return f"{_described(arguments[0], plural)} from {bounds}"
+            return f"{described(arguments[0])}, of length {bounds}"
+        return f"{described(arguments[0], plural)} from {bounds}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_described, arguments))
+        return " or ".join(map(described, arguments))
     if origin is Literal:
         return "one of " + ", ".join(map(repr, arguments))
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
-        return f"a tuple of {count}{_described(arguments[0], plural=True)}"
-    names = {int: "whole number", float: "number", str: "text", bool: "True or False", type(None): "None"}
-    name = names.get(kind, kind.__name__)
-    return f"{name}s" if plural else f"a {name}" if kind in (int, float) or kind not in names else name
+        return f"a tuple of {count}{described(arguments[0], plural=True)}"
+    names = {int: "whole number", float: "number", Path: "path", str: "text", bool: "True or False"}
+    name = (names | {type(None): "None"}).get(kind, kind.__name__)
+    return f"{name}s" if plural else name if name in ("text", "True or False", "None") else f"a {name}"

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagConversionOff, Positional, arg
 
-from frcnn.boundary import PROGRAM, UsageError, exit_code, option_names, option_spelling, unknown, version
+from frcnn.boundary import PROGRAM, exit_code, version
+from frcnn.checked import OptionError, unknown
+from frcnn.command_line import call, spellings
 from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
 from frcnn.files import check_folder, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
@@ -69,12 +71,12 @@ DESCRIPTION = (
 
 
 def models(
-    name: Positional[Annotated[str | None, default("[RECIPE]", "all", "Show it in full.")]] = None,
+    recipe: Positional[Annotated[str | None, default("[RECIPE]", "all", "Show it in full.")]] = None,
 ) -> None:
     """List the recipes with their published figures, or show one in full."""
     from frcnn.zoo.table import models
 
-    models(name)
+    models(recipe)
 
 
 def detect(
@@ -111,7 +113,7 @@ def detect(
     from frcnn.inference.sources import in_words
 
     if not paths:
-        raise UsageError("name at least one image or folder")
+        raise OptionError("name at least one image or folder")
     check_options(min_score, size, batch_size)
     for path in paths:
         _check_exists(path)
@@ -151,6 +153,7 @@ def evaluate(
     images: Images,
     weights: Weights = None,
     per_class: bool = False,
+    losses: bool = False,
     output: Annotated[Path | None, default("FILE", "none")] = None,
     batch_size: BatchSize = 4,
     threads: Annotated[int | None, default("INT", "1 on a CPU, else up to 8")] = None,
@@ -161,6 +164,7 @@ def evaluate(
 
     Args:
         per_class: Also print AP and AP50 of every class.
+        losses: Also print the losses, of training's kind, by a second forward pass (in float32).
         output: Write the detections to this file, in COCO's results format.
         threads: They read and resize images.
     """
@@ -168,9 +172,12 @@ def evaluate(
     from frcnn.engine.evaluate import check_options, evaluate
 
     check_options(batch_size, threads, output)
+    if losses and precision != "float32":
+        raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     dataset = load_coco(annotations, images)
-    detector = _load_fast(model, weights, device, precision)
-    result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output)
+    # what detects fast has no losses
+    detector = _load(model, weights, device) if losses else _load_fast(model, weights, device, precision)
+    result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output, losses=losses)
     print((result if per_class else replace(result, per_class={})).table())
     return 1 if result.failed else 0
 
@@ -236,6 +243,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         reinit_heads: bool = False,
         resume: bool = False,
         eval_every: int = 1,
+        val_losses: bool = False,
         save_every: int = 1000,
         log_every: int = 50,
         timeout: float = 600.0,
@@ -261,39 +269,21 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
             reinit_heads: Leave out the checkpoint's class and box layer, to train other classes.
             resume: Continue from work_dir's last.pth, exactly.
             eval_every: Epochs between evaluations.
+            val_losses: Also log the losses of the validation set, by a second forward pass of its images.
             save_every: Steps between checkpoints, besides the one after every epoch.
             log_every: Steps between log lines.
             timeout: Under torchrun, seconds after which a process that waits for another gives up.
             max_bad_images: The share of the training images that may be unusable before training stops.
         """
+        of_recipe = "recipe", "base", "schedule", "data", "model", "of_recipe"
+        given = {name: value for name, value in locals().items() if name not in of_recipe}
         from frcnn.engine.interrupt import Interrupted
         from frcnn.engine.train import train
 
         if model.num_classes != base.model.num_classes:
-            raise ValueError("model.num_classes cannot be set: the classes are those of train_annotations")
+            raise OptionError("model.num_classes cannot be set: the classes are those of train_annotations")
         try:
-            result = train(
-                replace(base, schedule=schedule, data=data, model=model),
-                train_annotations,
-                train_images,
-                val_annotations,
-                val_images,
-                work_dir=work_dir,
-                epochs=epochs,
-                batch_size=batch_size,
-                workers=workers,
-                seed=seed,
-                device=device,
-                precision=precision,
-                weights=weights,
-                reinit_heads=reinit_heads,
-                resume=resume,
-                eval_every=eval_every,
-                save_every=save_every,
-                log_every=log_every,
-                timeout=timeout,
-                max_bad_images=max_bad_images,
-            )
+            result = train(replace(base, schedule=schedule, data=data, model=model), **given)
         except Interrupted as interrupted:
             if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would say the same
                 hint = f"\ncontinue with: {resume_command(sys.argv)}" if interrupted.resumable else ""
@@ -306,8 +296,9 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         print(f"detect      frcnn detect PATH --model {shlex.quote(str(checkpoint))}")
 
     if base is not recipe:
+        hidden: Any = tyro.conf.Suppress
         for name in ("schedule", "data", "model"):
-            train.__annotations__[name] = tyro.conf.Suppress[train.__annotations__[name]]
+            train.__annotations__[name] = hidden[train.__annotations__[name]]
     return train
 
 
@@ -325,7 +316,7 @@ def resume_command(argv: Sequence[str], environment: Mapping[str, str] = os.envi
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "train": train_command(None),
         "eval": evaluate,
         "detect": detect,
@@ -334,56 +325,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         "verify": verify,
     }
 
+    command = arguments[0] if arguments else "--help"
+
     def run() -> int | None:
-        if arguments[:1] == ["--version"]:
+        if command == "--version":
             print(version())
             return 0
-        _check_words(arguments, commands)
-        if not command:  # the help of all, or a shell's completion
+        if command in ("-h", "--help") or command.startswith("--tyro"):  # the last for a shell's completion
             return tyro.extras.subcommand_cli_from_dict(
                 commands, prog=PROGRAM, description=DESCRIPTION, args=arguments or ["--help"]
             )
+        if command not in commands:
+            raise unknown("command", command, [*commands, "--help", "--version"])
         if command == "train":
             commands["train"] = train_command(_named_recipe(arguments))
-        return tyro.cli(
-            commands[command],
-            prog=f"{PROGRAM} {command}",
-            args=arguments[1:],
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        return call(commands[command], f"{PROGRAM} {command}", arguments[1:])
 
-    command = next((word for word in arguments[:1] if word in commands), None)
-    options = option_names(commands[command]) if command else set()
+    known = spellings(commands[command]) if command in commands else {}
     # Not from inside its handling: the exception would keep a loader's processes from being closed in order.
-    raise SystemExit(exit_code(run, options, arguments))
-
-
-def _check_words(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> None:
-    """Refuse an unknown command or option, before anything else is asked for, and suggest the nearest."""
-    if not arguments or arguments[0].startswith(("-h", "--help", "--tyro")):
-        return
-    command = arguments[0]
-    if command not in commands:
-        raise unknown("command", command, [*commands, "--help", "--version"])
-    known = {option_spelling(name) for name in ("help", *option_names(commands[command]))}
-    for word in arguments[1:]:
-        option = word.split("=")[0].replace("_", "-")
-        if option.startswith("--") and option not in known:
-            raise unknown(f"option of {PROGRAM} {command}:", option, sorted(known))
+    raise SystemExit(exit_code(run, known, arguments))
 
 
 def _named_recipe(arguments: Sequence[str]) -> Recipe | None:
     """The recipe that a train command names, for the defaults of its options."""
-    if len(arguments) > 1 and not arguments[1].startswith("-"):
+    if len(arguments) > 1 and arguments[1] and not arguments[1].startswith("-"):
         if Path(arguments[1]).suffix in CHECKPOINTS:
-            raise UsageError(
+            raise OptionError(
                 f"`frcnn train` takes a recipe's name first; to start from {arguments[1]}, "
                 f"add weights={arguments[1]}"
             )
         return recipe_named(arguments[1])
     if len(arguments) < 2 or set(arguments) & {"-h", "--help"}:
         return None
-    raise UsageError(
+    raise OptionError(
         "`frcnn train` takes the recipe's name first: frcnn train small_r18_fpn --train-annotations …"
     )
 
@@ -397,10 +371,10 @@ def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     path = Path(model)
     if path.suffix in CHECKPOINTS:
         if weights is not None:
-            raise UsageError(f"{model} is a checkpoint: weights= goes with a recipe's name as the model")
+            raise OptionError(f"{model} is a checkpoint: weights= goes with a recipe's name as the model")
         return load(path, device=chosen)
     if path.is_dir():
-        raise UsageError(f"{model} is a folder: name a checkpoint in it, such as {path / 'best.pth'}")
+        raise OptionError(f"{model} is a folder: name a checkpoint in it, such as {path / 'best.pth'}")
     return build(model, weights=weights or "coco", device=chosen)
 
 

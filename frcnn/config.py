@@ -51,7 +51,8 @@ class BackboneConfig(Checked):
         super().__post_init__()
         plain = self.groups == 1 and self.base_width == 64
         self._expect(plain or self.depth >= 50, "depth", "50 or more for a grouped ResNet")
-        self._expect(self.norm_eval or not self.recompute, "recompute", "False where norm_eval is")
+        consistent = self.norm_eval or not self.recompute
+        self._expect(consistent, "recompute", "False where BackboneConfig.norm_eval is")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class RPNConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._expect(self.neg_iou <= self.pos_iou, "neg_iou", f"at most pos_iou, {self.pos_iou}")
+        expected = f"at most RPNConfig.pos_iou, {self.pos_iou}"
+        self._expect(self.neg_iou <= self.pos_iou, "neg_iou", expected)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class RoIHeadConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._expect(self.neg_iou <= self.pos_iou, "neg_iou", f"at most pos_iou, {self.pos_iou}")
+        expected = f"at most RoIHeadConfig.pos_iou, {self.pos_iou}"
+        self._expect(self.neg_iou <= self.pos_iou, "neg_iou", expected)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ class Conv(nn.Conv2d):
     learn as before, and nothing between the convolution and the norm has to be kept for the backward pass.
     """
 
+    padding: tuple[int, ...]  # in numbers, never one of nn.Conv2d's words
+
     def forward(
         self,
         x: Tensor,
@@ -34,19 +36,15 @@ class Conv(nn.Conv2d):
         add: [B, K, H', W']; a folded network overwrites it with the result.
         beside: a layer of the same geometry over the same x, whose channels follow this one's in the result.
         """
-        weight, bias = self.weight, self.bias
-        if beside is not None:
-            weight, bias = torch.cat([weight, beside.weight]), torch.cat([bias, beside.bias])
-        folded = norm is not None and not norm.training
-        if folded:
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            shift = norm.bias - norm.running_mean * scale
-            weight, bias = weight * scale[:, None, None, None], shift
+        weight, bias = joined(self, beside)
+        if norm is not None and not norm.training:
+            scale, bias = affine(norm)
+            weight, norm = weight * scale[:, None, None, None], None
         x = self._conv_forward(x, weight, bias)
-        if norm is not None and not folded:
+        if norm is not None:
             x = norm(x)
         if add is not None:
-            x = x.add_(add) if folded or norm is None else x + add
+            x = x.add_(add) if norm is None else x + add
         return F.relu(x, inplace=True) if relu else x
 
 
@@ -55,8 +53,22 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, *, relu: bool = False, beside: nn.Linear | None = None) -> Tensor:
         """[R, N], or [R, C, h, w] with N = C*h*w, -> [R, M]; `beside` as in `Conv`."""
-        weight, bias = self.weight, self.bias
-        if beside is not None:
-            weight, bias = torch.cat([weight, beside.weight]), torch.cat([bias, beside.bias])
-        x = F.linear(x.flatten(1), weight, bias)
+        x = F.linear(x.flatten(1), *joined(self, beside))
         return F.relu(x, inplace=True) if relu else x
+
+
+def joined(
+    layer: nn.Conv2d | nn.Linear, beside: nn.Conv2d | nn.Linear | None
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer, followed by those of the one beside it (then both have a bias)."""
+    if beside is None:
+        return layer.weight, layer.bias
+    assert layer.bias is not None and beside.bias is not None
+    return torch.cat([layer.weight, beside.weight]), torch.cat([layer.bias, beside.bias])
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a norm in evaluation mode does, as a scale and a shift of each channel."""
+    assert norm.running_mean is not None and norm.running_var is not None  # it tracks them
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale

@@ -80,9 +80,14 @@ class FasterRCNN(nn.Module, Predictor):
             return (losses, accuracy) if with_accuracy else losses
         return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
 
-    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch, and the percentage of
         sampled boxes that were classified rightly.
+
+        Anchors and proposals are assigned and sampled as in training in either mode, which decides about the
+        norms alone. generator: of the random numbers for sampling, on the model's device; None takes torch's.
 
         Raises ValueError, naming the image, for boxes or labels that are missing, of another shape or, where
         they are on the CPU, of impossible values.
@@ -91,9 +96,9 @@ class FasterRCNN(nn.Module, Predictor):
         gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
         features = self.neck(self.backbone(batch.images))
         logits, deltas = self.rpn_head(features)
-        proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch))
-        rpn_losses = self.rpn_head.losses(logits, deltas, gt, self._padded_sizes(batch))
-        roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt)
+        proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch), training=True)
+        rpn_losses = self.rpn_head.losses(logits, deltas, gt, self._padded_sizes(batch), generator)
+        roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt, generator)
         return {**rpn_losses, **roi_losses}, accuracy
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ class ConvModule(nn.Module):
         super().__init__()
         self.conv = Conv(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.get_parameter("bias"))
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return self.conv(x, add=add)

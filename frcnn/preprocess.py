@@ -33,6 +33,7 @@ from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from frcnn.checked import OptionError
 from frcnn.config import DataConfig
 
 if TYPE_CHECKING:
@@ -308,10 +309,10 @@ def naming(index: int) -> Iterator[None]:
 
 
 def check_size(size: tuple[int, int] | None) -> None:
-    """Raises ValueError unless `size` is None or two positive integers."""
+    """Raises OptionError unless `size` is None or two positive integers."""
     valid = size is None or (len(size) == 2 and all(isinstance(side, Integral) and side > 0 for side in size))
     if not valid:
-        raise ValueError(f"size must be two positive integers, the long and the short side, got {size}")
+        raise OptionError(f"size={size}: it is two whole numbers above 0, the long and the short side")
 
 
 def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:

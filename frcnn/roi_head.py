@@ -70,16 +70,22 @@ class RoIHead(nn.Module):
         return self.bbox_head(pooled)
 
     def losses(
-        self, features: Sequence[Tensor], proposals: Tensor, scores: Tensor, gt: GroundTruth
+        self,
+        features: Sequence[Tensor],
+        proposals: Tensor,
+        scores: Tensor,
+        gt: GroundTruth,
+        generator: torch.Generator | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Classification and box loss of a random sample of proposals and ground-truth boxes.
 
-        proposals [B, P, 4] with scores [B, P], of which -inf marks the absent ones.
+        proposals [B, P, 4] with scores [B, P], of which -inf marks the absent ones. generator: as in
+        `sample`.
         Returns the losses and the percentage of samples that were classified rightly.
         """
         config = self.config
         boxes, gt_index = self._candidates(proposals, scores, gt)
-        samples = sample(gt_index, config.samples, config.pos_fraction)
+        samples = sample(gt_index, config.samples, config.pos_fraction, generator)
 
         matched = (gt_index.gather(1, samples.index) - 1).clamp(min=0)
         matched_boxes = gt.boxes.gather(1, matched[..., None].expand(-1, -1, 4))

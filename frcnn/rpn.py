@@ -32,7 +32,7 @@ class RPNHead(nn.Module):
         self.rpn_reg = Conv(channels, self.anchors * 4, 1)
         for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L of [B, C, H, W] -> logits, L of [B, A, H, W], and deltas, L of [B, A*4, H, W]; float32."""
@@ -46,17 +46,18 @@ class RPNHead(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Tensor
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Tensor, training: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The best boxes of each image after NMS within each level.
 
         sizes: float32 [B, 2], heights and widths that boxes are clipped to.
+        training: keep as many as the configuration says for training.
         Returns boxes [B, P, 4] and logits [B, P], best first; -inf marks the unused end.
         """
         config = self.config
         pre_nms, post_nms = (
             (config.pre_nms_train, config.post_nms_train)
-            if self.training
+            if training
             else (config.pre_nms_test, config.post_nms_test)
         )
         flat = [position_major(level, 1).squeeze(-1) for level in logits]
@@ -97,14 +98,15 @@ class RPNHead(nn.Module):
         deltas: Sequence[Tensor],
         gt: GroundTruth,
         padded_sizes: Sequence[tuple[int, int]],
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Classification and box loss of a random sample of anchors.
 
         padded_sizes: per image its (height, width) padded on its own; the anchors beyond, which exist only
-        because another image of the batch is larger, do not take part.
+        because another image of the batch is larger, do not take part. generator: as in `sample`.
         """
         config = self.config
-        shapes = [tuple(level.shape[-2:]) for level in logits]
+        shapes = [(level.shape[-2], level.shape[-1]) for level in logits]
         anchors = torch.cat(
             frcnn_ops.grid_anchors(
                 shapes, self.strides, config.scales, config.ratios, device=logits[0].device
@@ -117,7 +119,7 @@ class RPNHead(nn.Module):
             # an empty box overlaps nothing, so an excluded anchor cannot take a gt from the others
             gt_index, _ = self._assign(anchors.expand(len(inside), -1, -1) * inside[..., None], gt)
             gt_index = gt_index.masked_fill(~inside, -1)
-        samples = sample(gt_index, config.samples, config.pos_fraction)
+        samples = sample(gt_index, config.samples, config.pos_fraction, generator)
 
         index, positive = samples.index, samples.positive
         picked_logits = (

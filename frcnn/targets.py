@@ -58,14 +58,17 @@ class Samples:
         return (self.positive.sum(1).clamp(min=1) + self.negative.sum(1).clamp(min=1)).sum()
 
 
-def sample(gt_index: Tensor, samples: int, pos_fraction: float) -> Samples:
+def sample(
+    gt_index: Tensor, samples: int, pos_fraction: float, generator: torch.Generator | None = None
+) -> Samples:
     """Draw up to `samples` candidates per image, of them at most `pos_fraction` positive; negatives fill up.
 
     gt_index: int64 [B, N] as `frcnn_ops.assign_max_iou` returns it (-1 ignored, 0 negative, > 0 positive).
+    generator: of random numbers, on the same device; None takes torch's own.
     """
     slots = min(samples, gt_index.shape[1])
     most_positive = min(int(samples * pos_fraction), gt_index.shape[1])
-    draw = torch.rand(gt_index.shape, device=gt_index.device)
+    draw = torch.rand(gt_index.shape, device=gt_index.device, generator=generator)
 
     value, index = draw.masked_fill(gt_index <= 0, -1.0).topk(most_positive, dim=1)
     chosen_positive = torch.zeros_like(gt_index, dtype=torch.bool).scatter(1, index, value >= 0)

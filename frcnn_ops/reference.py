@@ -1,6 +1,6 @@
 """The obvious pure-torch version of every operator: the oracle of the tests and the benchmarks.
 
-Each function takes the arguments of the operator of the same name in ``csrc/library.cpp`` and returns what
+Each function takes the arguments of the operator of the same name in ``csrc/bindings`` and returns what
 it returns. Nothing here is fast, nothing is clever, and whatever should have a gradient gets it from plain
 autograd. Numbers that are not finite follow the kernels' rules, which the operators' docstrings state.
 """

@@ -43,7 +43,7 @@ def roi_align(
         IndexError: for an image index outside the batch (CPU; elsewhere such an RoI pools to zero).
 
     Channels-last features are read as they are. On the CPU other layouts are copied to channels-last first,
-    and half precision to float32, which for large maps and few RoIs takes longer than the pooling.
+    which for large maps and few RoIs takes longer than the pooling.
 
     Source: He et al. 2017 (Mask R-CNN), section 3; values as in mmcv's RoIAlign with ``pool_mode="avg"``.
     """

@@ -1,5 +1,6 @@
 """The command line: help, defaults, recipes, and a real interruption. Errors: test_cli_errors.py."""
 
+import inspect
 import json
 import os
 import signal
@@ -11,18 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run
 from tiny_coco import write_tiny
 
 import frcnn
 from frcnn import cli
 from frcnn.checkpoint.plain import to_plain
-
-
-def run(*arguments):
-    """Exit code of a command."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    return caught.value.code or 0
+from frcnn.engine.train import train
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "detect", "models", "convert", "verify"])
@@ -59,7 +55,8 @@ def test_train_passes_everything_on(monkeypatch):
     ((recipe, *files), options) = calls[0]
     assert recipe.name == "small_r18_fpn" and recipe.schedule.lr == 0.5 and recipe.data.size == (64, 48)
     assert recipe.schedule.warmup_iterations == 50  # the recipe's own
-    assert files == [Path("a.json"), Path("images"), None, None]
+    assert not files and options["train_annotations"] == Path("a.json") and options["val_images"] is None
+    assert options.keys() == inspect.signature(train).parameters.keys() - {"recipe"}
     assert options["epochs"] == 3 and options["resume"] is True and options["precision"] == "float32"
 
 
@@ -182,12 +179,19 @@ def test_train_interrupt_resume_eval_and_detect(tmp_path, capsys):
     steps = [(line["epoch"], line["iter"]) for line in map(json.loads, log.read_text().splitlines())]
     assert steps == [(1, step) for step in range(1, 9)]
 
+    assert run(*train[3:], "--resume", "--seed", "1", "--schedule.lr", "0.5", "--device", "cpu") == 1
+    error = capsys.readouterr().err
+    assert "--schedule.lr 0.02, now --schedule.lr 0.5; --seed 0, now --seed 1. Resume" in error
+
     checkpoint = str(work_dir / "last.pth")
     score = ["eval", checkpoint, "--annotations", str(annotations), "--images", str(images), "--per-class"]
     assert run(*score, "--device", "cpu", "--threads", "2") == 0
     out = capsys.readouterr().out
     assert "bbox_mAP_50" in out and "square" in out
     found = tmp_path / "found"
-    assert run("detect", str(images), "--model", checkpoint, "--output", str(found), "--device", "cpu") == 0
+    detect = ["detect", str(images), "--model", checkpoint, "--output", str(found), "--device", "cpu"]
+    assert run(*detect) == 0
     assert len(json.loads((found / "detections.json").read_text())) == 8
     assert (found / "0.png").is_file()
+    assert run(*detect, "--resume", "--no-draw") == 1
+    assert "with other settings (no --no-draw, now --no-draw): resume" in capsys.readouterr().err

@@ -3,26 +3,17 @@
 import json
 import subprocess
 import sys
-import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
-import torch
+from command import run
 from tiny_coco import write_tiny
 
 import frcnn
-from frcnn import boundary, cli
+from frcnn import cli
 from frcnn.zoo.build import build
 
-SETTINGS = {"batch_size", "epochs", "reinit_heads", "schedule.clip_grad_norm", "weights", "work_dir"}
 SMALL = ["--data.size", "64", "48", "--data.train-short-sides", "48", "--epochs", "1", "--batch-size", "4"]
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(argument) for argument in arguments])
-    return caught.value.code or 0
 
 
 @pytest.fixture(scope="module")
@@ -42,170 +33,11 @@ def no_work(monkeypatch):
         monkeypatch.setattr(name, work)
 
 
-def refused(capsys, naming, *arguments, tyro=False):
-    """A command ends with one message that names something, no traceback; tyro's are boxes and end in 2."""
-    code, error = run(*arguments), capsys.readouterr().err
-    assert "Traceback" not in error and naming in error, error
-    if tyro and code == 2:
-        return error
-    assert code in (1, 2) and error.startswith("frcnn: ") and error.count("\n") == 1, (code, error)
-    return error
-
-
-# --- messages
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("pass reinit_heads=True to train", "pass --reinit-heads to train"),
-        ("pass weights=PATH.", "pass --weights PATH."),
-        ("still has the best (weights=best.pth)", "still has the best (--weights best.pth)"),
-        ("may do as a start (weights=)", "may do as a start (--weights)"),
-        ("give another work_dir, or", "give another --work-dir, or"),
-        ("batch_size=0: it is a whole number", "--batch-size 0: it is a whole number"),
-        ("epochs must be at least 1, not 0", "--epochs must be at least 1, not 0"),
-        ("or set schedule.clip_grad_norm.", "or set --schedule.clip-grad-norm."),
-        # prose, paths, and what is no option of the command
-        ("resume that run with other weights", "resume that run with other weights"),
-        ("/data/batch_size/x and work_dir/last.pth", "/data/batch_size/x and work_dir/last.pth"),
-        ("build it with num_classes=3", "build it with num_classes=3"),
-    ],
-)
-def test_messages_speak_of_options_as_the_command_line_does(text, told):
-    assert boundary.in_option_terms(text, SETTINGS) == told
-
-
-def test_a_word_of_the_command_line_is_repeated_as_it_is(capsys):
-    """A folder may be called as an option is."""
-
-    def fail():
-        raise FileNotFoundError("work_dir: no such folder, see batch_size")
-
-    assert boundary.exit_code(fail, SETTINGS, ["train", "work_dir"]) == 1
-    assert capsys.readouterr().err == "frcnn: work_dir: no such folder, see --batch-size\n"
-
-
-def test_the_system_s_errors_are_told_without_python(capsys):
-    assert boundary.exit_code(lambda: open("/nowhere/file"), ()) == 1
-    assert capsys.readouterr().err == "frcnn: /nowhere/file: No such file or directory\n"
-
-    def full():
-        raise OSError(28, "No space left on device")
-
-    assert boundary.exit_code(full, ()) == 1
-    assert capsys.readouterr().err == "frcnn: No space left on device\n"
-
-
-def numpy_refuses():
-    np.zeros(3) + np.zeros(4)
-
-
-BUGS = [lambda: {}["key"], lambda: [][1], numpy_refuses, lambda: 1 / 0, lambda: None.x]
-
-
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_bug_shows_its_traceback_and_says_what_it_is(bug, monkeypatch, capsys):
-    monkeypatch.setattr("frcnn.zoo.table.models", lambda name: bug())
-    assert run("models") == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("Traceback") and lines[-1].startswith("frcnn: a bug of frcnn ")
-    assert torch.__version__ in lines[-1] and "report" in lines[-1]
-
-
-def test_tracebacks_of_user_errors_are_shown_on_demand(monkeypatch, capsys):
-    monkeypatch.setenv("FRCNN_DEBUG", "1")
-    assert run("models", "nothing") == 1
-    error = capsys.readouterr().err
-    assert "Traceback" in error and error.splitlines()[-1].startswith("frcnn: no recipe is called")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 99 bytes"),
-        RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "),
-    ],
-)
-def test_too_little_memory_is_no_bug(error, capsys):
-    def fail():
-        raise error
-
-    assert boundary.exit_code(fail, ()) == 1
-    text = capsys.readouterr().err
-    assert text.startswith("frcnn: not enough memory (") and text.count("\n") == 1
-
-
-def test_warnings_are_messages_too(monkeypatch, capsys):
-    monkeypatch.setattr("frcnn.zoo.table.models", lambda name: warnings.warn("weights=x", stacklevel=1))
-    assert run("models") == 0
-    assert capsys.readouterr().err == "frcnn: warning: weights=x\n"  # not an option of `models`
-
-
-def test_ctrl_c_is_quiet(monkeypatch, capsys):
-    def stop(name):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("frcnn.zoo.table.models", stop)
-    assert run("models") == 130
-    assert capsys.readouterr().err == "frcnn: interrupted\n"
-
-
-WORKERS = """
-import sys
-import torch
-from frcnn import boundary
-from frcnn.data.coco import DatasetError
-
-class Data(torch.utils.data.Dataset):
-    def __len__(self):
-        return 100
-    def __getitem__(self, index):
-        if index == 3:
-            {failure}
-        return index
-
-def command():
-    batches = iter(torch.utils.data.DataLoader(Data(), batch_size=1, num_workers=2))
-    return sum(int(batch) for batch in batches)
-
-raise SystemExit(boundary.exit_code(command, ()))
-"""
-
-
-@pytest.mark.parametrize(
-    ("failure", "message"),
-    [
-        ("raise DatasetError('a.json: images[3]\\n  is bad')", "frcnn: a.json: images[3]\n  is bad\n"),
-        ("open('/nowhere/3.png')", "frcnn: [Errno 2] No such file or directory: '/nowhere/3.png'\n"),
-    ],
-)
-def test_an_error_in_a_loader_s_process_is_its_last_words(failure, message):
-    """The whole of stderr: the other processes end without a word, at the interpreter's end too."""
-    script = WORKERS.format(failure=failure)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (1, message)
-
-
-def test_a_bug_in_a_loader_s_process_stays_a_bug():
-    script = WORKERS.format(failure="{}['key']")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "KeyError: 'key'" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("frcnn: a bug")
-
-
-@pytest.mark.parametrize("arguments", [["models"], ["--help"], ["models", "small_r18_fpn"]])
-def test_a_closed_pipe_is_quiet(arguments):
-    script = f"import sys\nfrom frcnn import cli\nsys.stdin.read()\ncli.main({arguments})"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.close()  # as `head` does, before anything is written
-    process.stdin.close()
-    assert process.stderr.read() == b"" and process.wait(timeout=60) == 141
-    process.stderr.close()
+def refused(capsys, naming, *arguments, code=2):
+    """A command ends with one line that names something: 2 for what is wrong with the command line itself."""
+    ended, error = run(*arguments), capsys.readouterr().err
+    assert naming in error and error.startswith("frcnn: ") and error.count("\n") == 1, error
+    assert ended == code, error
 
 
 # --- words and names
@@ -225,6 +57,15 @@ def test_a_closed_pipe_is_quiet(arguments):
         (["train", "small_r18_fnp"], "small_r18_fpn"),
         (["models", "faster_rcnn_r50_fpn_1x"], "faster_rcnn_r50_fpn_1x_coco"),
         (["detect", "--model", "x.pth"], "name at least one image"),
+        (["verify", "r102"], "no case 'r102'; did you mean r101"),
+        (["train", "small_r18_fpn"], "missing --train-annotations, --train-images; see frcnn train --help"),
+        (["detect", "x.jpg"], "missing --model; see frcnn detect --help"),
+        (["eval", "--model", "x.pth"], "MODEL goes without --model: frcnn eval MODEL …"),
+        (["eval"], "missing MODEL, --annotations, --images; see frcnn eval --help"),
+        (["convert", "a"], "missing TARGET"),
+        (["models", "a", "b"], "no use in frcnn models for 'b'"),
+        (["models", ""], "RECIPE: its value is empty"),
+        (["detect", ""], "PATHS: its value is empty"),
     ],
 )
 def test_a_wrong_word_gets_the_nearest_right_one(arguments, near, capsys):
@@ -275,7 +116,30 @@ def test_every_public_name_is_there():
         ("strides", ["--model.strides", "4", "8"]),
         ("box-loss", ["--model.roi-head.box-loss", "smooth_l1"]),
         ("epochs", ["--epochs", "many"]),
-        ("data.rgb", ["--data.rgb", "yes"]),
+        ("--data.rgb yes: expected True or False", ["--data.rgb", "yes"]),
+        ("--schedule.lr abc: expected a number", ["--schedule.lr", "abc"]),
+        ("--schedule.clip-grad-norm x: expected a number", ["--schedule.clip-grad-norm=x"]),
+        ("--workers x: expected a whole number", ["--workers", "x"]),
+        ("--workers: expected a whole number", ["--workers"]),
+        ("--precision float8: expected one of 'float32', 'bfloat16'", ["--precision", "float8"]),
+        ("--data.size 5: expected 2 whole numbers", ["--data.size", "5"]),
+        ("--data.size 5 x: expected 2 whole numbers", ["--data.size", "5", "x"]),
+        ("--schedule.decay-epochs 3 x: expected whole numbers", ["--schedule.decay-epochs", "3", "x"]),
+        (
+            "--model.roi-head.neg-iou is 0.9, expected at most --model.roi-head.pos-iou, 0.5",
+            ["--model.roi-head.neg-iou", "0.9"],
+        ),
+        (
+            "--model.backbone.recompute is True, expected False where --model.backbone.norm-eval is",
+            ["--model.backbone.recompute", "True", "--model.backbone.norm-eval", "False"],
+        ),
+        ("--data.size is 48 64, expected the long side first", ["--data.size", "48", "64"]),
+        ("--resume takes no value", ["--resume=yes"]),
+        ("--work-dir: its value is empty", ["--work-dir", ""]),
+        ("no use in frcnn train for 'surplus'", ["surplus"]),
+        ("did you mean --batch-size", ["batch_size=3"]),
+        ("-epochs", ["-epochs", "3"]),
+        ("--seed 9", ["--seed", "9" * 5000]),
     ],
 )
 def test_train_checks_its_options(naming, options, data, tmp_path, no_work, capsys, request):
@@ -283,7 +147,8 @@ def test_train_checks_its_options(naming, options, data, tmp_path, no_work, caps
     if "nowhere.pth" in options:
         request.getfixturevalue("monkeypatch").setattr("frcnn.engine.train.build", build)
     arguments = ["--train-annotations", annotations, "--train-images", images, "--work-dir", tmp_path / "run"]
-    refused(capsys, naming, "train", "small_r18_fpn", *arguments, *options, tyro=True)
+    code = 1 if "nowhere.pth" in options else 2
+    refused(capsys, naming, "train", "small_r18_fpn", *arguments, *options, code=code)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +171,8 @@ def test_eval_checks_its_options(message, options, data, tmp_path, no_work, caps
     words = [
         str(word).format(tmp=tmp_path, annotations=annotations) for pair in given.items() for word in pair
     ]
-    refused(capsys, message.format(tmp=tmp_path), "eval", "model.pth", *words)
+    code = 1 if {"--output", "--annotations", "--images"} & set(options) else 2
+    refused(capsys, message.format(tmp=tmp_path), "eval", "model.pth", *words, code=code)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +191,8 @@ def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work
     names = {"tmp": tmp_path, "annotations": data[0], "images": data[1]}
     arguments = ["--output", "{tmp}/found", *arguments]
     words = [word.format(**names) for word in arguments]
-    refused(capsys, message.format(**names), "detect", "--model", "model.pth", *words)
+    code = 1 if "{tmp}/no.png" in arguments or "{annotations}" in arguments else 2
+    refused(capsys, message.format(**names), "detect", "--model", "model.pth", *words, code=code)
     assert not (tmp_path / "found").exists()
 
 
@@ -334,9 +201,11 @@ def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work
     [
         ("min-score", ["--min-score", "7"]),
         ("min-score", ["--min-score", "nan"]),
-        ("size", ["--size", "0", "0"]),
+        ("--size 0 0: it is two whole numbers above 0", ["--size", "0", "0"]),
         ("batch-size", ["--batch-size", "0"]),
-        ("size", ["--size", "640", "-480"]),
+        ("--size 640 -480: it is", ["--size", "640", "-480"]),
+        ("--size 640: expected 2 whole numbers", ["--size", "640"]),
+        ("--size 640 480 x.jpg: expected 2 whole numbers", ["--size", "640", "480", "x.jpg"]),
     ],
 )
 def test_detect_checks_its_numbers(naming, options, data, tmp_path, monkeypatch, capsys):
@@ -358,23 +227,25 @@ def test_a_folder_of_models_is_not_a_model(tmp_path, data, capsys):
 )
 def test_convert_checks_its_target_first(message, target, tmp_path, capsys):
     (tmp_path / "folder.pth").mkdir()
-    refused(capsys, message.format(tmp=tmp_path), "convert", "absent.pth", target.format(tmp=tmp_path))
+    code = 2 if target.endswith(".onnx") else 1
+    target = target.format(tmp=tmp_path)
+    refused(capsys, message.format(tmp=tmp_path), "convert", "absent.pth", target, code=code)
 
 
 def test_convert_names_a_missing_source(tmp_path, capsys):
-    refused(capsys, "absent.pth", "convert", "absent.pth", tmp_path / "x.pth")
+    refused(capsys, "absent.pth", "convert", "absent.pth", tmp_path / "x.pth", code=1)
 
 
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("no case nocase", ["nocase"]),
+        ("no case 'nope'", ["nope"]),
         ("device 'gpu'", ["--device", "gpu"]),
         ("/nowhere: no such", ["--reference", "/nowhere"]),
     ],
 )
 def test_verify_checks_its_arguments(message, arguments, capsys):
-    refused(capsys, message, "verify", *arguments)
+    refused(capsys, message, "verify", *arguments, code=1 if "/nowhere" in arguments else 2)
 
 
 # --- a full disk

@@ -5,20 +5,13 @@
 // which holds because both passes inline the same iou(). A tile lies by coordinate, so one ground truth meets
 // a vector of boxes at a time, and a ground truth that misses the tile's bounding box is skipped: anchors are
 // ordered by position, so most do.
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <limits>
 #include <mutex>
-#include <optional>
-#include <tuple>
 #include <vector>
 
-#include "../box.h"
-#include "../checks.h"
+#include "parallel.h"
+#include "types.h"
 #include "vectorize.h"
 
 namespace frcnn {
@@ -129,18 +122,19 @@ void load_tile(const Problem<T>& problem, int64_t first, Tile<T>& tile) {
 }
 
 template <typename T>
-void assign(const Problem<T>& problem, int64_t* gt_index, T* max_iou) {
+void assign(const Problem<T>& problem, T* best, int64_t* gt_index, T* max_iou) {
   if (problem.gt_count == 0) {
     std::fill(gt_index, gt_index + problem.count, 0);
     std::fill(max_iou, max_iou + problem.count, T(0));
     return;
   }
   const int64_t tiles = (problem.count + kTile - 1) / kTile;
-  std::vector<T> areas, best(problem.gt_count, T(0));
+  std::vector<T> areas;
+  std::fill_n(best, problem.gt_count, T(0));
   for (int32_t g = 0; g < problem.gt_count; ++g) areas.push_back(problem.gts[g].area());
 
   std::mutex merging;
-  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
     Tile<T> tile;
     std::vector<T> own_best(problem.gt_count, T(0));
     for (int64_t t = begin; t < end; ++t) {
@@ -165,7 +159,7 @@ void assign(const Problem<T>& problem, int64_t* gt_index, T* max_iou) {
   });
   if (!problem.match_low_quality) return;
 
-  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
     Tile<T> tile;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * kTile, size = std::min(kTile, problem.count - first);
@@ -184,68 +178,44 @@ void assign(const Problem<T>& problem, int64_t* gt_index, T* max_iou) {
   });
 }
 
-// The rows of one image in a padded batch, up to its count.
+// The first `count` of an image's padded rows.
 template <typename T>
-std::vector<Box<T>> boxes_of_image(const at::Tensor& padded, int64_t image, int64_t count) {
+std::vector<Box<T>> boxes_of(const T* rows, int64_t count) {
   std::vector<Box<T>> boxes;
-  const T* row = padded.const_data_ptr<T>() + image * padded.size(1) * 4;
-  for (int64_t i = 0; i < count; ++i) boxes.push_back(load_box(row + 4 * i));
+  for (int64_t i = 0; i < count; ++i) boxes.push_back(load_box(rows + 4 * i));
   return boxes;
 }
 
-int64_t count_of_image(const char* name, const at::Tensor& counts, int64_t image, int64_t rows) {
-  const int64_t count = counts.const_data_ptr<int64_t>()[image];
-  TORCH_CHECK(count >= 0 && count <= rows, "assign_max_iou: ", name, " of image ", image, " is ", count,
-              ", expected 0 to ", rows, ", the rows there are");
-  return count;
-}
+}  // namespace
+}  // namespace frcnn
 
-std::tuple<at::Tensor, at::Tensor> assign_max_iou(const at::Tensor& boxes, const at::Tensor& gts,
-                                                  const at::Tensor& gt_counts,
-                                                  const std::optional<at::Tensor>& ignore,
-                                                  const std::optional<at::Tensor>& ignore_counts,
-                                                  double pos_iou, double neg_iou, double min_pos_iou,
-                                                  bool match_low_quality, double ignore_iof) {
-  check_assign_max_iou(boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou,
-                       ignore_iof);
-  const int64_t batch = gts.size(0), count = boxes.size(-2);
-  const at::Tensor box_rows = boxes.contiguous(), gt_rows = gts.contiguous(), counts = gt_counts.contiguous();
-  const bool ignores = ignore.has_value() && ignore_iof > 0;
-  const at::Tensor regions = ignores ? ignore->contiguous() : at::Tensor();
-  const at::Tensor region_counts = ignores ? ignore_counts->contiguous() : at::Tensor();
-  at::Tensor gt_index = at::empty({batch, count}, boxes.options().dtype(at::kLong));
-  at::Tensor max_iou = at::empty({batch, count}, boxes.options());
-  AT_DISPATCH_FLOATING_TYPES(boxes.scalar_type(), "assign_max_iou", [&] {
+void frcnn_cpu_assign_max_iou(int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n,
+                              const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g,
+                              const void* ignore, const int64_t* ignore_counts, int64_t i, double pos_iou,
+                              double neg_iou, double min_pos_iou, bool match_low_quality, double ignore_iof,
+                              void* workspace, int64_t* gt_index, void* max_iou) {
+  using namespace frcnn;
+  for_box_type(type, [&](auto number) {
+    using T = decltype(number);
     for (int64_t image = 0; image < batch; ++image) {
-      const auto own_gts =
-          boxes_of_image<scalar_t>(gt_rows, image, count_of_image("gt_counts", counts, image, gts.size(1)));
-      std::vector<Box<scalar_t>> own_regions;
-      // Without ground truth everything is background, ignore regions included.
-      if (ignores && !own_gts.empty()) {
-        own_regions = boxes_of_image<scalar_t>(
-            regions, image, count_of_image("ignore_counts", region_counts, image, regions.size(1)));
+      const auto own_gts = boxes_of(static_cast<const T*>(gts) + image * g * 4, gt_counts[image]);
+      std::vector<Box<T>> regions;
+      if (ignore && ignore_iof > 0) {
+        regions = boxes_of(static_cast<const T*>(ignore) + image * i * 4, ignore_counts[image]);
       }
-      Problem<scalar_t> problem{
-          box_rows.const_data_ptr<scalar_t>() + (boxes.dim() == 3 ? image * count * 4 : 0),
-          count,
-          own_gts.data(),
-          static_cast<int32_t>(own_gts.size()),
-          own_regions.data(),
-          static_cast<int64_t>(own_regions.size()),
-          static_cast<scalar_t>(pos_iou),
-          static_cast<scalar_t>(neg_iou),
-          static_cast<scalar_t>(min_pos_iou),
-          static_cast<scalar_t>(ignore_iof),
-          match_low_quality};
-      assign(problem, gt_index.mutable_data_ptr<int64_t>() + image * count,
-             max_iou.mutable_data_ptr<scalar_t>() + image * count);
+      const Problem<T> problem{static_cast<const T*>(boxes) + image * box_batch_stride,
+                               n,
+                               own_gts.data(),
+                               static_cast<int32_t>(own_gts.size()),
+                               regions.data(),
+                               static_cast<int64_t>(regions.size()),
+                               static_cast<T>(pos_iou),
+                               static_cast<T>(neg_iou),
+                               static_cast<T>(min_pos_iou),
+                               static_cast<T>(ignore_iof),
+                               match_low_quality};
+      assign(problem, static_cast<T*>(workspace) + image * g, gt_index + image * n,
+             static_cast<T*>(max_iou) + image * n);
     }
   });
-  return {gt_index, max_iou};
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(frcnn_ops, CPU, m) { m.impl("assign_max_iou", &assign_max_iou); }
-
-}  // namespace frcnn

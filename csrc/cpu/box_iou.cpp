@@ -1,13 +1,9 @@
-// Pairwise IoU: one row per box of `a`, vectorised over the boxes of `b`, which lie there by coordinate.
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
+// Pairwise IoU: one row per box of `a`, vectorized over the boxes of `b`, which lie there by coordinate.
+#include <algorithm>
 #include <vector>
 
-#include "../box.h"
-#include "../checks.h"
+#include "parallel.h"
+#include "types.h"
 #include "vectorize.h"
 
 namespace frcnn {
@@ -29,32 +25,25 @@ FRCNN_VECTORIZED void iou_row(const Box<double>& box, const double* columns, int
   fill_row(box, columns, columns + n, columns + 2 * n, columns + 3 * n, columns + 4 * n, n, out);
 }
 
-at::Tensor box_iou(const at::Tensor& a, const at::Tensor& b) {
-  check_box_iou(a, b);
-  const int64_t rows = a.size(0), columns = b.size(0);
-  at::Tensor out = at::empty({rows, columns}, a.options());
-  const at::Tensor first = a.contiguous(), second = b.contiguous();
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "box_iou", [&] {
-    std::vector<scalar_t> by_coordinate(5 * columns);
-    for (int64_t i = 0; i < columns; ++i) {
-      const auto box = load_box(second.const_data_ptr<scalar_t>() + 4 * i);
-      const scalar_t values[5] = {box.x1, box.y1, box.x2, box.y2, box.area()};
-      for (int c = 0; c < 5; ++c) by_coordinate[c * columns + i] = values[c];
+}  // namespace
+}  // namespace frcnn
+
+void frcnn_cpu_box_iou(int64_t type, const void* a, const void* b, int64_t n, int64_t m, void* out) {
+  using namespace frcnn;
+  for_box_type(type, [&](auto number) {
+    using T = decltype(number);
+    const T *rows = static_cast<const T*>(a), *others = static_cast<const T*>(b);
+    std::vector<T> columns(5 * m);
+    for (int64_t i = 0; i < m; ++i) {
+      const auto box = load_box(others + 4 * i);
+      const T values[5] = {box.x1, box.y1, box.x2, box.y2, box.area()};
+      for (int c = 0; c < 5; ++c) columns[c * m + i] = values[c];
     }
-    const scalar_t* boxes = first.const_data_ptr<scalar_t>();
-    scalar_t* ious = out.mutable_data_ptr<scalar_t>();
-    const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(columns, 1));
-    at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(m, 1));
+    parallel_for(n, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        iou_row(load_box(boxes + 4 * i), by_coordinate.data(), columns, ious + i * columns);
+        iou_row(load_box(rows + 4 * i), columns.data(), m, static_cast<T*>(out) + i * m);
       }
     });
   });
-  return out;
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(frcnn_ops, CPU, m) { m.impl("box_iou", &box_iou); }
-
-}  // namespace frcnn

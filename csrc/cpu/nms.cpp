@@ -5,24 +5,15 @@
 // Groups are separate problems, run in parallel; they are told apart by their ids, not by shifting
 // coordinates, which would cost precision. A box is suppressed if inter / union > threshold, as box_iou()
 // computes it: exact ties with the threshold survive.
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <optional>
-#include <tuple>
 #include <vector>
 
-#include "../box.h"
-#include "../checks.h"
+#include "../sizes.h"
+#include "parallel.h"
+#include "types.h"
 #include "vectorize.h"
 
 namespace frcnn {
@@ -109,7 +100,7 @@ std::vector<Candidate<T>> suppress(const T* boxes, const Candidate<T>* candidate
   for (int64_t chunk = 0; chunk < count && columns.size() < max_keep; chunk += kChunk) {
     const int64_t size = std::min(kChunk, count - chunk), before = columns.size();
     const auto box = [&](int64_t i) { return load_box(boxes + candidates[chunk + i].index * 4); };
-    at::parallel_for(0, size, size * before < kPairsWorthThreads ? size : 1, [&](int64_t begin, int64_t end) {
+    parallel_for(size, size * before < kPairsWorthThreads ? size : 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) dropped[i] = suppressed(columns, 0, before, box(i), threshold);
     });
     for (int64_t i = 0; i < size && columns.size() < max_keep; ++i) {
@@ -121,25 +112,18 @@ std::vector<Candidate<T>> suppress(const T* boxes, const Candidate<T>* candidate
   return kept;
 }
 
-// Runs task(i) for every segment; a free thread takes the next one, since segments differ in size.
-// `pairs` bounds the comparisons of all segments together.
+// Runs task(i) for every segment; `pairs` bounds the comparisons of all segments together.
 template <typename F>
-void parallel_segments(int64_t count, int64_t pairs, const F& task) {
-  if (count <= 1 || pairs < kPairsWorthThreads) {  // one segment: the threads are suppress()'s
-    for (int64_t i = 0; i < count; ++i) task(i);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) task(i);
-  });
+void for_segments(int64_t count, int64_t pairs, const F& task) {
+  if (count > 1 && pairs >= kPairsWorthThreads) return parallel_tasks(count, task);
+  for (int64_t i = 0; i < count; ++i) task(i);  // of a single segment, the threads are suppress()'s
 }
 
 template <typename T>
 std::vector<Candidate<T>> grouped_nms(const T* boxes, const T* scores, const int64_t* groups, int64_t count,
                                       T threshold) {
   std::vector<Candidate<T>> candidates(count);
-  for (int64_t i = 0; i < count; ++i) candidates[i] = {groups ? groups[i] : 0, scores[i], i};
+  for (int64_t i = 0; i < count; ++i) candidates[i] = {groups[i], scores[i], i};
   std::sort(candidates.begin(), candidates.end(), [](const Candidate<T>& a, const Candidate<T>& b) {
     return a.group != b.group ? a.group < b.group : better(a, b);
   });
@@ -153,7 +137,7 @@ std::vector<Candidate<T>> grouped_nms(const T* boxes, const T* scores, const int
   for (int64_t s = 0; s < segments; ++s)
     pairs += (starts[s + 1] - starts[s]) * (starts[s + 1] - starts[s]) / 2;
   std::vector<std::vector<Candidate<T>>> kept(segments);
-  parallel_segments(segments, pairs, [&](int64_t s) {
+  for_segments(segments, pairs, [&](int64_t s) {
     const int64_t size = starts[s + 1] - starts[s];
     kept[s] = suppress(boxes, candidates.data() + starts[s], size, threshold, size);
   });
@@ -163,57 +147,38 @@ std::vector<Candidate<T>> grouped_nms(const T* boxes, const T* scores, const int
   return merged;
 }
 
-at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const std::optional<at::Tensor>& groups,
-               double iou_threshold) {
-  check_nms(boxes, scores, groups, iou_threshold);
-  const at::Tensor box_rows = boxes.contiguous(), score_row = scores.contiguous();
-  const at::Tensor group_row = groups.has_value() ? groups->contiguous() : at::Tensor();
-  at::Tensor indices;
-  AT_DISPATCH_FLOATING_TYPES(boxes.scalar_type(), "nms", [&] {
-    const auto kept = grouped_nms(box_rows.const_data_ptr<scalar_t>(), score_row.const_data_ptr<scalar_t>(),
-                                  group_row.defined() ? group_row.const_data_ptr<int64_t>() : nullptr,
-                                  boxes.size(0), static_cast<scalar_t>(iou_threshold));
-    indices = at::empty({static_cast<int64_t>(kept.size())}, boxes.options().dtype(at::kLong));
-    int64_t* out = indices.mutable_data_ptr<int64_t>();
-    for (const auto& candidate : kept) *out++ = candidate.index;
-  });
-  return indices;
-}
-
-std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at::Tensor& scores,
-                                              double iou_threshold, int64_t max_keep) {
-  check_nms_padded(boxes, scores, iou_threshold, max_keep);
-  const int64_t segments = boxes.size(0), count = boxes.size(1);
-  const at::Tensor box_rows = boxes.contiguous(), score_rows = scores.contiguous();
-  at::Tensor indices = at::full({segments, max_keep}, -1, boxes.options().dtype(at::kLong));
-  at::Tensor counts = at::zeros({segments}, boxes.options().dtype(at::kLong));
-  int64_t* out = indices.mutable_data_ptr<int64_t>();
-  int64_t* out_counts = counts.mutable_data_ptr<int64_t>();
-  AT_DISPATCH_FLOATING_TYPES(boxes.scalar_type(), "nms_padded", [&] {
-    const scalar_t* box = box_rows.const_data_ptr<scalar_t>();
-    const scalar_t* score = score_rows.const_data_ptr<scalar_t>();
-    parallel_segments(segments, product({segments, count, count}) / 2, [&](int64_t s) {
-      std::vector<Candidate<scalar_t>> candidates;
-      for (int64_t i = 0; i < count; ++i) {
-        const scalar_t value = score[s * count + i];
-        if (value != -std::numeric_limits<scalar_t>::infinity()) candidates.push_back({s, value, i});
-      }
-      std::sort(candidates.begin(), candidates.end(), better<scalar_t>);
-      const auto kept =
-          suppress(box + s * count * 4, candidates.data(), static_cast<int64_t>(candidates.size()),
-                   static_cast<scalar_t>(iou_threshold), max_keep);
-      for (size_t i = 0; i < kept.size(); ++i) out[s * max_keep + i] = kept[i].index;
-      out_counts[s] = static_cast<int64_t>(kept.size());
-    });
-  });
-  return {indices, counts};
+// As grouped_nms for one group, of which at most max_keep are kept.
+template <typename T>
+std::vector<Candidate<T>> segment_nms(const T* boxes, const T* scores, int64_t count, T threshold,
+                                      int64_t max_keep, bool drop_absent) {
+  std::vector<Candidate<T>> candidates;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool absent = drop_absent && scores[i] == -std::numeric_limits<T>::infinity();
+    if (!absent) candidates.push_back({0, scores[i], i});
+  }
+  std::sort(candidates.begin(), candidates.end(), better<T>);
+  return suppress(boxes, candidates.data(), static_cast<int64_t>(candidates.size()), threshold, max_keep);
 }
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(frcnn_ops, CPU, m) {
-  m.impl("nms", &nms);
-  m.impl("nms_padded", &nms_padded);
-}
-
 }  // namespace frcnn
+
+void frcnn_cpu_nms(int64_t type, const void* boxes, const void* scores, const int64_t* groups,
+                   int64_t segments, int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
+                   int64_t* indices, int64_t* counts) {
+  using namespace frcnn;
+  for_box_type(type, [&](auto number) {
+    using T = decltype(number);
+    const T threshold = static_cast<T>(iou_threshold);
+    for_segments(segments, product({segments, n, n}) / 2, [&](int64_t s) {
+      const T* own_boxes = static_cast<const T*>(boxes) + s * n * 4;
+      const T* own_scores = static_cast<const T*>(scores) + s * n;
+      const auto kept = groups ? grouped_nms(own_boxes, own_scores, groups + s * n, n, threshold)
+                               : segment_nms(own_boxes, own_scores, n, threshold, max_keep, drop_absent);
+      int64_t* out = indices + s * max_keep;
+      for (const auto& candidate : kept) *out++ = candidate.index;
+      std::fill(out, indices + (s + 1) * max_keep, -1);
+      counts[s] = static_cast<int64_t>(kept.size());
+    });
+  });
+}

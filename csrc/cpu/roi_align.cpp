@@ -1,23 +1,18 @@
 // RoIAlign on CPU, forward and backward.
 //
 // A sample's bilinear weights are products of a row weight and a column weight (see bilinear.h), so the sum
-// over all samples of a bin factorises: out[bin] = sum_y rows[y] * sum_x columns[x] * feature[y, x]. Each
+// over all samples of a bin factorizes: out[bin] = sum_y rows[y] * sum_x columns[x] * feature[y, x]. Each
 // axis of an RoI becomes a short list of taps (cell, bin, weight) with the samples already summed, and every
 // cell of the map is read about once instead of four times per sample. Features are channels-last: a cell is
-// one contiguous run over channels, which is what the inner loops vectorise over.
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zero.h>
-#include <torch/library.h>
-
+// one contiguous run over channels, which is what the inner loops vectorize over. Half and bfloat16 maps are
+// widened as they are read.
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <vector>
 
 #include "../bilinear.h"
-#include "../checks.h"
+#include "parallel.h"
+#include "types.h"
 #include "vectorize.h"
 
 namespace frcnn {
@@ -68,53 +63,26 @@ std::vector<Tap<T>> axis_taps(const RoiAxis<T>& axis, int bins, int extent, T fa
   return taps;
 }
 
-struct Pooling {
-  Pooling(at::IntArrayRef output_size, std::vector<int64_t> sizes, at::ArrayRef<double> scales,
-          int64_t sampling_ratio, bool aligned, double finest_scale)
-      : height(static_cast<int>(output_size[0])),
-        width(static_cast<int>(output_size[1])),
-        sizes(std::move(sizes)),
-        scales(scales.vec()),
-        sampling_ratio(static_cast<int>(sampling_ratio)),
-        aligned(aligned),
-        finest_scale(finest_scale) {}
-
-  int height, width;           // bins
-  std::vector<int64_t> sizes;  // of the maps, in cells: H0, W0, H1, W1, ...
-  std::vector<double> scales;  // cells per image pixel, one per level
-  int sampling_ratio;
-  bool aligned;
-  double finest_scale;
-};
-
 // Every bin of an RoI that cannot be pooled stays without taps, hence zero.
 template <typename T>
-Roi<T> plan_roi(const T* roi, const Pooling& pooling) {
+Roi<T> plan_roi(const T* roi, const FrcnnRoiAlign& pooling) {
   const T *box = roi + 1, finest_scale = static_cast<T>(pooling.finest_scale);
-  const int level =
-      roi_level(box[0], box[1], box[2], box[3], finest_scale, static_cast<int>(pooling.scales.size()));
+  const int level = roi_level(box[0], box[1], box[2], box[3], finest_scale, static_cast<int>(pooling.levels));
+  const int rows = static_cast<int>(pooling.pooled_height), columns = static_cast<int>(pooling.pooled_width);
+  const int samples = static_cast<int>(pooling.sampling_ratio);
   const int height = static_cast<int>(pooling.sizes[2 * level]);
   const int width = static_cast<int>(pooling.sizes[2 * level + 1]);
   const T scale = static_cast<T>(pooling.scales[level]);
   Roi<T> plan{level, static_cast<int64_t>(roi[0]), {}, {}};
   RoiAxis<T> x, y;
-  if (roi_axis(box[0], box[2], scale, pooling.width, pooling.sampling_ratio, pooling.aligned, &x) &&
-      roi_axis(box[1], box[3], scale, pooling.height, pooling.sampling_ratio, pooling.aligned, &y)) {
-    plan.rows = axis_taps(y, pooling.height, height, T(1) / sample_count(y, x));
-    plan.columns = axis_taps(x, pooling.width, width, T(1));
+  if (roi_axis(box[0], box[2], scale, columns, samples, pooling.aligned, &x) &&
+      roi_axis(box[1], box[3], scale, rows, samples, pooling.aligned, &y)) {
+    plan.rows = axis_taps(y, rows, height, T(1) / sample_count(y, x));
+    plan.columns = axis_taps(x, columns, width, T(1));
     std::stable_sort(plan.rows.begin(), plan.rows.end(),
                      [](const Tap<T>& a, const Tap<T>& b) { return a.cell < b.cell; });
   }
   return plan;
-}
-
-template <typename T>
-void check_image_indices(const T* rois, int64_t count, int64_t batch) {
-  for (int64_t k = 0; k < count; ++k) {
-    const T image = rois[k * 5];
-    TORCH_CHECK_INDEX(image >= T(0) && image < static_cast<T>(batch), "roi_align: rois[", k,
-                      "] belongs to image ", image, ", but the features are a batch of ", batch);
-  }
 }
 
 // ---- inner loops ------------------------------------------------------------------------------------------
@@ -126,14 +94,50 @@ struct Vector {
   static constexpr int kLanes = 64 / sizeof(T);
 };
 
+// The i-th of the vectors from p on, widened to what is computed in. (By reference: gcc warns of vectors that
+// are passed by value where the baseline has none so wide.)
+template <typename T>
+FRCNN_INLINE void load(const T* p, int i, typename Vector<T>::type& out) {
+  out = reinterpret_cast<const typename Vector<T>::type*>(p)[i];
+}
+typedef uint32_t Words __attribute__((vector_size(64)));
+FRCNN_INLINE void load_words(const void* p, int i, Words& out) {
+  typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
+  out = __builtin_convertvector(static_cast<const Shorts*>(p)[i], Words);
+}
+FRCNN_INLINE void load(const BFloat16* p, int i, Vector<float>::type& out) {
+  Words bits;
+  load_words(p, i, bits);
+  bits <<= 16;
+  std::memcpy(&out, &bits, sizeof(out));
+}
+FRCNN_INLINE void load(const Half* p, int i, Vector<float>::type& out) {  // as widen() in types.h
+  Words bits;
+  load_words(p, i, bits);
+  const Words sign = (bits & 0x8000u) << 16;
+  bits = (bits & 0x7fffu) << 13;
+  std::memcpy(&out, &bits, sizeof(out));
+  out *= 0x1p112f;
+  std::memcpy(&bits, &out, sizeof(out));
+  const auto beyond = out >= 65536.0f;  // all ones where it holds
+  Words mask;
+  std::memcpy(&mask, &beyond, sizeof(mask));
+  bits |= (mask & 0x7f800000u) | sign;
+  std::memcpy(&out, &bits, sizeof(out));
+}
+
 // out[c] = sum of weight * row[cell * channels + c] over the taps, for `kCount` vectors of channels
-template <int kCount, typename T>
-FRCNN_INLINE void sum_taps(const T* row, const Tap<T>* first, const Tap<T>* last, int64_t channels, T* out) {
+template <int kCount, typename In, typename T>
+FRCNN_INLINE void sum_taps(const In* row, const Tap<T>* first, const Tap<T>* last, int64_t channels, T* out) {
   using V = typename Vector<T>::type;
   V sum[kCount] = {};
   for (const Tap<T>* tap = first; tap < last; ++tap) {
-    const V* in = reinterpret_cast<const V*>(row + tap->cell * channels);
-    for (int j = 0; j < kCount; ++j) sum[j] += tap->weight * in[j];
+    const In* in = row + tap->cell * channels;
+    for (int j = 0; j < kCount; ++j) {
+      V cells;
+      load(in, j, cells);
+      sum[j] += tap->weight * cells;
+    }
   }
   for (int j = 0; j < kCount; ++j) reinterpret_cast<V*>(out)[j] = sum[j];
 }
@@ -153,15 +157,15 @@ FRCNN_INLINE auto first_tap(const Roi<T>& roi, int64_t row) {
 
 // Adds the cell rows [begin, end) of map [H, W, C] to out [h, w, C]; scratch [w, C]. A row of cells is summed
 // into one row of bins first, then added to the one or two bin rows that it belongs to.
-template <typename T>
-FRCNN_INLINE void pool_rows(const T* map, int64_t row_size, const Roi<T>& roi, int bins, int64_t channels,
+template <typename In, typename T>
+FRCNN_INLINE void pool_rows(const In* map, int64_t row_size, const Roi<T>& roi, int bins, int64_t channels,
                             int64_t begin, int64_t end, T* scratch, T* out) {
   constexpr int kLanes = Vector<T>::kLanes, kBlock = 8;
   const int64_t bin_row = bins * channels;
   const Tap<T>* const columns_end = roi.columns.data() + roi.columns.size();
   for (auto tap = first_tap(roi, begin); tap != roi.rows.end() && tap->cell < end;) {
     const int64_t cell = tap->cell;
-    const T* row = map + cell * row_size;
+    const In* row = map + cell * row_size;
     const Tap<T>* last = roi.columns.data();
     for (int bin = 0; bin < bins; ++bin) {
       const Tap<T>* const first = last;
@@ -174,7 +178,7 @@ FRCNN_INLINE void pool_rows(const T* map, int64_t row_size, const Roi<T>& roi, i
       for (; c + kLanes <= channels; c += kLanes) sum_taps<1>(row + c, first, last, channels, sums + c);
       for (; c < channels; ++c) {
         T sum = 0;
-        for (const Tap<T>* t = first; t < last; ++t) sum += t->weight * row[t->cell * channels + c];
+        for (const Tap<T>* t = first; t < last; ++t) sum += t->weight * widen(row[t->cell * channels + c]);
         sums[c] = sum;
       }
     }
@@ -210,6 +214,14 @@ FRCNN_VECTORIZED void pool_roi(const double* map, int64_t row_size, const Roi<do
                                int64_t channels, int64_t begin, int64_t end, double* scratch, double* out) {
   pool_rows(map, row_size, roi, bins, channels, begin, end, scratch, out);
 }
+FRCNN_VECTORIZED void pool_roi(const Half* map, int64_t row_size, const Roi<float>& roi, int bins,
+                               int64_t channels, int64_t begin, int64_t end, float* scratch, float* out) {
+  pool_rows(map, row_size, roi, bins, channels, begin, end, scratch, out);
+}
+FRCNN_VECTORIZED void pool_roi(const BFloat16* map, int64_t row_size, const Roi<float>& roi, int bins,
+                               int64_t channels, int64_t begin, int64_t end, float* scratch, float* out) {
+  pool_rows(map, row_size, roi, bins, channels, begin, end, scratch, out);
+}
 FRCNN_VECTORIZED void spread_roi(const float* grad, int64_t row_size, const Roi<float>& roi, int bins,
                                  int64_t channels, int64_t begin, int64_t end, float* scratch, float* map) {
   spread_rows(grad, row_size, roi, bins, channels, begin, end, scratch, map);
@@ -221,37 +233,27 @@ FRCNN_VECTORIZED void spread_roi(const double* grad, int64_t row_size, const Roi
 
 // ---- work over threads ------------------------------------------------------------------------------------
 
-// Runs task(i) for every i below count; a free thread takes the next one, since tasks differ in size.
-template <typename F>
-void parallel_tasks(int64_t count, const F& task) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) task(i);
-  });
-}
-
 // What the RoIs of one call ask of the maps: one map per level and image, numbered level * batch + image.
 template <typename T>
 struct Plan {
-  Plan(const T* rois, int64_t count, const Pooling& pooling, int64_t batch, int64_t channels)
-      : batch(batch), rois(count), rois_of_map(pooling.scales.size() * batch) {
-    at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) this->rois[k] = plan_roi(rois + k * 5, pooling);
+  Plan(const FrcnnRoiAlign& pooling, const T* rows)
+      : pooling(pooling), rois(pooling.rois), rois_of_map(pooling.levels * pooling.batch) {
+    parallel_for(pooling.rois, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) rois[k] = plan_roi(rows + k * 5, pooling);
     });
-    for (int64_t k = 0; k < count; ++k) {
-      const Roi<T>& roi = this->rois[k];
-      if (!roi.rows.empty()) rois_of_map[roi.level * batch + roi.image].push_back(k);
-    }
-    for (size_t level = 0; level < pooling.scales.size(); ++level) {
-      heights.push_back(pooling.sizes[2 * level]);
-      row_sizes.push_back(pooling.sizes[2 * level + 1] * channels);
+    for (int64_t k = 0; k < pooling.rois; ++k) {
+      const Roi<T>& roi = rois[k];
+      if (!roi.rows.empty()) rois_of_map[roi.level * pooling.batch + roi.image].push_back(k);
     }
   }
 
-  int64_t level(int64_t map) const { return map / batch; }
-  int64_t height(int64_t map) const { return heights[level(map)]; }
-  int64_t row_size(int64_t map) const { return row_sizes[level(map)]; }
-  int64_t offset(int64_t map) const { return map % batch * height(map) * row_size(map); }
+  int bins() const { return static_cast<int>(pooling.pooled_width); }
+  int64_t bin_row() const { return pooling.pooled_width * pooling.channels; }
+  int64_t pooled_size() const { return pooling.pooled_height * bin_row(); }
+  int64_t level(int64_t map) const { return map / pooling.batch; }
+  int64_t height(int64_t map) const { return pooling.sizes[2 * level(map)]; }
+  int64_t row_size(int64_t map) const { return pooling.sizes[2 * level(map) + 1] * pooling.channels; }
+  int64_t offset(int64_t map) const { return map % pooling.batch * height(map) * row_size(map); }
   // Rows of cells that are worked on together, so that they come from the cache for all RoIs but the first.
   int64_t band(int64_t map) const {
     constexpr int64_t kBandBytes = 1 << 20;
@@ -259,22 +261,20 @@ struct Plan {
     return std::max<int64_t>(1, kBandBytes / std::max<int64_t>(1, row_bytes));
   }
 
-  int64_t batch;
+  const FrcnnRoiAlign& pooling;
   std::vector<Roi<T>> rois;
   std::vector<std::vector<int64_t>> rois_of_map;  // in order; without those that have no taps
-  std::vector<int64_t> heights, row_sizes;        // per level
 };
 
-// maps: one [B, H, W, C] per level, rois [K, 5] -> out [K, h, w, C], zero on entry.
+// maps: one [B, H, W, C] of In per level -> out [K, h, w, C], zero on entry.
 // A task takes RoIs of one map that begin near each other and goes down the map with all of them.
-template <typename T>
-void pool(const std::vector<const T*>& maps, Plan<T>& plan, const Pooling& pooling, int64_t channels,
-          T* out) {
+template <typename In, typename T>
+void pool(const void* const* maps, Plan<T>& plan, T* out) {
   struct Chunk {
     int64_t map, begin, end;  // of rois_of_map[map]
   };
-  const int64_t bin_row = pooling.width * channels;
-  const int64_t target = static_cast<int64_t>(plan.rois.size()) / (4 * at::get_num_threads()) + 1;
+  const int64_t pooled_size = plan.pooled_size();
+  const int64_t target = plan.pooling.rois / (4 * thread_count()) + 1;
   std::vector<Chunk> chunks;
   for (size_t map = 0; map < plan.rois_of_map.size(); ++map) {
     auto& own = plan.rois_of_map[map];
@@ -289,16 +289,16 @@ void pool(const std::vector<const T*>& maps, Plan<T>& plan, const Pooling& pooli
   parallel_tasks(static_cast<int64_t>(chunks.size()), [&](int64_t i) {
     const Chunk& chunk = chunks[i];
     const auto& own = plan.rois_of_map[chunk.map];
-    const T* map = maps[plan.level(chunk.map)] + plan.offset(chunk.map);
+    const In* map = static_cast<const In*>(maps[plan.level(chunk.map)]) + plan.offset(chunk.map);
     const int64_t band = plan.band(chunk.map), height = plan.height(chunk.map);
-    std::vector<T> scratch(bin_row);
+    std::vector<T> scratch(plan.bin_row());
     for (int64_t row = plan.rois[own[chunk.begin]].rows.front().cell; row < height; row += band) {
       for (int64_t j = chunk.begin; j < chunk.end; ++j) {
         const Roi<T>& roi = plan.rois[own[j]];
         if (roi.rows.front().cell >= row + band) break;
         if (roi.rows.back().cell < row) continue;
-        pool_roi(map, plan.row_size(chunk.map), roi, pooling.width, channels, row, row + band, scratch.data(),
-                 out + own[j] * pooling.height * bin_row);
+        pool_roi(map, plan.row_size(chunk.map), roi, plan.bins(), plan.pooling.channels, row, row + band,
+                 scratch.data(), out + own[j] * pooled_size);
       }
     }
   });
@@ -308,12 +308,10 @@ void pool(const std::vector<const T*>& maps, Plan<T>& plan, const Pooling& pooli
 // A band of map rows belongs to one task, which adds the RoIs in their order: no atomics, and the same sums
 // whatever the number of threads.
 template <typename T>
-void spread(const T* grad, const Plan<T>& plan, const Pooling& pooling, int64_t channels,
-            const std::vector<T*>& maps) {
+void spread(const T* grad, const Plan<T>& plan, void* const* maps) {
   struct Band {
     int64_t map, begin, end;  // rows [begin, end)
   };
-  const int64_t bin_row = pooling.width * channels;
   std::vector<Band> bands;
   for (int64_t map = 0; map < static_cast<int64_t>(plan.rois_of_map.size()); ++map) {
     const int64_t height = plan.height(map), band = plan.band(map);
@@ -323,81 +321,39 @@ void spread(const T* grad, const Plan<T>& plan, const Pooling& pooling, int64_t 
   parallel_tasks(static_cast<int64_t>(bands.size()), [&](int64_t i) {
     const Band& band = bands[i];
     const int64_t row_size = plan.row_size(band.map);
-    T* map = maps[plan.level(band.map)] + plan.offset(band.map);
+    T* map = static_cast<T*>(maps[plan.level(band.map)]) + plan.offset(band.map);
     std::fill(map + band.begin * row_size, map + band.end * row_size, T(0));
-    std::vector<T> scratch(bin_row);
+    std::vector<T> scratch(plan.bin_row());
     for (const int64_t k : plan.rois_of_map[band.map]) {
-      spread_roi(grad + k * pooling.height * bin_row, row_size, plan.rois[k], pooling.width, channels,
+      spread_roi(grad + k * plan.pooled_size(), row_size, plan.rois[k], plan.bins(), plan.pooling.channels,
                  band.begin, band.end, scratch.data(), map);
     }
   });
 }
 
-// ---- operators --------------------------------------------------------------------------------------------
-
-constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
-
-// float64 stays, everything else is computed in float32.
-at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
-
-at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, at::IntArrayRef output_size,
-                     at::ArrayRef<double> scales, int64_t sampling_ratio, bool aligned, double finest_scale) {
-  check_roi_align(features, rois, output_size, scales, sampling_ratio, finest_scale);
-  const at::Tensor& first = features[0];
-  const int64_t batch = first.size(0), channels = first.size(1), count = rois.size(0);
-  const auto type = compute_type(first.scalar_type());
-  Pooling pooling{output_size, {}, scales, sampling_ratio, aligned, finest_scale};
-  const at::Tensor rows = rois.contiguous();
-  std::vector<at::Tensor> maps;
-  for (const at::Tensor& feature : features) {
-    maps.push_back(feature.to(type).contiguous(kChannelsLast));
-    pooling.sizes.insert(pooling.sizes.end(), {feature.size(2), feature.size(3)});
-  }
-  auto out = at::empty({count, channels, pooling.height, pooling.width},
-                       first.options().dtype(type).memory_format(kChannelsLast));
-  out.zero_();
-  AT_DISPATCH_FLOATING_TYPES(type, "roi_align", [&] {
-    std::vector<const scalar_t*> pointers;
-    for (const at::Tensor& map : maps) pointers.push_back(map.const_data_ptr<scalar_t>());
-    const scalar_t* roi_rows = rows.const_data_ptr<scalar_t>();
-    check_image_indices(roi_rows, count, batch);
-    Plan<scalar_t> plan(roi_rows, count, pooling, batch, channels);
-    pool(pointers, plan, pooling, channels, out.mutable_data_ptr<scalar_t>());
-  });
-  const bool channels_last = first.is_contiguous(kChannelsLast) && !first.is_contiguous();
-  return out.to(first.scalar_type()).contiguous(channels_last ? kChannelsLast : at::MemoryFormat::Contiguous);
-}
-
-std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Tensor& rois,
-                                           at::IntArrayRef sizes, int64_t batch, at::ArrayRef<double> scales,
-                                           int64_t sampling_ratio, bool aligned, double finest_scale) {
-  check_roi_align_backward(grad, rois, sizes, batch, scales, sampling_ratio, finest_scale);
-  const int64_t channels = grad.size(1), count = rois.size(0);
-  const auto type = compute_type(grad.scalar_type());
-  const at::Tensor source = grad.to(type).contiguous(kChannelsLast), rows = rois.contiguous();
-  const Pooling pooling{grad.sizes().slice(2), sizes.vec(), scales, sampling_ratio, aligned, finest_scale};
-  std::vector<at::Tensor> grads;
-  for (size_t level = 0; level < scales.size(); ++level) {
-    grads.push_back(at::empty({batch, channels, sizes[2 * level], sizes[2 * level + 1]},
-                              source.options().memory_format(kChannelsLast)));
-  }
-  AT_DISPATCH_FLOATING_TYPES(type, "roi_align_backward", [&] {
-    std::vector<scalar_t*> pointers;
-    for (const at::Tensor& map : grads) pointers.push_back(map.mutable_data_ptr<scalar_t>());
-    const scalar_t* roi_rows = rows.const_data_ptr<scalar_t>();
-    check_image_indices(roi_rows, count, batch);
-    const Plan<scalar_t> plan(roi_rows, count, pooling, batch, channels);
-    spread(source.const_data_ptr<scalar_t>(), plan, pooling, channels, pointers);
-  });
-  for (at::Tensor& map : grads) map = map.to(grad.scalar_type());
-  return grads;
-}
-
 }  // namespace
+}  // namespace frcnn
 
-TORCH_LIBRARY_IMPL(frcnn_ops, CPU, m) {
-  m.impl("roi_align", &roi_align);
-  m.impl("roi_align_backward", &roi_align_backward);
+using namespace frcnn;
+
+void frcnn_cpu_roi_align(int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
+                         const void* rois, void* out) {
+  const auto run = [&](auto map_number, auto number) {
+    using T = decltype(number);
+    Plan<T> plan(*pooling, static_cast<const T*>(rois));
+    pool<decltype(map_number)>(features, plan, static_cast<T*>(out));
+  };
+  if (type == kFrcnnDouble) return run(double{}, double{});
+  for_half_or_float(type, [&](auto map_number) { run(map_number, float{}); });
 }
 
-}  // namespace frcnn
+int64_t frcnn_cpu_roi_align_backward_workspace(const FrcnnRoiAlign*) { return 0; }
+
+void frcnn_cpu_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
+                                  const void* rois, void*, void* const* grad_features) {
+  for_box_type(type, [&](auto number) {
+    using T = decltype(number);
+    const Plan<T> plan(*pooling, static_cast<const T*>(rois));
+    spread(static_cast<const T*>(grad), plan, grad_features);
+  });
+}

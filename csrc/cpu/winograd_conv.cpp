@@ -8,16 +8,13 @@
 //
 // A block of tiles stays in the L2 cache from the first transform to the last, so memory sees the input once,
 // the output once and, per block, the weights.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <optional>
+#include <memory>
+#include <new>
 
-#include "../checks.h"
+#include "../kernel_api.h"
+#include "parallel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -27,9 +24,9 @@
 namespace frcnn {
 namespace {
 
-constexpr int64_t kPoints = 36;  // elements of a 6x6 input tile
-constexpr int64_t kLanes = 16;   // floats in a vector
-constexpr int64_t kPanel = 32;   // filters that one product computes
+constexpr int64_t kPoints = kFrcnnWinogradPoints;  // elements of a 6x6 input tile
+constexpr int64_t kLanes = kFrcnnWinogradLanes;    // floats in a vector
+constexpr int64_t kPanel = kFrcnnWinogradPanel;    // filters that one product computes
 constexpr int64_t kRows = 12;  // tiles that one product computes: 12 x 2 accumulators fill 24 of 32 registers
 constexpr int64_t kBlock = 48;  // tiles that share a pass over the weights, at most
 
@@ -201,9 +198,20 @@ void convolve_block(const float* x, const float* weight, const Epilogue& epilogu
   }
 }
 
+struct AlignedDelete {
+  void operator()(float* values) const { ::operator delete(values, std::align_val_t{64}); }
+};
+std::unique_ptr<float, AlignedDelete> aligned_floats(int64_t count) {
+  void* values = ::operator new(static_cast<size_t>(count) * sizeof(float), std::align_val_t{64});
+  return std::unique_ptr<float, AlignedDelete>(static_cast<float*>(values));
+}
+
 #endif  // FRCNN_WINOGRAD
 
-bool available() {
+}  // namespace
+}  // namespace frcnn
+
+bool frcnn_cpu_winograd_available() {
 #ifdef FRCNN_WINOGRAD
   return __builtin_cpu_supports("avx512f");
 #else
@@ -211,61 +219,27 @@ bool available() {
 #endif
 }
 
-at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         const std::optional<at::Tensor>& add, bool relu) {
-  const char* op = "winograd_conv";
-  TORCH_CHECK_NOT_IMPLEMENTED(available(), op, ": needs an x86-64 CPU with AVX-512");
-  expect_shape({op, "x", x}, {-1, -1, -1, -1}, "[B, C, H, W]");
-  expect_shape({op, "weight", weight}, {-1, kPoints, -1, kPanel}, "[K / 32, 36, C, 32]");
-  expect_dtype({op, "x", x}, {at::kFloat}, "float32");
-  expect_like({op, "weight", weight}, {op, "x", x});
-  const int64_t channels = x.size(1), filters = weight.size(0) * kPanel;  // no overflow: a size is 31 bits
-  TORCH_CHECK(channels == weight.size(2), op, ": x has ", channels, " channels but weight is for ",
-              weight.size(2));
-  TORCH_CHECK(channels % kLanes == 0, op, ": x has ", channels, " channels, expected a multiple of ", kLanes);
-  if (bias) {
-    expect_shape({op, "bias", *bias}, {filters}, "[K]");
-    expect_like({op, "bias", *bias}, {op, "x", x});
-  }
-  if (add) {
-    expect_shape({op, "add", *add}, {x.size(0), filters, x.size(2), x.size(3)}, "[B, K, H, W]");
-    expect_like({op, "add", *add}, {op, "x", x});
-  }
-  expect_elements(op, "the result", {x.size(0), filters, x.size(2), x.size(3)});
-  auto out = at::empty({x.size(0), filters, x.size(2), x.size(3)},
-                       x.options().memory_format(at::MemoryFormat::ChannelsLast));
+void frcnn_cpu_winograd_conv(const float* x, const float* weight, const float* bias, const float* add,
+                             bool relu, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                             int64_t filters, float* out) {
 #ifdef FRCNN_WINOGRAD
-  const at::Tensor image = x.contiguous(at::MemoryFormat::ChannelsLast), panels = weight.contiguous();
-  const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
-  const at::Tensor added = add ? add->contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
-  const Geometry g{x.size(2), x.size(3), channels, filters, (x.size(2) + 3) / 4, (x.size(3) + 3) / 4};
-  const int64_t tiles = x.size(0) * g.tiles_y * g.tiles_x;
-  if (tiles == 0) return out;
+  using namespace frcnn;
+  const Geometry g{height, width, channels, filters, (height + 3) / 4, (width + 3) / 4};
+  const int64_t tiles = batch * g.tiles_y * g.tiles_x;
+  if (tiles == 0) return;
   // As many blocks for every thread, all of about the same size.
-  const int64_t threads = at::get_num_threads();
+  const int64_t threads = thread_count();
   const int64_t per_thread = (tiles + threads * kBlock - 1) / (threads * kBlock);
   const int64_t wanted = (tiles + threads * per_thread - 1) / (threads * per_thread);
   const int64_t block = (wanted + kRows - 1) / kRows * kRows;
-  const float *source = image.const_data_ptr<float>(), *u = panels.const_data_ptr<float>();
-  const Epilogue epilogue{bias ? shift.const_data_ptr<float>() : nullptr,
-                          add ? added.const_data_ptr<float>() : nullptr, relu};
-  float* target = out.mutable_data_ptr<float>();
   const int64_t blocks = (tiles + block - 1) / block;
   std::atomic<int64_t> next_block{0};  // a free thread takes the next one
-  at::parallel_for(0, std::min(blocks, threads), 1, [&](int64_t, int64_t) {
-    const auto scratch = at::empty({kPoints * (input_stride(block, channels) + output_stride(block))},
-                                   at::TensorOptions().dtype(at::kFloat));
+  parallel_for(std::min(blocks, threads), 1, [&](int64_t, int64_t) {
+    const auto scratch = aligned_floats(kPoints * (input_stride(block, channels) + output_stride(block)));
     for (int64_t i = next_block++; i < blocks; i = next_block++) {
-      convolve_block(source, u, epilogue, g, i * block, std::min(block, tiles - i * block), block,
-                     scratch.mutable_data_ptr<float>(), target);
+      convolve_block(x, weight, {bias, add, relu}, g, i * block, std::min(block, tiles - i * block), block,
+                     scratch.get(), out);
     }
   });
 #endif
-  return out;
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(frcnn_ops, CPU, m) { m.impl("winograd_conv", &winograd_conv); }
-
-}  // namespace frcnn

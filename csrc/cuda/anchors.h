@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../box.h"
-#include "kernel_api.h"
+#include "../kernel_api.h"
 #include "launch.h"
 
 namespace frcnn {

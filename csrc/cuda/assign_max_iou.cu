@@ -194,13 +194,12 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_assign_max_iou(int64_t type, const void* boxes, int64_t box_batch_stride,
-                                                 int64_t n, const void* gts, const int64_t* gt_counts,
-                                                 int64_t batch, int64_t g, const void* ignore,
-                                                 const int64_t* ignore_counts, int64_t i, double pos_iou,
-                                                 double neg_iou, double min_pos_iou, bool match_low_quality,
-                                                 double ignore_iof, void* workspace, int64_t* gt_index,
-                                                 void* max_iou, cudaStream_t stream) {
+extern "C" int frcnn_cuda_assign_max_iou(int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n,
+                                         const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g,
+                                         const void* ignore, const int64_t* ignore_counts, int64_t i,
+                                         double pos_iou, double neg_iou, double min_pos_iou,
+                                         bool match_low_quality, double ignore_iof, void* workspace,
+                                         int64_t* gt_index, void* max_iou, cudaStream_t stream) {
   using namespace frcnn;
   if (n * batch == 0) return cudaSuccess;
   if (batch > 65535) return cudaErrorInvalidValue;

@@ -78,8 +78,8 @@ Clip<T> clip_of(const int64_t* max_shape) {
 
 extern "C" {
 
-cudaError_t frcnn_cuda_encode_boxes(int64_t type, const void* boxes, const void* targets, const double* stds,
-                                    int64_t n, void* deltas, cudaStream_t stream) {
+int frcnn_cuda_encode_boxes(int64_t type, const void* boxes, const void* targets, const double* stds,
+                            int64_t n, void* deltas, cudaStream_t stream) {
   using namespace frcnn;
   dim3 blocks;
   if (n == 0) return cudaSuccess;
@@ -91,9 +91,9 @@ cudaError_t frcnn_cuda_encode_boxes(int64_t type, const void* boxes, const void*
   });
 }
 
-cudaError_t frcnn_cuda_decode_boxes(int64_t type, const void* boxes, const void* deltas, const double* stds,
-                                    const int64_t* max_shape, int64_t n, int64_t classes, void* out,
-                                    cudaStream_t stream) {
+int frcnn_cuda_decode_boxes(int64_t type, const void* boxes, const void* deltas, const double* stds,
+                            const int64_t* max_shape, int64_t n, int64_t classes, void* out,
+                            cudaStream_t stream) {
   using namespace frcnn;
   dim3 blocks;
   if (n * classes == 0) return cudaSuccess;
@@ -106,10 +106,9 @@ cudaError_t frcnn_cuda_decode_boxes(int64_t type, const void* boxes, const void*
   });
 }
 
-cudaError_t frcnn_cuda_decode_boxes_backward(int64_t type, const void* grad, const void* boxes,
-                                             const void* deltas, const double* stds, const int64_t* max_shape,
-                                             int64_t n, int64_t classes, void* grad_deltas,
-                                             cudaStream_t stream) {
+int frcnn_cuda_decode_boxes_backward(int64_t type, const void* grad, const void* boxes, const void* deltas,
+                                     const double* stds, const int64_t* max_shape, int64_t n, int64_t classes,
+                                     void* grad_deltas, cudaStream_t stream) {
   using namespace frcnn;
   dim3 blocks;
   if (n * classes == 0) return cudaSuccess;

@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kColumns)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_box_iou(int64_t type, const void* a, const void* b, int64_t n, int64_t m,
-                                          void* out, cudaStream_t stream) {
+extern "C" int frcnn_cuda_box_iou(int64_t type, const void* a, const void* b, int64_t n, int64_t m, void* out,
+                                  cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0 || m == 0) return cudaSuccess;
   const int64_t row_blocks = div_up<int64_t>(n, kRows), blocks = row_blocks * div_up<int64_t>(m, kColumns);

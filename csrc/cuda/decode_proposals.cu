@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
   const int per_cell = grid.num_scales * grid.num_ratios;
   const int64_t index = level.indices[i];
   if (index < 0 || index >= level.height * level.width * per_cell) {
-    // Reading would be out of bounds, and an error needs a synchronisation.
+    // Reading would be out of bounds, and an error needs a synchronization.
     boxes[out] = make_float4(0, 0, 0, 0);
     valid[out] = false;
     return;
@@ -56,10 +56,10 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnchors* grid,
-                                                   const FrcnnProposalLevel* levels, const float* image_sizes,
-                                                   int64_t batch, const double* stds, double min_size,
-                                                   float* boxes, bool* valid, cudaStream_t stream) {
+extern "C" int frcnn_cuda_decode_proposals(int64_t type, const FrcnnAnchors* grid,
+                                           const FrcnnProposalLevel* levels, const float* image_sizes,
+                                           int64_t batch, const double* stds, double min_size, float* boxes,
+                                           bool* valid, cudaStream_t stream) {
   using namespace frcnn;
   AnchorGrid device_grid;
   if (!copy_grid(*grid, &device_grid)) return cudaErrorInvalidValue;

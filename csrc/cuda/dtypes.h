@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#include "kernel_api.h"
+#include "../kernel_api.h"
 #include "launch.h"
 
 namespace frcnn {

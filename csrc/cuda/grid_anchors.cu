@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_grid_anchors(const FrcnnAnchors* grid, const int64_t* sizes, float* anchors,
-                                               cudaStream_t stream) {
+extern "C" int frcnn_cuda_grid_anchors(const FrcnnAnchors* grid, const int64_t* sizes, float* anchors,
+                                       cudaStream_t stream) {
   using namespace frcnn;
   AnchorGrid device_grid;
   if (!copy_grid(*grid, &device_grid)) return cudaErrorInvalidValue;

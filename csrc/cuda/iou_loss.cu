@@ -142,8 +142,6 @@ Pairs<T> pairs_of(const void* pred, const void* target, const void* weight, cons
       static_cast<T>(beta)};
 }
 
-enum Reduction { kNone = 0, kSum = 1, kMean = 2 };
-
 int64_t values_of(int64_t mode) { return static_cast<IouLoss>(mode) == IouLoss::kBounded ? 4 : 1; }
 
 // One block reduces what it can in about the time of a launch; more share the work.
@@ -162,22 +160,21 @@ int64_t frcnn_cuda_iou_loss_workspace(int64_t n) {
   return static_cast<int64_t>(frcnn::sum_blocks(n) * sizeof(double) + sizeof(double));
 }
 
-cudaError_t frcnn_cuda_iou_loss(int64_t type, const void* pred, const void* target, const void* weight,
-                                const void* boxes, const double* stds, int64_t n, int64_t mode, double eps,
-                                double beta, int64_t reduction, void* workspace, void* out,
-                                cudaStream_t stream) {
+int frcnn_cuda_iou_loss(int64_t type, const void* pred, const void* target, const void* weight,
+                        const void* boxes, const double* stds, int64_t n, int64_t mode, double eps,
+                        double beta, int64_t reduction, void* workspace, void* out, cudaStream_t stream) {
   using namespace frcnn;
   dim3 each;
   if (!blocks_for(n, kThreads, &each)) return cudaErrorInvalidValue;
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const Pairs<T> pairs = pairs_of<T>(pred, target, weight, boxes, stds, n, mode, eps, beta);
-    if (reduction == kNone) {
+    if (reduction == kFrcnnNone) {
       if (n == 0) return cudaSuccess;
       return launch(each_kernel<T>, each, dim3(kThreads), 0, stream, pairs, static_cast<T*>(out));
     }
     const int64_t values = n * values_of(mode);
-    const double divisor = reduction == kMean && values > 0 ? static_cast<double>(values) : 1.0;
+    const double divisor = reduction == kFrcnnMean && values > 0 ? static_cast<double>(values) : 1.0;
     const unsigned blocks = sum_blocks(n);
     unsigned* const finished = static_cast<unsigned*>(workspace);
     if (blocks > 1) {
@@ -189,10 +186,10 @@ cudaError_t frcnn_cuda_iou_loss(int64_t type, const void* pred, const void* targ
   });
 }
 
-cudaError_t frcnn_cuda_iou_loss_backward(int64_t type, const void* grad, const void* pred, const void* target,
-                                         const void* weight, const void* boxes, const double* stds, int64_t n,
-                                         int64_t mode, double eps, double beta, int64_t reduction,
-                                         void* grad_pred, cudaStream_t stream) {
+int frcnn_cuda_iou_loss_backward(int64_t type, const void* grad, const void* pred, const void* target,
+                                 const void* weight, const void* boxes, const double* stds, int64_t n,
+                                 int64_t mode, double eps, double beta, int64_t reduction, void* grad_pred,
+                                 cudaStream_t stream) {
   using namespace frcnn;
   dim3 blocks;
   if (n == 0) return cudaSuccess;
@@ -200,9 +197,9 @@ cudaError_t frcnn_cuda_iou_loss_backward(int64_t type, const void* grad, const v
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const Pairs<T> pairs = pairs_of<T>(pred, target, weight, boxes, stds, n, mode, eps, beta);
-    const T share = reduction == kMean ? T(1) / static_cast<T>(n * values_of(mode)) : T(1);
+    const T share = reduction == kFrcnnMean ? T(1) / static_cast<T>(n * values_of(mode)) : T(1);
     return launch(gradient_kernel<T>, blocks, dim3(kThreads), 0, stream, pairs, static_cast<const T*>(grad),
-                  reduction != kNone, share, static_cast<T*>(grad_pred));
+                  reduction != kFrcnnNone, share, static_cast<T*>(grad_pred));
   });
 }
 }

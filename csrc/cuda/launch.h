@@ -23,7 +23,7 @@ namespace frcnn {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Launches without synchronising; the error is the launch's own.
+// Launches without synchronizing; the error is the launch's own.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    Args&&... args) {

@@ -106,13 +106,12 @@ __global__ void __launch_bounds__(kNmsThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_nms_block(const float* boxes, const float* scores, const int64_t* groups,
-                                            int64_t segments, int64_t n, double iou_threshold,
-                                            int64_t max_keep, bool drop_absent, int64_t* indices,
-                                            int64_t* counts, cudaStream_t stream) {
+extern "C" int frcnn_cuda_nms(int64_t type, const void* boxes, const void* scores, const int64_t* groups,
+                              int64_t segments, int64_t n, double iou_threshold, int64_t max_keep,
+                              bool drop_absent, int64_t* indices, int64_t* counts, cudaStream_t stream) {
   using namespace frcnn;
   if (segments == 0) return cudaSuccess;
-  if (n > kFrcnnNmsBlock || segments > INT32_MAX) return cudaErrorInvalidValue;
+  if (type != kFrcnnFloat || n > kFrcnnNmsBlock || segments > INT32_MAX) return cudaErrorInvalidValue;
   int size = 1;
   while (size < n) size *= 2;
   const size_t bytes = static_cast<size_t>(size) * (sizeof(unsigned long long) + sizeof(Box<float>));
@@ -122,6 +121,7 @@ extern "C" cudaError_t frcnn_cuda_nms_block(const float* boxes, const float* sco
     if (error != cudaSuccess) return error;
   }
   return launch(nms_block_kernel, dim3(static_cast<unsigned>(segments)), dim3(kNmsThreads), bytes, stream,
-                boxes, scores, groups, static_cast<int>(n), size, static_cast<float>(iou_threshold), max_keep,
-                drop_absent, indices, counts);
+                static_cast<const float*>(boxes), static_cast<const float*>(scores), groups,
+                static_cast<int>(n), size, static_cast<float>(iou_threshold), max_keep, drop_absent, indices,
+                counts);
 }

@@ -188,8 +188,7 @@ Parts parts_of(int64_t type, int64_t total) {
 
 extern "C" {
 
-cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys,
-                                cudaStream_t stream) {
+int frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys, cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
   dim3 blocks;
@@ -201,8 +200,8 @@ cudaError_t frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, voi
                 static_cast<const double*>(scores), n, static_cast<int64_t*>(keys));
 }
 
-cudaError_t frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* starts, int64_t* count,
-                                    cudaStream_t stream) {
+int frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* starts, int64_t* count,
+                            cudaStream_t stream) {
   using namespace frcnn;
   if (n == 0) return cudaSuccess;
   dim3 blocks;
@@ -214,8 +213,7 @@ int64_t frcnn_cuda_nms_large_workspace(int64_t type, int64_t total) {
   return frcnn::parts_of(type, total).end;
 }
 
-cudaError_t frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* workspace,
-                                 cudaStream_t stream) {
+int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* workspace, cudaStream_t stream) {
   using namespace frcnn;
   if (problem->total == 0) return cudaSuccess;
   return for_box_type(type, [&](auto* tag) {

@@ -1,6 +1,6 @@
 // RoIAlign over a whole pyramid in one launch; the level is computed in the kernel.
 //
-// Bilinear weights factorise (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells
+// Bilinear weights factorize (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells
 // they touch, each with a row weight times a column weight. A block serves one RoI: some threads first make
 // each bin row's and column's list of (cell, weight) in shared memory, once; then
 // - channels-last: a warp takes a bin, a lane 16 bytes of channels (256 half channels per warp): every load
@@ -229,9 +229,8 @@ int64_t clamp_to(int64_t v, int64_t low, int64_t high) { return v < low ? low : 
 }  // namespace
 }  // namespace frcnn
 
-extern "C" cudaError_t frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling,
-                                            const void* const* features, const void* rois, void* out,
-                                            cudaStream_t stream) {
+extern "C" int frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
+                                    const void* rois, void* out, cudaStream_t stream) {
   using namespace frcnn;
   if (pooling->rois * pooling->channels == 0) return cudaSuccess;
   return for_feature_type(type, [&](auto* tag) {

@@ -50,7 +50,7 @@ struct RoiPlace {
 };
 
 // False if the RoI pools to zero: NaN or far away, of an image that does not exist (the CPU refuses those,
-// but an error would need a synchronisation here), or on a map without cells.
+// but an error would need a synchronization here), or on a map without cells.
 template <typename C>
 __device__ __forceinline__ bool place_roi(const Pyramid<C>& pyramid, const C* roi, RoiPlace<C>* place) {
   const C image = roi[0], x1 = roi[1], y1 = roi[2], x2 = roi[3], y2 = roi[4];

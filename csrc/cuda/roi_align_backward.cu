@@ -290,9 +290,9 @@ int64_t frcnn_cuda_roi_align_backward_workspace(const FrcnnRoiAlign* pooling) {
          (pooling->levels * pooling->batch + 1) * static_cast<int64_t>(sizeof(int));
 }
 
-cudaError_t frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
-                                          const void* rois, void* workspace, void* const* grad_features,
-                                          cudaStream_t stream) {
+int frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
+                                  const void* rois, void* workspace, void* const* grad_features,
+                                  cudaStream_t stream) {
   using namespace frcnn;
   return for_feature_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from frcnn.checkpoint.names import from_detectron2, from_torchvision, recognise
 from frcnn.checkpoint.records import ArrayRecord, Inert, TensorRecord
-from frcnn.checkpoint.torch_file import CheckpointError, open_file, read_torch_file, reading, shown
+from frcnn.checkpoint.torch_file import (
+    DOWNLOAD_AGAIN,
+    CheckpointError,
+    open_file,
+    read_torch_file,
+    reading,
+    shown,
+)
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.zoo.coco import COCO_CLASSES
 
@@ -287,7 +294,9 @@ def _read_safetensors(path: Path) -> Checkpoint:
                 meta = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
-            raise CheckpointError(f"damaged or not a safetensors file ({shown(str(error))})") from error
+            raise CheckpointError(
+                f"damaged, incomplete or no safetensors file ({shown(str(error))}); {DOWNLOAD_AGAIN}"
+            ) from error
         names, recipe, _ = _metadata(json.loads(meta.get("frcnn", "{}")))
     return Checkpoint(tensors, str(path), names, recipe)
 

@@ -15,11 +15,16 @@ import numpy as np
 
 MOST_ARGUMENTS = 16
 _MOST_DIMENSIONS = 16
+_LARGEST = 2**62
 _ARRAY_CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
 class UnpickleError(ValueError):
     """The bytes are not a whole, well-formed pickle, or not one that a checkpoint has."""
+
+
+class CutShort(UnpickleError):
+    """The file ends before what it announces: as a rule, a download or a copy was not finished."""
 
 
 @dataclass(eq=False)
@@ -98,8 +103,9 @@ def integers(values: Any) -> tuple[int, ...]:
     """A shape or stride: at most 16 numbers of 63 bits."""
     if not isinstance(values, tuple | list) or len(values) > _MOST_DIMENSIONS:
         raise UnpickleError("a tensor's shape or stride is no short tuple")
-    if any(type(value) is not int or not -(2**62) < value < 2**62 for value in values):
-        raise UnpickleError("a tensor's shape or stride is not made of integers of 63 bits")
+    for value in values:
+        if type(value) is not int or not -_LARGEST < value < _LARGEST:
+            raise UnpickleError("a tensor's shape or stride is not made of integers of 63 bits")
     return tuple(values)
 
 

@@ -12,47 +12,104 @@ The checkpoint is what `frcnn.checkpoint.save` says, with these besides:
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.save import checksum
+from frcnn.checkpoint.torch_file import CheckpointError, read_torch_file, reading
 
 FORMAT = 2
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
-    """The whole content of a last.pth that training wrote. Raises CheckpointError."""
-    remedy = (
-        f"Delete it and train anew, in another work_dir or from the best weights so far: weights={best}"
-        if (best := path.with_name("best.pth")).is_file()
-        else "Delete it and train anew"
-    )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # a damaged file may fail anywhere in torch's reader
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint: it is truncated, damaged, or of another program "
-            f"({reason}). {remedy}"
-        ) from None
+    """The whole content of a last.pth that training wrote, each field of the kind that training writes.
+
+    Raises:
+        CheckpointError: no such file, or one that is damaged, of another program, or not made by training.
+    """
+    remedy = remedy_for(path)
+    content = read_torch_file(path, remedy).whole()
     training = content.get("training") if isinstance(content, dict) else None
     if not isinstance(training, dict) or training.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} does not hold the state of a training run of this version of frcnn; its weights "
             "may still do as a start (weights=)"
         )
-    if content.pop("checksum", None) != checksum(content):
-        raise CheckpointError(
-            f"{path} is damaged: its checksum is not that of its content, so a bit or more of it has changed "
-            f"since it was written. {remedy}"
-        )
+    with reading(path, remedy):
+        if content.pop("checksum", None) != checksum(content):
+            raise CheckpointError(
+                "damaged: its checksum is not that of its content, so a bit or more of it has changed since "
+                f"it was written; {remedy}"
+            )
+        for field, fits in _FIELDS.items():
+            try:
+                fitting = fits(reduce(getitem, field.split("."), content))
+            except (TypeError, LookupError, AttributeError):
+                fitting = False
+            if not fitting:
+                raise CheckpointError(f"{field} is not what a training run writes there; {remedy}")
     return content
+
+
+def remedy_for(path: Path) -> str:
+    """What to do where a last.pth is damaged."""
+    best = path.with_name("best.pth")
+    anew = "delete it and train anew"
+    return (
+        f"{anew}, in another work_dir or from the best weights so far: weights={best}"
+        if best.is_file()
+        else anew
+    )
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _numbers(value: Any) -> bool:
+    return all(type(number) in (int, float) for number in value.values())
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "state_dict": lambda value: all(isinstance(tensor, Tensor) for tensor in value.values()),
+    "optimizer.state": lambda value: all(
+        _natural(index) and list(value[index]) == ["momentum_buffer"] for index in value
+    ),
+    "meta.iter": _natural,
+    "meta.recipe": lambda value: isinstance(value, dict),
+    "training.settings": lambda value: isinstance(value, dict),
+    "training.data": lambda value: isinstance(value, dict),
+    "training.threads": _natural,
+    "training.random_states": lambda value: (
+        isinstance(value, list) and all(isinstance(state, dict) for state in value)
+    ),
+    "training.history": lambda value: (
+        isinstance(value, list)
+        and all(_numbers(entry) and _natural(entry["epoch"]) and "bbox_mAP" in entry for entry in value)
+    ),
+    "training.bad_images": lambda value: (
+        isinstance(value, list)
+        and all(
+            _natural(index) and _natural(times) and isinstance(reason, str) for index, times, reason in value
+        )
+    ),
+    "training.log": lambda value: value is None or (_numbers(value["sums"]) and _natural(value["count"])),
+}
+"""What resuming reads, by its place in the file."""
+
+
+def seed_everything(seed: int) -> None:
+    """Start Python's, numpy's and torch's random numbers from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
@@ -69,9 +126,12 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from a `random_state`. Raises ValueError, TypeError, LookupError or RuntimeError for others."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
+    if not 0 <= position <= len(keys):  # numpy would read beyond them
+        raise ValueError(f"numpy's random state has {len(keys)} numbers and goes on at {position}")
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from frcnn.checked import OptionError
 from frcnn.checkpoint.load import CheckpointError, check_numbers
 from frcnn.checkpoint.plain import to_plain
 from frcnn.checkpoint.torch_file import reading
@@ -56,7 +57,7 @@ def save_model(model: FasterRCNN, path: str | Path) -> None:
 def check_suffix(path: Path) -> None:
     """Raises ValueError for a path whose ending names no format that is written."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: the name must end in .safetensors (ours) or .pth (MMDetection's)")
+        raise OptionError(f"{path}: the name must end in .safetensors (ours) or .pth (MMDetection's)")
 
 
 def save_weights(

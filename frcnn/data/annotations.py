@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -173,10 +173,10 @@ def _json(path: Path) -> dict:
     if data.startswith(b"\x1f\x8b"):
         raise DatasetError(f"{path}: not a JSON file but compressed by gzip; unpack it")
     try:
-        content = json.loads(data)
+        content = _values(data)
     except RecursionError:
         raise DatasetError(f"{path}: not an annotation file: its values are nested too deeply") from None
-    except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python converts
+    except ValueError as error:  # no JSON, or no UTF-8
         raise DatasetError(f"{path}: not a JSON file ({error})") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -186,6 +186,32 @@ def _json(path: Path) -> dict:
         if not content[key]:
             raise DatasetError(f"{path}: its list '{key}' is empty")
     return content
+
+
+@dataclass(frozen=True)
+class _LongNumber:
+    """In place of a whole number of more digits than Python converts: of no type that a field may have."""
+
+    digits: int
+
+    def __repr__(self) -> str:
+        return f"a number of {self.digits} digits"
+
+
+def _integer(text: str) -> int | _LongNumber:
+    try:
+        return int(text)
+    except ValueError:
+        return _LongNumber(len(text.lstrip("-")))
+
+
+def _values(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (json.JSONDecodeError, UnicodeError):
+        raise
+    except ValueError:  # a long number; the slower way, which finds the field, only now
+        return json.loads(data, parse_int=_integer)
 
 
 def _each(path: Path, content: dict, key: str, parse: Callable[[dict], T]) -> Iterable[T]:

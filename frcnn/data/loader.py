@@ -11,7 +11,8 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,14 +30,16 @@ from frcnn.structures import Batch
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-class BadImage(NamedTuple):
+@dataclass(frozen=True)
+class BadImage:
     """An image of the data set that cannot be used; the reason names its file."""
 
     index: int
     reason: str
 
 
-class TrainingSample(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
     """image [3, H, W], boxes [G, 4], labels [G], the index in the data set, and the bad images whose place it
     takes."""
 
@@ -47,7 +50,8 @@ class TrainingSample(NamedTuple):
     bad: tuple[BadImage, ...]
 
 
-class _Failure(NamedTuple):
+@dataclass(frozen=True)
+class _Failure:
     """An error in a worker, as text: an exception would arrive with the worker's traceback in its message."""
 
     text: str
@@ -157,7 +161,9 @@ def running(loader: DataLoader) -> Iterator[Iterator]:
             f"{error}: it reads images; if the system ended it for want of memory, take fewer workers"
         ) from None
     finally:
-        if hasattr(iterator, "_shutdown_workers"):  # torch's own way out, else taken when memory is reclaimed
+        if iterator is not None and hasattr(
+            iterator, "_shutdown_workers"
+        ):  # torch's own way out, else taken when memory is reclaimed
             iterator._shutdown_workers()
             for worker in workers:
                 if worker.is_alive():  # stuck, and deaf to the SIGTERM that torch and Python end workers with
@@ -191,13 +197,18 @@ class _TrainingCollate:
     def __call__(
         self, samples: list[TrainingSample | _Failure]
     ) -> tuple[Batch, tuple[int, ...], list[BadImage]] | _Failure:
+        good: list[TrainingSample] = []
         for sample in samples:
             if isinstance(sample, _Failure):
                 return sample
-        images, boxes, labels, indices, bad = zip(*samples, strict=True)
-        sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-        batch = Batch(pad(images, self.divisor), sizes, boxes, labels)
-        return batch, indices, [image for several in bad for image in several]
+            good.append(sample)
+        batch = Batch(
+            pad([sample.image for sample in good], self.divisor),
+            tuple((sample.image.shape[1], sample.image.shape[2]) for sample in good),
+            tuple(sample.boxes for sample in good),
+            tuple(sample.labels for sample in good),
+        )
+        return batch, tuple(sample.index for sample in good), [bad for sample in good for bad in sample.bad]
 
 
 def _worker_options(workers: int, pin_memory: bool) -> dict:

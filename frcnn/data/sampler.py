@@ -7,13 +7,14 @@ the sampler stands: resuming is starting the sequence at that step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-class SampleKey(NamedTuple):
+@dataclass(frozen=True)
+class SampleKey:
     """One picture of one epoch; the epoch seeds its augmentation."""
 
     epoch: int

@@ -59,5 +59,8 @@ class BadImages:
         return [[index, times, self.reasons[index]] for index, times in self.times.items()]
 
     def restore(self, state: list[list]) -> None:
+        """Go on from a `state`. Raises ValueError where that is of another data set."""
         for index, times, reason in state:
+            if index >= len(self.dataset):
+                raise ValueError(f"image {index} of {len(self.dataset)}")
             self.times[index], self.reasons[index] = times, reason

@@ -21,7 +21,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from frcnn.checked import OptionError
 from frcnn.engine.interrupt import Interrupted, StopRequest
+from frcnn.engine.options import check_whole
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
 from frcnn.inference.sources import RESULTS, find_images
@@ -173,12 +175,11 @@ def detect(
 
 
 def check_options(min_score: float, size: tuple[int, int] | None, batch_size: int) -> None:
-    """Raises ValueError for a min_score outside 0 to 1, and for sides or a batch_size not positive."""
+    """Raises OptionError for a min_score outside 0 to 1, and for sides or a batch_size not positive."""
     if not 0 <= min_score <= 1:
-        raise ValueError(f"min_score must be within 0 to 1, got {min_score}")
+        raise OptionError(f"min_score={min_score}: it is a number from 0 to 1")
     check_size(size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_whole("batch_size", batch_size, 1)
 
 
 def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tuple[Path, Path]]:
@@ -228,11 +229,11 @@ def _draw(path: Path, found: Detections, image: np.ndarray, min_score: float) ->
     try:
         drawn, content = cv2.imencode(path.suffix, found.draw(image, min_score))
     except cv2.error as error:
-        drawn, content = False, error
+        raise OSError(f"{path}: the annotated image cannot be encoded ({error})") from None
     if not drawn:
-        raise OSError(f"{path}: the annotated image cannot be encoded ({content})")
+        raise OSError(f"{path}: the annotated image cannot be encoded")
     try:
         with replacing(path) as file:
-            file.write(content)
+            file.write(content.tobytes())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from frcnn.inference.hardware import resolve_device
 
@@ -54,6 +56,22 @@ class Processes:
             highest = torch.tensor(values, device=device)
             distributed.all_reduce(highest, distributed.ReduceOp.MAX)
             return highest.tolist()
+
+    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model; where there are several processes, one whose gradients are the mean of theirs."""
+        if self.count == 1:
+            return model
+        with self.waiting("the same model from the other processes"):
+            return DistributedDataParallel(
+                model, device_ids=[device.index] if device.type == "cuda" else None
+            )
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers: the norms' statistics are of each one's own images."""
+        if self.count > 1:
+            with self.waiting("the norms' statistics"):
+                for buffer in model.buffers():
+                    distributed.broadcast(buffer, 0)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:

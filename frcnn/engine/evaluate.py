@@ -15,10 +15,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from frcnn.checked import OptionError
 from frcnn.data import CocoDataset, DatasetError, load_coco
 from frcnn.data.loader import BadImage, bad_image, read_annotated
 from frcnn.engine.distributed import Processes
-from frcnn.engine.options import check_parallel
+from frcnn.engine.options import check_parallel, check_whole
+from frcnn.engine.validation_loss import ValidationLosses, means
 from frcnn.files import check_writable, replace_text
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import ImageError, Prepared, prepare
@@ -34,12 +36,14 @@ class Evaluation:
 
     metrics: bbox_mAP (IoU 0.50:0.95), bbox_mAP_50, bbox_mAP_75, bbox_mAP_s/m/l (by object size),
     bbox_AR_1/10/100 (by detections per image), bbox_AR_s/m/l. per_class: class name -> (AP, AP50); NaN for a
-    class without objects. failed: path of an image that could not be used -> why; nothing is detected on it,
-    and its objects count as missed.
+    class without objects. losses: where they were asked for, loss_rpn_cls, loss_rpn_bbox, loss_cls and
+    loss_bbox, as training has them, and their sum, loss. failed: path of an image that could not be used ->
+    why; nothing is detected on it, and its objects count as missed.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, tuple[float, float]] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def failures(self) -> str:
@@ -52,6 +56,8 @@ class Evaluation:
     def table(self) -> str:
         """The metrics in lines for people."""
         lines = [f"{name:<12} {value:6.3f}" for name, value in self.metrics.items()]
+        if self.losses:
+            lines += ["", *(f"{name:<13} {value:.4f}" for name, value in self.losses.items())]
         if self.failed:
             lines += ["", self.failures()]
         if self.per_class:
@@ -69,6 +75,7 @@ def evaluate(
     batch_size: int = 1,
     threads: int | None = None,
     output: str | Path | None = None,
+    losses: bool = False,
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
@@ -82,25 +89,40 @@ def evaluate(
     detects a share and all get the same result. An image that cannot be used is named in the result.
     `stop` is asked after every image: where it says yes in one process, all of them raise KeyboardInterrupt.
 
+    `losses` also computes the losses of a FasterRCNN in evaluation mode, by a second forward pass of every
+    image on its own: of what training would take of the data set (images with a box, no crowd regions), with
+    anchors and proposals sampled by a fixed seed, averaged over the images. They do not depend on
+    `batch_size`, `threads` or the number of processes, and use none of torch's random numbers. (Training
+    averages over the sampled boxes of a step's images together; that is the same where each image has equally
+    many.)
+
     Raises DatasetError on an unusable data set, other classes than the model's, or if no image can be used;
-    ValueError on `batch_size` or `threads` out of range, OSError where `output` cannot be written, before any
-    work.
+    OptionError on `batch_size` or `threads` out of range and for `losses` of what only detects, OSError where
+    `output` cannot be written, before any work.
     """
     check_options(batch_size, threads, output)
-    dataset = annotations if isinstance(annotations, CocoDataset) else load_coco(annotations, images)
+    if isinstance(annotations, CocoDataset):
+        dataset = annotations
+    elif images is None:
+        raise OptionError(f"images=None: name the folder of the images of {annotations}")
+    else:
+        dataset = load_coco(annotations, images)
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
     share = list(range(processes.rank, len(dataset), processes.count))
     stop = stop or (lambda: False)
     progress = progress and processes.first
-    part = _detect(model, dataset, category_ids, share, batch_size, threads, progress, stop)
+    of_images = ValidationLosses(model, dataset, category_ids) if losses else None
+    part = _detect(model, dataset, category_ids, share, batch_size, threads, progress, stop, of_images)
     results: list[dict] = []
     failed: dict[str, str] = {}
-    for found, unusable, complete in processes.gather(part, "the detections of the other processes"):
+    parts: list[dict[str, list[float]]] = []
+    for found, unusable, complete, values in processes.gather(part, "the detections of the other processes"):
         if not complete:
             raise KeyboardInterrupt
         results += found
         failed |= unusable
+        parts.append(values)
     if len(failed) == len(dataset):
         raise DatasetError(
             f"none of the {len(dataset)} images of {dataset.annotation_file} can be used: "
@@ -108,13 +130,12 @@ def evaluate(
         )
     if output is not None and processes.first:
         replace_text(output, json.dumps(results))
-    return replace(score(dataset, results), failed=failed)
+    return replace(score(dataset, results), losses=means(parts), failed=failed)
 
 
 def check_options(batch_size: int, threads: int | None, output: str | Path | None) -> None:
-    """What `evaluate` checks before work. Raises ValueError, OSError."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: it is a whole number, 1 or more")
+    """What `evaluate` checks before work. Raises OptionError, OSError."""
+    check_whole("batch_size", batch_size, 1)
     if threads is not None:
         check_parallel("threads", threads, 1)
     if output is not None:
@@ -156,17 +177,21 @@ def _detect(
     threads: int | None,
     progress: bool,
     stop: Callable[[], bool],
-) -> tuple[list[dict], dict[str, str], bool]:
-    """Detections in COCO's results form, why which image could not be used, whether `stop` let it finish."""
+    losses: ValidationLosses | None,
+) -> tuple[list[dict], dict[str, str], bool, dict[str, list[float]]]:
+    """Detections in COCO's results form, why which image could not be used, whether `stop` let it finish, the
+    losses of images."""
 
-    def read(index: int) -> tuple[Prepared | None, int | BadImage]:
+    def read(index: int) -> tuple[Prepared | None, tuple[int, Prepared] | BadImage]:
         try:
-            return prepare(read_annotated(dataset, index), model.data), index
+            image = prepare(read_annotated(dataset, index), model.data)
+            return image, (index, image)
         except (ImageError, OSError) as error:
             return None, bad_image(dataset, index, error)
 
     results: list[dict] = []
     failed: dict[str, str] = {}
+    complete = True
     bar = tqdm(
         total=len(indices),
         desc="evaluating",
@@ -175,15 +200,19 @@ def _detect(
         disable=None if progress else True,
     )
     with bar, closing(model.results(indices, read, batch_size, threads)) as stream:
-        for image, found in stream:
-            if isinstance(image, BadImage):
-                failed[str(dataset.image_path(image.index))] = image.reason
-            else:
-                results += _coco_results(int(dataset.image_ids[image]), found, category_ids)
+        for this, found in stream:
+            if isinstance(this, BadImage):
+                failed[str(dataset.image_path(this.index))] = this.reason
+            elif found is not None:
+                index, image = this
+                results += _coco_results(int(dataset.image_ids[index]), found, category_ids)
+                if losses is not None:
+                    losses.add(index, image)
             bar.update()
             if stop():
-                return results, failed, False
-    return results, failed, True
+                complete = False
+                break
+    return results, failed, complete, losses.values() if losses else {}
 
 
 def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...]) -> list[dict]:

@@ -2,8 +2,9 @@
 
 The JSON lines have the keys of MMDetection's log.json, so its tools and habits keep working: training lines
 have mode, epoch, iter (inside the epoch), lr, memory (MB), time and data_time (seconds per step), the losses
-and acc; validation lines have mode, epoch, iter, lr and the metrics. A line of mode bad_image names an image
-that cannot be used and the step in which it was met; it has no epoch, by which those tools pass over it.
+and acc; validation lines have mode, epoch, iter, lr, the metrics and, where asked for, the losses (val_loss,
+val_loss_cls, …). A line of mode bad_image names an image that cannot be used and the step in which it was
+met; it has no epoch, by which those tools pass over it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from frcnn.files import replace_text
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
-SHOWN = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")
+if sys.platform != "win32":
+    import resource
+
+SHOWN = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "val_loss")
 """Metrics on the terminal; the log has all."""
 
 
@@ -44,7 +46,7 @@ class TrainingLog:
         total: int,
         steps_per_epoch: int,
         active: bool,
-        evaluated: Collection[int] = (),
+        evaluated: Collection[float] = (),
     ):
         self.active = active
         self.total = total
@@ -65,12 +67,12 @@ class TrainingLog:
             file=sys.stdout,
             disable=not sys.stdout.isatty(),
         )
+        self.board: SummaryWriter | None = None
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard as tensorboard
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self.board = tensorboard.SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         except ImportError:
-            self.board = None
             self.say("tensorboard is not installed: curves go to log.jsonl only")
         if dropped:
             self.say(f"{self.file}: lines that were cut off while being written, taken out: {dropped}")
@@ -124,8 +126,9 @@ class TrainingLog:
             return
         epoch = iteration // self.steps_per_epoch
         self._append({"mode": "val", "epoch": epoch, "iter": self.steps_per_epoch, "lr": lr, **metrics})
-        self._scalars("val", iteration, metrics)
-        self.say(f"epoch {epoch} val " + " ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN))
+        self._scalars("val", iteration, {name.removeprefix("val_"): v for name, v in metrics.items()})
+        shown = [f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics]
+        self.say(f"epoch {epoch} val {' '.join(shown)}")
 
     def bad_image(self, steps: int, path: Path, reason: str) -> None:
         """Name an image that cannot be used, met in the step that made it `steps` steps."""
@@ -165,7 +168,7 @@ class TrainingLog:
             for name, value in values.items():
                 self.board.add_scalar(f"{group}/{name}", value, iteration)
 
-    def _forget_after(self, start: int, evaluated: Collection[int]) -> int:
+    def _forget_after(self, start: int, evaluated: Collection[float]) -> int:
         """Leave in the log what a run that starts after `start` steps has behind it; returns how many lines
         were dropped because they are no JSON, as a crash or a full disk leaves them."""
         if not self.file.exists():
@@ -184,7 +187,7 @@ class TrainingLog:
             replace_text(self.file, "".join(kept))
         return dropped
 
-    def _is_behind(self, entry: object, start: int, evaluated: Collection[int]) -> bool:
+    def _is_behind(self, entry: object, start: int, evaluated: Collection[float]) -> bool:
         match entry:
             case {"mode": "train", "epoch": int(epoch), "iter": int(step)}:
                 return (epoch - 1) * self.steps_per_epoch + step <= start
@@ -199,7 +202,7 @@ def memory_mb(device: torch.device) -> int:
     """Peak memory: of the CUDA allocator, or resident in this process on a CPU (0 on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
-    if resource is None:
+    if sys.platform == "win32":
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux kilobytes

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from frcnn.inference.hardware import available_cpus, check_precision, resolve_device
+from frcnn.checked import OptionError
+from frcnn.inference.hardware import Precision, available_cpus, check_precision, resolve_device
 
 
 def check_options(
     *,
     device: str | None,
-    precision: str,
+    precision: Precision,
     weights: object,
     reinit_heads: bool,
     max_bad_images: float,
@@ -19,33 +21,34 @@ def check_options(
     seed: int,
     **at_least_one: int | None,
 ) -> None:
-    """Raise ValueError, naming the parameter, its value and its range. None stands for a default."""
+    """Raise OptionError, naming the parameter, its value and its range. None stands for a default."""
     for name, value in at_least_one.items():
         if value is not None:
-            _check_whole(name, value, 1)
+            check_whole(name, value, 1)
     check_parallel("workers", workers, 0)
-    _check_whole("seed", seed, 0, 2**63 - 1)
+    check_whole("seed", seed, 0, 2**63 - 1)
     if not 0 <= max_bad_images <= 1:
-        raise ValueError(f"max_bad_images={max_bad_images}: it is a share of the training images, 0 to 1")
+        raise OptionError(f"max_bad_images={max_bad_images}: it is a share of the training images, 0 to 1")
     if not 0 < timeout < math.inf:
-        raise ValueError(f"timeout={timeout}: it is a number of seconds above 0")
+        raise OptionError(f"timeout={timeout}: it is a number of seconds above 0")
     if reinit_heads and weights in (None, "random", "imagenet"):
-        raise ValueError(
+        raise OptionError(
             "reinit_heads=True leaves out a checkpoint's class and box layer, and there is no checkpoint: "
             "name one as weights=PATH"
         )
     if precision not in ("float32", "bfloat16"):
-        raise ValueError(f'precision={precision!r}: training computes in "float32" or "bfloat16"')
+        raise OptionError(f'precision={precision!r}: training computes in "float32" or "bfloat16"')
     check_precision(precision, resolve_device(device))
 
 
 def check_parallel(name: str, count: int, least: int) -> None:
-    """Raise ValueError for fewer processes or threads than `least`, or more than this machine could bear."""
-    _check_whole(name, count, least, max(64, 4 * available_cpus()))
+    """Raise OptionError for fewer processes or threads than `least`, or more than this machine could bear."""
+    check_whole(name, count, least, max(64, 4 * available_cpus()))
 
 
-def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise OptionError for what is no whole number in that range."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         upper = "or more" if most is None else f"to {most}"
-        raise ValueError(f"{name}={value!r}: it is a whole number, {least} {upper}")
+        raise OptionError(f"{name}={value!r}: it is a whole number, {least} {upper}")

@@ -28,7 +28,7 @@ class ResultLines:
         self.entries: dict[str, dict] = {}
         self._header = _line({HEADER: settings})
         self._kept = 0
-        self._file: BinaryIO | None = None
+        self._file: BinaryIO  # as a context manager
         if os.path.lexists(path):
             if not resume:
                 raise ValueError(
@@ -45,15 +45,17 @@ class ResultLines:
             header, *entries = [json.loads(line) for line in whole.splitlines()]
             before = dict(header[HEADER])
             self.entries = {str(entry["image"]): dict(entry) for entry in entries}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f"{self.path} is not, or not only, what detection writes ({error!r}): choose another output"
+                f"{self.path} is not, or not only, what detection writes: choose another output"
             ) from None
         for name, value in settings.items():
             if before.get(name) != value:
+                change = f"{name}={before.get(name)!r}, now {name}={value!r}"
+                change = "another model" if name == "model" else change  # its value is a checksum
                 raise ValueError(
-                    f"{self.path} was made with {name}={before.get(name)!r}, and now it is {value!r}: resume "
-                    "with the same settings, or choose another output"
+                    f"{self.path} comes from a run with other settings ({change}): resume with those, or "
+                    "choose another output"
                 )
         self._kept = len(whole)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from frcnn.checkpoint.load import CheckpointError
+from frcnn.checkpoint.load import CheckpointError, compare
 from frcnn.checkpoint.plain import to_plain
-from frcnn.checkpoint.run_state import FORMAT, read_training_state, set_random_state
+from frcnn.checkpoint.run_state import FORMAT, read_training_state, remedy_for, set_random_state
 from frcnn.checkpoint.save import checksum, save_checkpoint, weights_content
+from frcnn.checkpoint.torch_file import reading, shown
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
@@ -25,7 +26,7 @@ class RunState:
     """All that changes in a run, random states aside."""
 
     model: FasterRCNN
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.SGD
     bad_images: BadImages
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every evaluation, and its epoch."""
@@ -52,7 +53,9 @@ class RunFolder:
         """Raise CheckpointError where there is nothing to resume, or another run to overwrite."""
         check_folder(self.path)
         if resume and not self.last.is_file():
-            raise CheckpointError(f"nothing to resume: {self.last} does not exist")
+            raise CheckpointError(
+                f"nothing to resume: {self.last} does not exist; leave out resume=True to start"
+            )
         if not resume and self.last.exists():
             raise CheckpointError(
                 f"{self.last} exists: go on with that run by resume=True, give another work_dir, or delete "
@@ -93,17 +96,11 @@ class RunFolder:
         """
         content = read_training_state(self.last)
         training = content["training"]
-        was = {
-            "recipe": content["meta"]["recipe"],
-            "settings": training["settings"],
-            "data": training["data"],
-        }
-        now = {
-            "recipe": to_plain(self.recipe),
-            "settings": self.settings,
-            "data": _fingerprint(self.dataset),
-        }
-        differing = _differences(was, now)
+        differing = [
+            *_differences(content["meta"]["recipe"], to_plain(self.recipe)),
+            *_differences(training["settings"], self.settings),
+            *_differences(training["data"], _fingerprint(self.dataset), "the training set's "),
+        ]
         if differing:
             raise CheckpointError(
                 f"{self.last} comes from a run with other settings, so it cannot be continued exactly: "
@@ -111,10 +108,14 @@ class RunFolder:
                 + ". Resume with the settings of that run, or train anew in another work_dir with weights="
                 + str(self.last)
             )
-        state.model.load_state_dict(content["state_dict"])
-        state.optimizer.load_state_dict(content["optimizer"])
-        set_random_state(training["random_states"][rank])
-        state.bad_images.restore(training["bad_images"])
+        with reading(self.last, remedy_for(self.last)):
+            difference = compare(state.model.state_dict(), content["state_dict"])
+            if difference:
+                raise CheckpointError(f"the weights do not fit the model\n{difference}")
+            state.model.load_state_dict(content["state_dict"])
+            _restore_momentum(state.optimizer, content["optimizer"]["state"])
+            set_random_state(training["random_states"][rank])
+            state.bad_images.restore(training["bad_images"])
         state.history, state.log = training["history"], training["log"]
         state.steps = content["meta"]["iter"]
         threads = torch.get_num_threads()
@@ -126,6 +127,18 @@ class RunFolder:
             "rounded in another order, so the weights will differ from an uninterrupted run's, at first in "
             f"the last bits; resume with OMP_NUM_THREADS={training['threads']} for the same"
         ]
+
+
+def _restore_momentum(optimizer: torch.optim.SGD, saved: dict[int, dict[str, Any]]) -> None:
+    """The rest of its state, as rates, follows from recipe and settings, which have been compared."""
+    own = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in saved.items():
+        momentum = entry["momentum_buffer"]
+        if momentum is not None and momentum.shape != parameters[index].shape:
+            raise CheckpointError(f"optimizer.state.{index}: momentum of another shape than its parameter")
+        own["state"][index] = {"momentum_buffer": None if momentum is None else momentum.clone()}
+    optimizer.load_state_dict(own)
 
 
 def _fingerprint(dataset: CocoDataset) -> dict[str, Any]:
@@ -140,12 +153,13 @@ def _fingerprint(dataset: CocoDataset) -> dict[str, Any]:
 
 
 def _differences(was: dict, now: dict, path: str = "") -> list[str]:
-    """'name was old, is new' for every leaf that differs."""
+    """'name=old, now name=new' for every leaf that differs."""
     lines = []
-    for name in sorted(was.keys() | now.keys()):
+    for name in sorted(was.keys() | now.keys(), key=str):
         old, new = was.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += _differences(old, new, f"{path}{name}.")
         elif old != new:
-            lines.append(f"{path}{name} was {old}, is {new}")
+            name = f"{path}{shown(name)}"
+            lines.append(f"{name}={shown(str(old))}, now {name}={shown(str(new))}")
     return lines

@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import random
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from frcnn.checkpoint.run_state import random_state
+from frcnn.checked import OptionError
+from frcnn.checkpoint.load import CheckpointError
+from frcnn.checkpoint.run_state import random_state, seed_everything
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
 from frcnn.data.loader import BadImage
@@ -33,6 +32,8 @@ from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
 from frcnn.engine.run_folder import RunFolder, RunState
 from frcnn.engine.schedule import learning_rate, with_epochs
+from frcnn.engine.step import gradients, sgd
+from frcnn.engine.validation_loss import ValidationLosses
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
 from frcnn.zoo.recipes import recipe as recipe_named
@@ -75,6 +76,7 @@ def train(
     reinit_heads: bool = False,
     resume: bool = False,
     eval_every: int = 1,
+    val_losses: bool = False,
     save_every: int = 1000,
     log_every: int = 50,
     timeout: float = 600.0,
@@ -92,9 +94,11 @@ def train(
     `reinit_heads` leaves out that checkpoint's class and box layer, to train other classes.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
-    best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `resume` continues from last.pth;
-    on a CPU the weights end up the same, bit for bit, as without the interruption, given the same number of
-    torch's threads (another number is said).
+    best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
+    of the validation set (val_loss, val_loss_cls, …; see `evaluate`), which takes a second forward pass of
+    its images and changes nothing else. `resume` continues from last.pth; on a CPU the weights end up the
+    same, bit for bit, as without the interruption, given the same number of torch's threads (another number
+    is said).
 
     Ctrl-C and SIGTERM, to the process, its group or torchrun, finish the step and save (an evaluation is cut
     short); a second one, two seconds or more later, ends the process at once.
@@ -104,7 +108,7 @@ def train(
     of the training images for which this holds (at least one image unless it is 0): past it training saves
     and raises DatasetError. Under torchrun a process that waits `timeout` seconds for another gives up.
 
-    Raises ValueError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
+    Raises OptionError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
     Interrupted; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
     and ConnectionError where another process hangs or ends.
     """
@@ -129,14 +133,19 @@ def train(
     schedule = replace(schedule, images_per_process=batch_size or schedule.images_per_process)
     recipe = replace(recipe, schedule=schedule)
     if (val_annotations is None) != (val_images is None):
-        raise ValueError("val_annotations and val_images belong together: name both for validation, or none")
+        raise OptionError("val_annotations and val_images belong together: name both for validation, or none")
+    if val_losses and val_annotations is None:
+        raise OptionError("val_losses=True needs a validation set: name val_annotations and val_images")
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
         try:
             with stop.at_once():
                 run = _Run(
                     recipe,
                     load_coco(train_annotations, train_images).for_training(recipe.data.min_image_side),
-                    None if val_annotations is None else load_coco(val_annotations, val_images),
+                    None
+                    if val_annotations is None or val_images is None
+                    else load_coco(val_annotations, val_images),
+                    val_losses,
                     Path(work_dir or Path("work_dirs") / recipe.name),
                     _Settings(seed, precision, processes.count),
                     workers,
@@ -178,6 +187,7 @@ class _Run:
         recipe: Recipe,
         dataset: CocoDataset,
         validation: CocoDataset | None,
+        val_losses: bool,
         work_dir: Path,
         settings: _Settings,
         workers: int,
@@ -187,13 +197,13 @@ class _Run:
         processes: Processes,
     ):
         self.recipe = replace(recipe, model=replace(recipe.model, num_classes=len(dataset.class_names)))
-        self.dataset, self.validation = dataset, validation
+        self.dataset, self.validation, self.val_losses = dataset, validation, val_losses
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
         self.folder = RunFolder(work_dir, self.recipe, dataclasses.asdict(settings), dataset)
         self.folder.check(begin.resume)
 
-        _seed(settings.seed)
+        seed_everything(settings.seed)
         weights = begin.weights
         if weights is None:
             weights = "random" if recipe.model.backbone.pretrained is None else "imagenet"
@@ -203,24 +213,17 @@ class _Run:
             class_names=dataset.class_names,
             device=device,
             reinit_heads=begin.reinit_heads and not begin.resume,
-        ).to(memory_format=torch.channels_last)
-        self.model.train()
+        ).train()
+        convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         if validation is not None:
-            match_classes(self.model, validation)
+            category_ids = match_classes(self.model, validation)
+            if val_losses:  # it raises where there is nothing to compute them of
+                ValidationLosses(self.model, validation, category_ids)
         schedule = self.recipe.schedule
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(
-            trainable, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
-        )
-        _seed(settings.seed + processes.rank)
-        self.state = RunState(self.model, optimizer, BadImages(dataset, max_bad_images))
+        seed_everything(settings.seed + processes.rank)
+        self.state = RunState(self.model, sgd(self.model, schedule), BadImages(dataset, max_bad_images))
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
-        self.distributed: nn.Module = self.model
-        if processes.count > 1:
-            with processes.waiting("the same model from the other processes"):
-                self.distributed = DistributedDataParallel(
-                    self.model, device_ids=[device.index] if device.type == "cuda" else None
-                )
+        self.parallel = processes.parallel(self.model, device)
         self.batches = TrainingBatches(
             dataset.widths >= dataset.heights,
             schedule.images_per_process,
@@ -230,16 +233,20 @@ class _Run:
             processes.count,
             self.state.steps,
         )
+        self.total = schedule.epochs * self.batches.steps_per_epoch
+        if self.state.steps > self.total:
+            raise CheckpointError(
+                f"{self.folder.last}: meta.iter is {self.state.steps} of {self.total} steps"
+            )
         if processes.first:
             self.folder.prepare()
 
     def loop(self, stop: StopRequest, eval_every: int, save_every: int, log_every: int) -> TrainResult:
         steps_per_epoch = self.batches.steps_per_epoch
-        total = self.recipe.schedule.epochs * steps_per_epoch
         iteration = self.state.steps
         evaluated = [entry["epoch"] for entry in self.state.history]
         log = TrainingLog(
-            self.folder.path, iteration, total, steps_per_epoch, self.processes.first, evaluated
+            self.folder.path, iteration, self.total, steps_per_epoch, self.processes.first, evaluated
         )
         if self.state.log is not None:
             log.restore(self.state.log)
@@ -255,9 +262,9 @@ class _Run:
         with contextlib.closing(log), running(loader) as batches:
             while True:
                 epoch, step = divmod(iteration, steps_per_epoch)
-                if step == 0 and epoch > 0 and (epoch % eval_every == 0 or iteration == total):
+                if step == 0 and epoch > 0 and (epoch % eval_every == 0 or iteration == self.total):
                     self._evaluate(epoch, iteration, log, stop)
-                if iteration == total:
+                if iteration == self.total:
                     break
                 started = time.perf_counter()
                 batch, indices, bad = next(batches)
@@ -271,7 +278,7 @@ class _Run:
                     log.write(iteration - 1, lr, self.device)
                 if stopping:
                     self._save(iteration, log)
-                    raise self._interrupted(iteration, total, stop)
+                    raise self._interrupted(iteration, stop)
                 if iteration % steps_per_epoch == 0 or iteration % save_every == 0:
                     self._save(iteration, log)
             if self.state.bad_images.times:
@@ -296,25 +303,15 @@ class _Run:
         stop: StopRequest,
     ) -> tuple[dict[str, float], bool]:
         """One SGD step; returns the losses and whether to stop after it."""
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = lr
-        on_device = batch.to(self.device, non_blocking=True)
         with self.processes.waiting(f"the gradients of step {iteration + 1}"):
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"
-            ):
-                losses, accuracy = self.distributed(on_device, with_accuracy=True)
-            loss = sum(losses.values())
-            self.state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        grad_norm = self._gradient_norm()
-
-        # One transfer for everything that is looked at: each would wait for the device on its own.
-        watched = {**losses, "acc": accuracy, "loss": loss, "grad_norm": grad_norm}
-        numbers = torch.stack(
-            [torch.as_tensor(v, device=self.device).detach().float() for v in watched.values()]
-        )
-        values = dict(zip(watched, numbers.tolist(), strict=True))
+            values = gradients(
+                self.parallel,
+                self.state.optimizer,
+                batch.to(self.device, non_blocking=True),
+                lr,
+                self.settings.precision == "bfloat16",
+                self.recipe.schedule.clip_grad_norm,
+            )
         wanted = CONTINUE
         if not all(map(math.isfinite, values.values())):
             wanted = NOT_FINITE
@@ -342,20 +339,6 @@ class _Run:
             self._save(iteration, log)
             raise self.state.bad_images.error(f"The {iteration} steps before are in {self.folder.last}")
 
-    def _gradient_norm(self) -> Tensor:
-        gradients = [
-            p.grad
-            for group in self.state.optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        limit = self.recipe.schedule.clip_grad_norm
-        if limit is not None:
-            parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return norm
-
     def _learning_rate(self, iteration: int) -> float:
         schedule = self.recipe.schedule
         global_batch = schedule.images_per_process * self.processes.count
@@ -364,22 +347,24 @@ class _Run:
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
         if self.validation is None or any(entry["epoch"] == epoch for entry in self.state.history):
             return
-        total = self.recipe.schedule.epochs * self.batches.steps_per_epoch
+        self.processes.share_buffers(self.model)  # what is scored shall be what is saved
         try:
             result = evaluate(
                 self.model,
                 self.validation,
                 batch_size=self.recipe.schedule.images_per_process,
+                losses=self.val_losses,
                 stop=lambda: stop.requested,
             )
         except KeyboardInterrupt:
-            raise self._interrupted(iteration, total, stop) from None
+            raise self._interrupted(iteration, stop) from None
         if result.failed:
             log.say(result.failures())
-        log.validation(iteration, self._learning_rate(iteration - 1), result.metrics)
+        metrics = result.metrics | {f"val_{name}": value for name, value in result.losses.items()}
+        log.validation(iteration, self._learning_rate(iteration - 1), metrics)
         previous = max((entry["bbox_mAP"] for entry in self.state.history), default=-math.inf)
-        self.state.history.append({"epoch": epoch, **result.metrics})
-        self._save(iteration, log, best=result.metrics["bbox_mAP"] > previous)
+        self.state.history.append({"epoch": epoch, **metrics})
+        self._save(iteration, log, best=metrics["bbox_mAP"] > previous)
 
     def _save(self, iteration: int, log: TrainingLog, best: bool = False) -> None:
         random_states = self.processes.gather(random_state(), "the random state for the checkpoint")
@@ -405,13 +390,8 @@ class _Run:
         for note in self.notes:
             log.say(f"note: {note}")
 
-    def _interrupted(self, iteration: int, total: int, stop: StopRequest) -> Interrupted:
+    def _interrupted(self, iteration: int, stop: StopRequest) -> Interrupted:
         return Interrupted(
-            f"stopped after step {iteration} of {total}; everything is in {self.folder.last}", stop.number
+            f"stopped after step {iteration} of {self.total}; everything is in {self.folder.last}",
+            stop.number,
         )
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

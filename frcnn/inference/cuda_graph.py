@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ class CudaCapture:
     a stream of its own, because libraries choose algorithms and allocate workspaces on first use.
     """
 
-    def __init__(self) -> None:
-        self._pool = None
+    @cached_property
+    def _pool(self) -> Any:  # torch keeps its type to itself
+        return torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Captured:
         benchmark = torch.backends.cudnn.benchmark
@@ -48,7 +50,6 @@ class CudaCapture:
             for _ in range(3):
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # other threads may prepare their images meanwhile, which must not break the capture
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -111,8 +112,8 @@ class GraphCache:
                     last=False
                 )  # after the capture: the last graph would take the pool along
         else:
-            for own, tensor in zip(entry.inputs, inputs, strict=True):
-                own.copy_(tensor, non_blocking=True)
+            for kept, tensor in zip(entry.inputs, inputs, strict=True):
+                kept.copy_(tensor, non_blocking=True)
         self._entries.move_to_end(key)
         entry.captured.replay()
         return tuple(output.clone() for output in entry.captured.outputs)

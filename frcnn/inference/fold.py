@@ -33,18 +33,17 @@ def fold(model: FasterRCNN, dtype: torch.dtype = torch.float32, fused: bool = Tr
     with torch.no_grad():
         _merge(folded.rpn_head, "rpn_cls", "rpn_reg")
         _merge(folded.roi_head.bbox_head, "fc_cls", "fc_reg")
+        pooled, pool_size = folded.roi_head.bbox_head.shared_fcs[0], model.config.roi_head.pool_size
         for module in list(folded.modules()):
             for name, leaf in list(module.named_children()):
-                if isinstance(leaf, Conv):
+                if isinstance(leaf, Linear):
+                    setattr(module, name, FoldedLinear(leaf, dtype, pool_size if leaf is pooled else 1))
+                elif isinstance(leaf, Conv):
                     norm_name = _norm_name(name)
                     norm = getattr(module, norm_name, None)
                     setattr(module, name, FoldedConv(leaf, norm, dtype, fused))
                     if norm is not None:
                         setattr(module, norm_name, None)
-        box_head, pool_size = folded.roi_head.bbox_head, model.config.roi_head.pool_size
-        box_head.shared_fcs[0] = FoldedLinear(box_head.shared_fcs[0], dtype, pool_size)
-        box_head.shared_fcs[1] = FoldedLinear(box_head.shared_fcs[1], dtype)
-        box_head.fc_cls = FoldedLinear(box_head.fc_cls, dtype)
     return folded
 
 
@@ -71,10 +70,9 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Ten
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
     if norm is None:
         return weight, bias
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-    return weight * scale[:, None, None, None], (
-        bias - norm.running_mean.double()
-    ) * scale + norm.bias.detach().double()
+    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    scale = norm.weight.detach().double() / (variance + norm.eps).sqrt()
+    return weight * scale[:, None, None, None], (bias - mean) * scale + norm.bias.detach().double()
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
@@ -106,6 +104,9 @@ def suits_winograd(conv: nn.Conv2d) -> bool:
 class FoldedConv(nn.Module):
     """A `Conv` with its norm inside its weight. Channels-last in and out; `add` may be overwritten."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, conv: Conv, norm: nn.BatchNorm2d | None, dtype: torch.dtype, fused: bool):
         super().__init__()
         weight, bias = fold_norm(conv, norm)
@@ -117,8 +118,9 @@ class FoldedConv(nn.Module):
         else:
             weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
             if fused:
-                # One layout for all images, so that a result does not depend on what came before it; what oneDNN
-                # takes by itself suits a batch of small images, and costs 8 % of the time for one of this size.
+                # One layout for all images, so that a result does not depend on what came before it; what
+                # oneDNN takes by itself suits a batch of small images, and costs 8 % of the time for one of
+                # this size.
                 typical = [1, conv.in_channels, 25, 42]  # the coarsest map of 800x1344
                 weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry(), typical)
         self.register_buffer("weight", weight)
@@ -156,6 +158,9 @@ class FoldedConv(nn.Module):
 
 class FoldedLinear(nn.Module):
     """A `Linear` in `dtype`; with pool_size, over RoIAlign's channels-last result as it lies in memory."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, linear: Linear, dtype: torch.dtype, pool_size: int = 1):
         super().__init__()

@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from frcnn.checked import OptionError
+
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 DTYPES = {
     "float32": torch.float32,
@@ -25,7 +27,7 @@ X86_FEATURES = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp1
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The device of that name; None takes CUDA where there is one, else the CPU.
 
-    Raises ValueError, naming what there is, where this machine has no such device.
+    Raises OptionError, naming what there is, where this machine has no such device.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,29 +40,29 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     except RuntimeError:  # not a device's name at all
         pass
     without = "; this torch is built for CPUs only" if kind is None else ""
-    raise ValueError(f"no device {str(device)!r}: this machine has {', '.join(['cpu', *there])}{without}")
+    raise OptionError(f"no device {str(device)!r}: this machine has {', '.join(['cpu', *there])}{without}")
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raise ValueError, naming what to use instead, where the device has no arithmetic of this precision."""
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise OptionError, naming what to use instead, where the device has no arithmetic of this precision."""
     if precision not in DTYPES:
-        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(DTYPES)}")
+        raise OptionError(f"unknown precision {precision!r}: choose one of {', '.join(DTYPES)}")
     if precision == "float32":
         return
     if device.type == "cuda":
         if precision != "float16" and torch.cuda.get_device_capability(device) < (8, 0):
-            raise ValueError(
+            raise OptionError(
                 f"{torch.cuda.get_device_name(device)} has no {precision} arithmetic (it came with compute "
                 'capability 8.0): use precision="float16" or "float32"'
             )
     elif device.type == "cpu":
         if precision == "tf32":
-            raise ValueError(
+            raise OptionError(
                 'tf32 is a format of NVIDIA GPUs: on a CPU use precision="float32" or "bfloat16"'
             )
         if not cpu_computes(precision):
             needed = " or ".join(X86_FEATURES[precision])
-            raise ValueError(
+            raise OptionError(
                 f"this CPU ({platform.machine()}) has no {precision} arithmetic (on x86: {needed}), so it "
                 'would be slower than float32: use precision="float32"'
             )
@@ -91,7 +93,8 @@ def fp32_arithmetic(precision: Literal["ieee", "tf32"], device: torch.device) ->
     if device.type != "cuda":
         yield
         return
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    # torch adds conv to its module at run time
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     with _arithmetic_lock:
         before = [switch.fp32_precision for switch in switches]
         try:

@@ -39,11 +39,16 @@ def expand(images: Image | Iterable[Image]) -> Image | Iterable[Image]:
     depth, and of what it matches files of other kinds are left out. Of several images, each is looked at when
     its turn comes, so that they may be any number.
 
-    Raises FileNotFoundError for a folder or a pattern without images.
+    Raises FileNotFoundError for a folder or a pattern without images, TypeError for what is no image at all.
     """
-    if not is_one_image(images):
-        return (image for named in images for image in _named_by(named))
-    return _named_by(images) if isinstance(images, (str, Path)) and _names_several(images) else images
+    if is_one_image(images):
+        return _named_by(images) if isinstance(images, (str, Path)) and _names_several(images) else images
+    try:
+        several = iter(images)
+    except TypeError:
+        kinds = "a path, URL, array, tensor or Pillow image, or an iterable of these"
+        raise TypeError(f"images to predict are {kinds}, not {type(images).__name__}") from None
+    return (image for named in several for image in _named_by(named))
 
 
 def _named_by(image: Image) -> Sequence[Image]:

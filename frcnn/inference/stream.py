@@ -8,16 +8,18 @@ delivered first.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
-from frcnn.config import DataConfig
+from frcnn.config import DataConfig, ModelConfig
 from frcnn.inference.hardware import available_cpus
 from frcnn.inference.sources import expand
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
@@ -31,11 +33,16 @@ Extra = TypeVar("Extra")
 class Predictor:
     """What detects in images, in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone."""
 
+    config: ModelConfig
     data: DataConfig
     class_names: tuple[str, ...]
 
     @property
     def device(self) -> torch.device:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Equal for detectors of equal weights and configuration."""
         raise NotImplementedError
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
@@ -49,6 +56,33 @@ class Predictor:
         one's class probabilities and box features."""
         return self._launch(batch.images, batch.sizes, scales, details)()
 
+    @overload
+    def predict(
+        self,
+        images: np.ndarray | Tensor | PIL.Image.Image,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
+        details: bool = False,
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
+        details: bool = False,
+    ) -> list[Detections]: ...
+    @overload
+    def predict(
+        self,
+        images: Image | Iterable[Image],
+        size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        rgb: bool = False,
+        details: bool = False,
+    ) -> Detections | list[Detections]: ...
     def predict(
         self,
         images: Image | Iterable[Image],
@@ -83,7 +117,7 @@ class Predictor:
 
     def stream(
         self,
-        images: Iterable[Image],
+        images: Image | Iterable[Image],
         size: tuple[int, int] | None = None,
         batch_size: int = 1,
         threads: int | None = None,
@@ -103,7 +137,9 @@ class Predictor:
             with naming(item[0]):
                 return prepare(item[1], self.data, size, rgb), None
 
-        return _detections_of(self.results(enumerate(expand(images)), read, batch_size, threads, details))
+        images = expand(images)
+        items = enumerate([images] if is_one_image(images) else images)
+        return _detections_of(self.results(items, read, batch_size, threads, details))
 
     def results(
         self,
@@ -112,7 +148,7 @@ class Predictor:
         batch_size: int = 1,
         threads: int | None = None,
         details: bool = False,
-    ) -> Iterator[tuple[Extra, Detections | None]]:
+    ) -> Generator[tuple[Extra, Detections | None], None, None]:
         """The stream under `stream`, for items that are more than an image.
 
         read: called in a thread; returns the image and whatever is wanted beside its detections. In place of
@@ -174,26 +210,28 @@ class Predictor:
         return finish
 
 
-def _detections_of(results: Iterator[tuple[None, Detections | None]]) -> Iterator[Detections]:
+def _detections_of(results: Generator[tuple[None, Detections | None], None, None]) -> Iterator[Detections]:
     with closing(results):
         for _, found in results:
+            assert found is not None  # `read` gives an image or raises
             yield found
 
 
 def batched(
-    ready: Iterator[tuple[Prepared | None, Extra]],
+    ready: Generator[tuple[Prepared | None, Extra], None, None],
     launch: Callable[[Sequence[Prepared]], Callable[[], list[Detections]]],
     batch_size: int,
     overlap: bool,
-) -> Iterator[tuple[Extra, Detections | None]]:
+) -> Generator[tuple[Extra, Detections | None], None, None]:
     """Launch images in batches of one padded shape; what came with each, and its detections, in order.
 
     overlap: launch a batch before the result of the last one is awaited.
     """
 
     def launched(batch: list[tuple[int, tuple[Prepared | None, Extra]]]) -> Callable[[], list]:
-        images = [image for _, (image, _) in batch]
-        finish = (lambda: images) if images[0] is None else launch(images)
+        images = [image for _, (image, _) in batch if image is not None]  # of one shape: all or none
+        finish: Callable[[], Sequence[Detections | None]]
+        finish = launch(images) if images else lambda: [None] * len(batch)
         return lambda: [
             (position, (extra, found)) for (position, (_, extra)), found in zip(batch, finish(), strict=True)
         ]
@@ -208,7 +246,7 @@ def batched(
 
 def prepared_ahead(
     items: Iterable[Item], prepare: Callable[[Item], Result], threads: int, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`prepare` of each item, in order, computed by threads for at most `ahead` items not yet taken.
 
     An exception of `prepare`, or of `items`, is raised where its result would have been. The threads end with

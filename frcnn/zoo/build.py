@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from frcnn.checked import OptionError
 from frcnn.checkpoint.download import checkpoint_addresses, download
 from frcnn.checkpoint.load import (
     Checkpoint,
@@ -121,7 +122,7 @@ def load(
 
 def _published(entry: Recipe) -> Checkpoint:
     if entry.published is None or not entry.published.checkpoint:
-        raise ValueError(f"no checkpoint of {entry.name} is published; pass weights=PATH")
+        raise OptionError(f"no checkpoint of {entry.name} is published; pass weights=PATH")
     path = download(checkpoint_addresses(entry.published.checkpoint))
     checkpoint = read_checkpoint(path)
     return checkpoint if checkpoint.class_names else replace(checkpoint, class_names=COCO_CLASSES)

@@ -14,6 +14,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from frcnn.checked import OptionError
 from frcnn.config import (
     BackboneConfig,
     BoxLoss,
@@ -230,7 +231,7 @@ LARGEST_RECIPE = 1 << 20
 _BY_NAME = {recipe.name: recipe for recipe in (*_RECIPES, small_r18_fpn())}
 
 
-class UnknownRecipe(KeyError):
+class UnknownRecipe(OptionError, KeyError):
     """No recipe has that name; the message says which are near."""
 
     def __str__(self) -> str:
@@ -274,7 +275,9 @@ def _read_recipe(path: Path) -> Recipe:
     try:
         plain = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable recipe in JSON ({error})") from None
+        known = isinstance(error, (json.JSONDecodeError, UnicodeError))  # others speak of Python's limits
+        reason = error if known else "a number of too many digits, or too deep"
+        raise ValueError(f"{path} is not a readable recipe in JSON ({reason})") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("name"), str):
         raise ValueError(f"{path} holds no recipe: an object with a name, model, data and schedule")
     try:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frcnn.checked import unknown
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.inference.fold import fold
@@ -89,15 +90,16 @@ def verify(
         reference: a folder of ``<case>.npz`` files; default: the cases of the package.
 
     Raises:
-        FileNotFoundError: the folder or a case is not there.
+        FileNotFoundError: the folder is not there, or holds no case.
+        OptionError: there is no case of that name; the message names the nearest.
     """
     folder = CASES if reference is None else Path(reference)
     known = case_names(folder)
-    missing = [name for name in cases if name not in known]
-    if missing or not known:
-        raise FileNotFoundError(
-            f"{folder}: no case {', '.join(missing) or 'at all'}; it has {', '.join(known) or 'none'}"
-        )
+    if not known:
+        raise FileNotFoundError(f"{folder}: no case at all (a .npz file) in this folder")
+    for name in cases:
+        if name not in known:
+            raise unknown("case", name, known)
     print(_heading(torch.device(device)), flush=True)
     failed = []
     names = cases or known
@@ -225,9 +227,9 @@ def case_batch(case: Mapping[str, np.ndarray], entry: Recipe) -> Batch:
 
 def _without_sampling(entry: Recipe) -> ModelConfig:
     """The cases' training step has no randomness: it samples every candidate, and keeps 200 proposals."""
-    everything = {"samples": 10**7, "pos_fraction": 1.0}
-    rpn = replace(entry.model.rpn, pre_nms_train=500, post_nms_train=200, **everything)
-    return replace(entry.model, rpn=rpn, roi_head=replace(entry.model.roi_head, **everything))
+    model, everything = entry.model, 10**7
+    rpn = replace(model.rpn, pre_nms_train=500, post_nms_train=200, samples=everything, pos_fraction=1.0)
+    return replace(model, rpn=rpn, roi_head=replace(model.roi_head, samples=everything, pos_fraction=1.0))
 
 
 @torch.no_grad()
@@ -245,27 +247,34 @@ def _compare_inference(
         for name, output in outputs.items():
             if f"{name}{level}" in case:
                 error = _worse(error, _relative(output[..., ::step, ::step], case[f"{name}{level}"]))
-    counts = dict.fromkeys(("proposals", "proposals_missed", "detections", "detections_missed"), 0)
+    proposals = proposals_missed = detections = detections_missed = 0
     images = range(len(batch.sizes))
-    scales = [tuple(float(value) for value in case[f"scale_factor{index}"]) for index in images]
-    found = model.detect(batch, scales)
+    factors = [case[f"scale_factor{index}"] for index in images]
+    found = model.detect(batch, [(float(x), float(y)) for x, y in factors])
     for index in images:
         if f"proposals{index}" in case:
             present = scores[index] > -torch.inf
-            wanted = case[f"proposals{index}"]
-            counts["proposals"] += len(wanted)
-            counts["proposals_missed"] += unmatched(
-                (wanted[:, :4], wanted[:, 4], np.zeros(len(wanted), np.int64)),
+            rows = case[f"proposals{index}"]
+            proposals += len(rows)
+            proposals_missed += unmatched(
+                (rows[:, :4], rows[:, 4], None),
                 (_array(boxes[index][present]), _array(scores[index][present].sigmoid()), None),
             )
         if f"det_boxes{index}" in case:
             wanted = case[f"det_boxes{index}"], case[f"det_scores{index}"], case[f"det_labels{index}"]
             ours = found[index]
-            counts["detections"] += len(wanted[0])
-            counts["detections_missed"] += unmatched(
+            detections += len(wanted[0])
+            detections_missed += unmatched(
                 wanted, (_array(ours.boxes), _array(ours.scores), _array(ours.labels))
             )
-    return replace(result, features=error, **counts)
+    return replace(
+        result,
+        features=error,
+        proposals=proposals,
+        proposals_missed=proposals_missed,
+        detections=detections,
+        detections_missed=detections_missed,
+    )
 
 
 def _compare_training(

@@ -47,7 +47,7 @@ def all_bombs() -> dict[str, Bomb]:
         bombs[f"{title}, legacy"] = (".pth", lambda fragment=fragment: legacy(checkpoint(fragment)))
     for title, fragment in _nested("wide", WIDE):
         bombs[f"{title}, plain"] = (".pkl", lambda fragment=fragment: plain(checkpoint(fragment, ARRAY)))
-    for title, data in [*_whole_files(), *zip_bombs(), *legacy_bombs()]:
+    for title, data in [*_whole_files(), *_training_bombs(), *zip_bombs(), *legacy_bombs()]:
         bombs[title] = (".pth", lambda data=data: data)
     for title, data in safetensors_bombs():
         bombs[title] = (".safetensors", lambda data=data: data)
@@ -57,6 +57,26 @@ def all_bombs() -> dict[str, Bomb]:
             lambda recipe=recipe: safetensors(ONE_TENSOR, frcnn=json.dumps({"recipe": recipe})),
         )
     return bombs
+
+
+def _training_bombs() -> Iterator[tuple[str, bytes]]:
+    """What a reader that hashes the content of a training state, or shows it, walks through."""
+    values = {
+        "deep tuple": DEEP,
+        "wide tuple": WIDE,
+        "wide tuple by memo": WIDE_BY_MEMO,
+        "list in itself": b"]\x94h\x00a",
+        "huge integer": integer(1 << 8_000_000),
+        "huge integers": b"(" + integer(1 << 14_000) + b"q\x00" + b"h\x00" * 500_000 + b"t",
+        "much text": b"(" + text("x" * 1_000_000) + b"q\x00" + b"h\x00" * 500_000 + b"t",
+        "much text as keys": b"(" + text("x" * 1_000_000) + b"q\x00(" + b"}h\x00Ns" * 100_000 + b"tt",
+        "one tensor": b"(" + tensor(numbers(2**24), numbers(0)) + b"q\x00" + b"h\x00" * 500_000 + b"t",
+        "expanded tensors": b"(" + tensor(numbers(2**26), numbers(0)) * 1000 + b"t",
+        "object": name("os system") + group(text("true")) + b"R",
+    }
+    for title, value in values.items():
+        state = mapping({"format": integer(2), "evil": value})
+        yield f"training state of {title}", zipped(mapping({"training": state, "weight": tensor()}))
 
 
 def _meta(evil: bytes) -> bytes:

@@ -12,6 +12,7 @@ from children import failures
 import frcnn
 from frcnn.checkpoint.convert import convert
 from frcnn.checkpoint.load import CheckpointError, load_checkpoint, read_checkpoint
+from frcnn.checkpoint.run_state import read_training_state
 from frcnn.zoo.build import load
 
 QUICK = 150_000
@@ -48,9 +49,16 @@ def test_bombs_end_in_a_checkpoint_error(tmp_path, small_recipe, stress, record_
                 last = error
         raise last  # its text is looked at; no bomb fits the model
 
+    def resume(ending, make):
+        path = tmp_path / f"bomb{ending}"
+        path.write_bytes(make())
+        read_training_state(path)
+
     bombs = all_bombs()
     if not stress:
         assert bombs.keys() >= LARGE
         bombs = {title: bomb for title, bomb in bombs.items() if title in LARGE or len(bomb[1]()) < QUICK}
-    assert failures({title: partial(defuse, *bomb) for title, bomb in bombs.items()}) == {}
-    record_property("tried", f"{len(bombs)} bombs, each loaded, built and converted")
+    cases = {title: partial(defuse, *bomb) for title, bomb in bombs.items()}
+    cases |= {f"{title}, resumed": partial(resume, *bomb) for title, bomb in bombs.items()}
+    assert failures(cases) == {}
+    record_property("tried", f"{len(bombs)} bombs, each loaded, built, converted and resumed")

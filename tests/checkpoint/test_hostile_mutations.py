@@ -18,9 +18,12 @@ from safetensors.torch import save
 import frcnn
 from frcnn.checkpoint.load import load_checkpoint, read_checkpoint
 from frcnn.checkpoint.plain import to_plain
+from frcnn.checkpoint.run_state import FORMAT, random_state, read_training_state
+from frcnn.checkpoint.save import save_checkpoint
+from frcnn.checkpoint.torch_file import read_torch_file
 from frcnn.zoo.build import load
 
-FORMATS = ("zip", "zip without checksums", "legacy", "plain", "safetensors")
+FORMATS = ("zip", "zip without checksums", "legacy", "plain", "safetensors", "training state")
 
 
 def genuine(form: str, path) -> None:
@@ -32,7 +35,14 @@ def genuine(form: str, path) -> None:
     }
     meta = {"classes": ("cat", "dog"), "recipe": to_plain(frcnn.recipe("faster_rcnn_r50_fpn_1x_coco"))}
     arrays = {name: value.numpy() for name, value in weights.items()}
-    if form == "safetensors":
+    if form == "training state":
+        training = {"format": FORMAT, "random_states": [random_state()], "history": [{"epoch": 1, "x": 0.5}]}
+        optimizer = {"state": {0: {"momentum_buffer": torch.ones(3, 4)}}, "param_groups": [{"params": [0]}]}
+        torch.serialization.set_crc32_options(False)
+        content = {"state_dict": weights, "meta": meta, "optimizer": optimizer, "training": training}
+        save_checkpoint(path, content)
+        torch.serialization.set_crc32_options(True)
+    elif form == "safetensors":
         path.write_bytes(save(weights, metadata={"frcnn": json.dumps(meta)}))
     elif form == "plain":
         path.write_bytes(
@@ -96,7 +106,10 @@ def test_damage_is_a_checkpoint_error(form, tmp_path, small_recipe, stress, reco
 
     def use(seed):
         path.write_bytes(mutate(data, random.Random(seed)))
-        if seed % 4:
+        if form == "training state":
+            read_torch_file(path).whole()
+            read_training_state(path)
+        elif seed % 4:
             load_checkpoint(model, path)
         else:
             load(path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
+import re
 import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +66,69 @@ def test_every_truncation_is_an_error(zipped, tmp_path):
         with pytest.raises(CheckpointError, match=str(path)):
             file = read_torch_file(path)
             file.tensors(file.content.value["state_dict"])
+
+
+@pytest.mark.parametrize(
+    "form, kept, said",
+    [
+        ("zip", 0.5, "its end, which lists what it holds, is missing"),
+        ("legacy", 0.9, r"\d+ bytes are missing at the end"),
+        ("legacy", 0.004, r"it ends in the middle of (a pickle|an object)"),
+        ("plain", 0.5, "it ends in the middle of an object"),
+        ("plain", 0.001, r"it ends in the middle of (a pickle|an object)"),
+        ("plain", 0, "it is empty"),
+    ],
+)
+def test_a_file_cut_short_is_called_so_with_a_remedy(form, kept, said, tmp_path):
+    path = tmp_path / "file.pth"
+    if form == "plain":
+        path.write_bytes(pickle.dumps({"a": np.ones(10_000)}))
+    else:
+        torch.save({"a": torch.ones(10_000)}, path, _use_new_zipfile_serialization=form == "zip")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(CheckpointError) as caught:
+        tensors_of(path)
+    assert re.fullmatch(
+        rf"{re.escape(str(path))}: cut short \({said}\); download or copy it again", str(caught.value)
+    )
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02}K\x01u.", b"(K\x01d.", b"\x80\x02]\x97."])
+def test_a_damaged_pickle_is_called_so_once_with_a_remedy(data, tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        read_torch_file(path)
+    said = str(caught.value).removeprefix(f"{path}: ")
+    assert said.startswith("damaged or incomplete (") and said.endswith("); download or copy it again")
+    assert len(re.findall("damaged|incomplete|whole", said)) == 2
+
+
+def test_the_whole_content_is_what_torch_reads(tmp_path):
+    shared, tensor = ["a", (1, None)], torch.arange(6.0).view(2, 3).t()
+    content = {
+        "tensors": [tensor, tensor],
+        3: (shared, shared),
+        "left": OrderedDict(a=True, b=-(2**70), c=0.5),
+    }
+    torch.save(content, tmp_path / "file.pth")
+    read = read_torch_file(tmp_path / "file.pth").whole()
+    first, second = read.pop("tensors")
+    assert torch.equal(first, tensor) and first.stride() == tensor.stride() and first is second
+    assert read == {3: (shared, shared), "left": {"a": True, "b": -(2**70), "c": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (random.Random(0), "an object of random.Random"),
+        ([torch.ones(10**6)] * 20, "far larger than the file"),
+    ],
+)
+def test_objects_and_what_unfolds_are_no_whole_content(value, said, tmp_path):
+    torch.save(value, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=f"file.pth: .*{said}"):
+        read_torch_file(tmp_path / "file.pth").whole()
 
 
 def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):

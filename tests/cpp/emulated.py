@@ -1,7 +1,7 @@
 """The CUDA kernels of csrc/cuda, run on the CPU: builds them as host C++ and calls their launchers.
 
 Two builds of the same sources (see tools/cuda_emulator). ``load("checked")`` checks every access for
-bounds, initialisation and races itself. ``load("sanitized")`` is for a Python started with the address
+bounds, initialization and races itself. ``load("sanitized")`` is for a Python started with the address
 sanitizer's library preloaded (see sanitized_environment); there the sanitizers stop the process at the first
 fault.
 
@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -216,3 +217,35 @@ def load(variant: str) -> ctypes.CDLL:
 def device(seed: int = 0) -> Device:
     """A device of the checked build, or of the build that the environment variable FRCNN_EMULATED names."""
     return Device(load(os.environ.get("FRCNN_EMULATED", "checked")), seed)
+
+
+# ---- arguments of launchers ------------------------------------------------------------------------------
+
+Int = ctypes.c_int64
+Double = ctypes.c_double
+Pointer = ctypes.c_void_p
+KINDS = {"float32": 0, "float64": 1, "half": 2, "bfloat16": 3}
+"""FrcnnType of csrc/kernel_api.h. Arrays of half and bfloat16 are uint16."""
+
+
+def kind_of(array: np.ndarray, kind: str | None = None) -> int:
+    return KINDS[kind or array.dtype.name]
+
+
+def doubles(values: Sequence[float]) -> ctypes.Array:
+    return (Double * len(values))(*values)
+
+
+def floats(values: Sequence[float]) -> ctypes.Array:
+    return (ctypes.c_float * max(len(values), 1))(*values)
+
+
+def ints(values: Sequence[int]) -> ctypes.Array:
+    return (Int * max(len(values), 1))(*values)
+
+
+def size_of(d: Device, name: str, *args: object) -> int:
+    """What a function of the kernel API says about the size of a workspace."""
+    function = getattr(d.library, name)
+    function.restype = Int
+    return function(*args)

@@ -4,7 +4,7 @@ of the sources, and runs the kernels concerned.
     python tests/cpp/mutate.py [FILE ...]
 
 Prints what caught each deletion. A survivor is a barrier that is not needed, or a case that is missing from
-cases.py; the survivors that are known are listed with the reason below. Takes some minutes.
+operators/; the survivors that are known are listed with the reason below. Takes some minutes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Where the cases have another name than the file.
 OPS = {
-    "assign_max_iou.cu": ["assign_max_iou"],
-    "box_iou.cu": ["box_iou"],
-    "iou_loss.cu": ["iou_loss"],
-    "roi_align.cu": ["roi_align"],
-    "roi_align_backward.cu": ["roi_align_backward"],
     "nms_block.cu": ["nms_padded", "nms_grouped"],
     "nms_suppress.h": ["nms_padded", "nms_grouped"],
     "nms_large.cu": ["nms_large", "nms_padded_large"],
@@ -46,12 +42,13 @@ def main() -> int:
         shutil.copytree(ROOT / "csrc", copy / "csrc")
         shutil.copytree(ROOT / "tools", copy / "tools")
         shutil.copytree(ROOT / "tests" / "cpp", copy / "tests" / "cpp")
-        for file in sys.argv[1:] or OPS:
+        with_barriers = [p.name for p in (ROOT / "csrc/cuda").iterdir() if BARRIER.search(p.read_text())]
+        for file in sys.argv[1:] or sorted(with_barriers):
             source, survived = copy / "csrc" / "cuda" / file, []
-            text = source.read_text()
+            text, ops = source.read_text(), OPS.get(file, [Path(file).stem])
             for found in BARRIER.finditer(text):
                 source.write_text(text[: found.start()] + ";" + text[found.end() :])
-                command = [sys.executable, "-c", RUN, str(copy / "tests" / "cpp"), str(ROOT), *OPS[file]]
+                command = [sys.executable, "-c", RUN, str(copy / "tests" / "cpp"), str(ROOT), *ops]
                 result = subprocess.run(command, text=True, capture_output=True)
                 place = f"{file}:{text.count(chr(10), 0, found.start()) + 1} {found[0]}"
                 reports = re.findall(r"^(?:race|uninitialised|out-of-bounds|deadlock).*", result.stderr, re.M)

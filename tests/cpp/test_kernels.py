@@ -1,4 +1,4 @@
-"""Every CUDA kernel, run thread by thread on the CPU, agrees with the CPU operator on cases.py.
+"""Every CUDA kernel, run thread by thread on the CPU, agrees with the CPU operator on its cases (cases.py).
 
 The checked build of the emulator also fails on any access out of bounds, read of memory nobody wrote, race,
 or barrier that some threads miss; the seed draws the inputs and the order of blocks and threads.
@@ -10,11 +10,12 @@ import subprocess
 import sys
 
 import emulated
-import kernels
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, EMULATED
+from tensors import arguments, operator, tensor
+from torch.library import opcheck
 
 import frcnn_ops  # noqa: F401  (registers torch.ops.frcnn_ops)
 
@@ -22,58 +23,57 @@ pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 co
 needs_sanitizer = pytest.mark.skipif(emulated.sanitizer() is None, reason="no address sanitizer (libasan)")
 
 SEEDS = range(3)
-OPS = torch.ops.frcnn_ops
+HALVES = (torch.float16, torch.bfloat16)
 # RoIAlign sums in another order than the CPU operator, reductions over another tree; everything else is the
 # same arithmetic and has to give the same bits. (rtol, atol) by type of number.
 SUMS = {"float32": (1e-5, 1e-5), "float64": (1e-12, 1e-12), "half": (2e-3, 2e-3), "bfloat16": (2e-2, 2e-2)}
 
 
-def tensor(value: object, kind: str | None = None) -> object:
-    if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
-        return [tensor(v, kind) for v in value]
-    if not isinstance(value, np.ndarray):
-        return value
-    t = torch.from_numpy(np.array(value, order="C"))
-    if value.dtype == np.uint16:
-        return t.view(torch.float16 if kind == "half" else torch.bfloat16)
-    return t
-
-
-def expected(op: str, case: dict) -> list[np.ndarray]:
-    """What the CPU operator returns for a case, half and bfloat16 widened."""
-    case = dict(case)
-    kind = case.pop("kind", None)
-    case.pop("channels_last", None)
-    args = {name: tensor(value, kind) for name, value in case.items()}
-    if op == "grid_anchors":
-        args["device"] = torch.device("cpu")
-    if op in ("roi_align_backward",):
-        args["sizes"] = list(case["sizes"])
-    name = {"nms_grouped": "nms", "nms_large": "nms", "nms_padded_large": "nms_padded"}.get(op, op)
-    result = getattr(OPS, name)(**args)
+def expected(op: str, case: dict, device: str = "cpu") -> list[np.ndarray]:
+    """What the operator returns for a case, half and bfloat16 widened."""
+    result = operator(op)(**arguments(op, case, device))
     results = result if isinstance(result, (tuple, list)) else [result]
-    return [r.float().numpy() if r.dtype in (torch.float16, torch.bfloat16) else r.numpy() for r in results]
+    return [r.cpu().float().numpy() if r.dtype in HALVES else r.cpu().numpy() for r in results]
 
 
 def emulate(op: str, case: dict, seed: int) -> list[np.ndarray]:
-    result = getattr(kernels, op)(**case, seed=seed)
+    result = EMULATED[op](**case, seed=seed)
     results = result if isinstance(result, (tuple, list)) else [result]
     kind = case.get("kind")
     return [tensor(r, kind).float().numpy() if r.dtype == np.uint16 else r for r in results]
 
 
+def check(op: str, case: dict, got: list[np.ndarray], rtol: float, atol: float) -> None:
+    want = expected(op, case)
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape and g.dtype == w.dtype
+        np.testing.assert_allclose(g, w, rtol=rtol, atol=atol, err_msg=str(case))
+
+
+def kind_of(case: dict) -> str:
+    return case.get("kind") or (case["pred"].dtype.name if "pred" in case else "float32")
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("op", CASES)
 def test_agrees_with_the_cpu_operator(op, seed):
-    for number, case in enumerate(CASES[op](seed)):
-        kind = case.get("kind") or (case["pred"].dtype.name if "pred" in case else "float32")
+    for case in CASES[op](seed):
         summed = op.startswith("roi_align") or (op == "iou_loss" and case["reduction"] != "none")
-        rtol, atol = SUMS[kind] if summed else (0, 0)
-        got, want = emulate(op, case, seed), expected(op, case)
-        assert len(got) == len(want)
-        for g, w in zip(got, want, strict=True):
-            assert g.shape == w.shape and g.dtype == w.dtype
-            np.testing.assert_allclose(g, w, rtol=rtol, atol=atol, err_msg=f"case {number}: {case}")
+        check(op, case, emulate(op, case, seed), *(SUMS[kind_of(case)] if summed else (0, 0)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("op", CASES)
+def test_a_gpu_agrees_with_the_cpu_operator(op):
+    for case in CASES[op](0):
+        check(op, case, expected(op, case, "cuda"), *SUMS[kind_of(case)])
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_registration(op):
+    for case in list(CASES[op](0))[:2]:
+        opcheck(operator(op), (), arguments(op, case), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("op", ["roi_align_backward", "iou_loss", "assign_max_iou", "nms_padded"])
@@ -88,18 +88,18 @@ def test_infinite_gradient_stays_in_its_cells():
     grad = np.ones((1, 8, 2, 2), np.float32)
     grad[0, :, 0, 0] = np.inf
     rois = np.array([[0, 4, 4, 12, 12]], np.float32)
-    (out,) = kernels.roi_align_backward(grad, rois, [20, 20], 1, [1.0], 0, True, 56.0)
+    (out,) = EMULATED["roi_align_backward"](grad, rois, [20, 20], 1, [1.0], 0, True, 56.0)
     assert np.isinf(out).any() and not np.isnan(out).any()
     assert np.isfinite(out[..., 9:, :]).all() and np.isfinite(out[..., 9:]).all()
 
 
 def test_roi_of_an_image_that_does_not_exist_pools_to_zero():
-    """The CPU operator raises; a kernel cannot without a synchronisation, but it must not read there."""
+    """The CPU operator raises; a kernel cannot without a synchronization, but it must not read there."""
     features = [np.ones((2, 8, 6, 6), np.float32)]
     rois = np.array([[i, 1, 1, 4, 4] for i in (2, -1, np.nan, 1e30, 1)], np.float32)
-    out = kernels.roi_align(features, rois, (2, 2), [1.0], 0, True, 56.0, channels_last=True)
+    out = EMULATED["roi_align"](features, rois, (2, 2), [1.0], 0, True, 56.0, channels_last=True)
     assert np.array_equal(out[:, 0, 0, 0], [0, 0, 0, 0, 1])
-    grads = kernels.roi_align_backward(np.ones_like(out), rois, [6, 6], 2, [1.0], 0, True, 56.0)
+    grads = EMULATED["roi_align_backward"](np.ones_like(out), rois, [6, 6], 2, [1.0], 0, True, 56.0)
     assert grads[0][0].sum() == 0 and np.isclose(grads[0][1].sum(), out[4].size)
 
 
@@ -107,7 +107,7 @@ def test_proposal_index_out_of_range_is_invalid():
     indices = [np.array([[-1, 0, 12, 11]])]
     deltas, sizes = [np.zeros((1, 12, 2, 2), np.float32)], np.array([[40, 40]], np.float32)
     shape = [4.0], [8.0], [0.5, 1.0, 2.0], 0.0, (1, 1, 1, 1)
-    boxes, valid = kernels.decode_proposals(deltas, indices, sizes, *shape, 0.0)
+    boxes, valid = EMULATED["decode_proposals"](deltas, indices, sizes, *shape, 0.0)
     assert valid.tolist() == [[False, True, False, True]] and not boxes[0, [0, 2]].any()
 
 
@@ -124,7 +124,7 @@ def test_largest_block_of_nms():
 
 @needs_sanitizer
 def test_kernels_under_the_sanitizers():
-    """All cases once more with the address and undefined-behaviour sanitizers, in a process of their own."""
+    """All cases once more with the address and undefined-behavior sanitizers, in a process of their own."""
     emulated.build("sanitized")
     environment = {**emulated.sanitized_environment(), "FRCNN_EMULATED": "sanitized"}
     child = subprocess.run(

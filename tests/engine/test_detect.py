@@ -222,12 +222,12 @@ def test_nothing_to_detect_in_is_an_error(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_score": 7}, "min_score must be within 0 to 1, got 7"),
+        ({"min_score": 7}, "min_score=7: it is a number from 0 to 1"),
         ({"min_score": -0.1}, "min_score"),
         ({"min_score": float("nan")}, "min_score"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"size": (0, 800)}, "size must be two positive integers"),
-        ({"size": (1333.5, 800)}, "size must be two positive integers"),
+        ({"batch_size": 0}, "batch_size=0: it is a whole number, 1 or more"),
+        ({"size": (0, 800)}, "it is two whole numbers above 0"),
+        ({"size": (1333.5, 800)}, "it is two whole numbers above 0"),
     ],
 )
 def test_options_are_checked_before_anything_is_made(folder, out, options, message):
@@ -312,7 +312,8 @@ def test_other_settings_are_not_resumed(folder, out, change):
     before = contents(out)
     options = {"model": Model(), **change}
     (name,) = change
-    with pytest.raises(ValueError, match=f"was made with {name}=.*resume with the same settings"):
+    what = "another model" if name == "model" else rf"{name}=.*, now {name}=.*"
+    with pytest.raises(ValueError, match=rf"a run with other settings \({what}\): resume with those"):
         detect(options.pop("model"), [folder], out, resume=True, **options)
     assert contents(out) == before
 

@@ -11,6 +11,8 @@ import torch
 from tiny_coco import write_tiny
 
 from frcnn.checkpoint.run_state import read_training_state
+from frcnn.engine.evaluate import evaluate
+from frcnn.zoo.build import load
 
 SCRIPT = """
 import sys
@@ -51,7 +53,7 @@ with started_processes("cpu") as (processes, device):
     assert processes.highest([processes.rank, 3], device, "the test") == [1, 3]
 
     result = train(recipe, annotations, images, annotations, images, work_dir=folder / "run", workers=0,
-                   device="cpu")
+                   device="cpu", val_losses=True)
     weights = processes.gather({"metrics": result.metrics, "rank": processes.rank}, "the metrics")
     assert [entry["rank"] for entry in weights] == [0, 1]
     assert weights[0]["metrics"] == weights[1]["metrics"]
@@ -80,7 +82,7 @@ def script(tmp_path):
 
 
 def test_two_processes_agree_and_do_not_hang(tmp_path, script):
-    write_tiny(tmp_path / "data", images=7)
+    data = write_tiny(tmp_path / "data", images=7)
     finished = launch(tmp_path, str(script), str(Path(__file__).parent), str(tmp_path / "data"))
     assert finished.returncode == 0, finished.stderr[-3000:]
 
@@ -93,3 +95,5 @@ def test_two_processes_agree_and_do_not_hang(tmp_path, script):
     assert [line["mode"] for line in lines] == ["train", "val", "train", "val"]
     # twice as many images per step as the recipe's rate is for
     assert lines[-1]["lr"] == pytest.approx(0.02 * 2 * 0.1)
+    losses = evaluate(load(run / "last.pth"), *data, losses=True).losses
+    assert {name: lines[-1][f"val_{name}"] for name in losses} == losses

@@ -124,3 +124,9 @@ def test_an_image_is_found_once_however_it_is_spelled(tmp_path, monkeypatch):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     assert len(find_images(["a.png", "./a.png", tmp_path / "a.png", tmp_path]).images) == 1
+
+
+@pytest.mark.parametrize("images", [None, 3, object()])
+def test_what_is_no_image_at_all_is_told(images):
+    with pytest.raises(TypeError, match=r"images to predict are a path, URL, .* not (NoneType|int|object)"):
+        expand(images)

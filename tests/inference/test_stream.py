@@ -312,13 +312,22 @@ def test_calls_are_made_one_behind():
         list(one_behind([lambda: 1 / 0, lambda: 2]))
 
 
+def test_one_image_is_a_stream_too(fast, tmp_path):
+    [image] = random_images(1)
+    path = str(tmp_path / "image.png")
+    cv2.imwrite(path, image)
+    for one in (path, image):
+        [found] = fast.stream(one)
+        assert same(found, fast.predict(image))
+
+
 def test_options_are_checked(fast):
     for options, message in (
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"size": (0, 5)}, "size must be two positive"),
+        ({"size": (0, 5)}, "it is two whole numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             fast.stream(random_images(1), **options)
-    with pytest.raises(ValueError, match="size must be two positive"):
+    with pytest.raises(ValueError, match="it is two whole numbers"):
         fast.predict(random_images(1)[0], size=(96, -64))

@@ -174,7 +174,7 @@ def test_predict_checks_its_options():
     for options, message in (
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
-        ({"size": (0, 4)}, "size must be two positive integers"),
+        ({"size": (0, 4)}, "it is two whole numbers above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             model.predict([np.zeros((32, 32, 3), np.uint8)], **options)

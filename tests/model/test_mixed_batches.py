@@ -156,7 +156,7 @@ def proposals(model, batch, outputs):
 def test_proposals_lie_in_their_own_picture(model, batch, outputs, proposals):
     _, logits, deltas = outputs
     sizes = torch.tensor(batch.sizes, dtype=torch.float32)
-    boxes, scores = model.rpn_head.propose(logits, deltas, sizes)
+    boxes, scores = model.rpn_head.propose(logits, deltas, sizes, training=True)
     for index, (wanted, wanted_scores) in enumerate(proposals):
         present = scores[index] > -torch.inf
         assert torch.allclose(scores[index][present], wanted_scores)

@@ -190,7 +190,7 @@ def test_a_sliver_is_named(tmp_path):
 
 @pytest.mark.parametrize("size", [(0, 800), (800,), (800.5, 600), (-1, 2), (1, 2, 3)])
 def test_sizes_are_two_positive_integers(size):
-    with pytest.raises(ValueError, match="size must be two positive integers"):
+    with pytest.raises(ValueError, match="it is two whole numbers above 0"):
         check_size(size)
     check_size(None)
     check_size((np.int64(3), 4))

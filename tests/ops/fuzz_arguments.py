@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import frcnn_ops
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "cpp"))
+from cases import CASES
+from tensors import arguments
 
 FLOATS = (torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
@@ -99,11 +105,6 @@ def rois(r: random.Random, count: int, batch: int, dtype: torch.dtype) -> Tensor
 def grid_anchors(r):
     levels = r.randint(1, 3)
     return [maps(r, levels), *anchors(r, levels), torch.device("cpu")]
-
-
-def box_iou(r):
-    dtype = r.choice(FLOATS)
-    return [boxes(r, r.choice(COUNTS), dtype=dtype), boxes(r, r.choice(COUNTS), dtype=dtype)]
 
 
 def encode_boxes(r):
@@ -222,11 +223,20 @@ def winograd_conv(r):
     return [numbers(r, batch, channels, *size), laid_out(r, weight), bias, add, r.random() < 0.5]
 
 
-GENERATORS = {
+def from_cases(name: str):
+    """A generator for an operator that has none here: one of its cases in tests/cpp."""
+
+    def generator(r):
+        case = r.choice(list(CASES[name](r.randrange(2**32))))
+        return [laid_out(r, v) if isinstance(v, Tensor) else v for v in arguments(name, case).values()]
+
+    return generator
+
+
+GENERATORS = {name: from_cases(name) for name in CASES if name in frcnn_ops.build_info()["ops"]} | {
     generator.__name__: generator
     for generator in (
         grid_anchors,
-        box_iou,
         encode_boxes,
         decode_boxes,
         decode_boxes_backward,

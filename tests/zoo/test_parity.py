@@ -110,7 +110,7 @@ def test_the_certificate_names_the_cases_that_fail(monkeypatch, capsys):
 
 
 def test_unknown_cases_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no case r152; it has r101, r50"):
+    with pytest.raises(ValueError, match="no case 'r152'; did you mean r50 or r101"):
         verify(["r152"])
     with pytest.raises(FileNotFoundError, match="no case at all"):
         verify(reference=tmp_path)

@@ -362,3 +362,26 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 }
 #endif
+
+// ---- called by tests/cpp/emulated.py ----------------------------------------------------------------------
+
+extern "C" {
+
+// Device memory: exactly `bytes`, holding nothing that may be read.
+void* emulator_allocate(size_t bytes) { return emulator::checker::allocate(bytes, 256, "device memory"); }
+void emulator_free(void* address, size_t bytes) { emulator::checker::release(address, bytes); }
+void emulator_upload(void* device, const void* host, size_t bytes) {
+  emulator::checker::copy_in(device, host, bytes);
+}
+// False if part of the range was never written.
+bool emulator_download(void* host, const void* device, size_t bytes) {
+  return emulator::checker::copy_out(host, device, bytes);
+}
+
+// The reports since the last call, one a line; empty if there are none.
+const char* emulator_errors() {
+  static std::string text;
+  text = emulator::checker::take_reports();
+  return text.c_str();
+}
+}

@@ -8,11 +8,9 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "checker.h"
@@ -62,7 +60,6 @@ struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers;
   ucontext_t scheduler;
   void* scheduler_stack = nullptr;
-  size_t scheduler_stack_bytes = 0;
   std::vector<int> ready;
   int current = -1, threads = 0, alive = 0, waiting = 0, barrier_result = 0;
   bool failed = false;
@@ -70,8 +67,7 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   std::vector<SharedBlock> shared;
   size_t dynamic_bytes = 0;
-  std::map<const void*, int> allowed_shared;
-  bool inside = false;
+  std::map<const void*, size_t> allowed_shared;
 };
 
 Machine machine;
@@ -92,6 +88,21 @@ void shuffle_order(std::vector<T>* v) {
 
 unsigned char* stack_of(int fiber) { return machine.stacks + static_cast<size_t>(fiber) * kStackBytes; }
 
+#if defined(__SANITIZE_ADDRESS__)
+struct Stack {
+  void* bottom;
+  size_t bytes;
+};
+const Stack host_stack = [] {
+  Stack found{};
+  pthread_attr_t attributes;
+  pthread_getattr_np(pthread_self(), &attributes);
+  pthread_attr_getstack(&attributes, &found.bottom, &found.bytes);
+  pthread_attr_destroy(&attributes);
+  return found;
+}();
+#endif
+
 // Leaves the running context (`from` < 0: the scheduler) for another.
 void switch_to(int from, int to) {
   ucontext_t* out = from < 0 ? &machine.scheduler : &machine.fibers[from]->context;
@@ -106,23 +117,8 @@ void switch_to(int from, int to) {
 #if defined(__SANITIZE_ADDRESS__)
   void** save = from < 0 ? &machine.scheduler_stack : &machine.fibers[from]->fake_stack;
   const bool dying = from >= 0 && machine.fibers[from]->state == State::kDone;
-  const void* bottom = to < 0 ? machine.scheduler_stack : stack_of(to);
-  if (to < 0) {
-    static const void* host_bottom = nullptr;
-    static size_t host_bytes = 0;
-    if (host_bottom == nullptr) {
-      pthread_attr_t attributes;
-      pthread_getattr_np(pthread_self(), &attributes);
-      void* address = nullptr;
-      pthread_attr_getstack(&attributes, &address, &host_bytes);
-      pthread_attr_destroy(&attributes);
-      host_bottom = address;
-    }
-    bottom = host_bottom;
-    machine.scheduler_stack_bytes = host_bytes;
-  }
-  __sanitizer_start_switch_fiber(dying ? nullptr : save, bottom,
-                                 to < 0 ? machine.scheduler_stack_bytes : kStackBytes);
+  const Stack stack = to < 0 ? host_stack : Stack{stack_of(to), kStackBytes};
+  __sanitizer_start_switch_fiber(dying ? nullptr : save, stack.bottom, stack.bytes);
   swapcontext(out, in);
   __sanitizer_finish_switch_fiber(*save, nullptr, nullptr);
 #else
@@ -229,6 +225,20 @@ void run_block() {
   machine.shared.clear();
 }
 
+// The lane whose value a shuffle gives to `lane`.
+int source_lane(WarpOp shuffle, int lane, int argument) {
+  switch (shuffle) {
+    case WarpOp::kShuffleXor:
+      return lane ^ argument;
+    case WarpOp::kShuffleUp:
+      return lane - argument >= 0 ? lane - argument : lane;
+    case WarpOp::kShuffleDown:
+      return lane + argument < kWarp ? lane + argument : lane;
+    default:
+      return argument & (kWarp - 1);
+  }
+}
+
 }  // namespace
 
 // ---- called by kernels ------------------------------------------------------------------------------------
@@ -260,15 +270,15 @@ uint64_t warp_collective(WarpOp op, unsigned mask, uint64_t value, int argument,
   for (int i = 0; i < kWarp && complete; ++i) {
     if ((mask >> i & 1u) == 0) continue;
     const Fiber* other = base + i < machine.threads ? machine.fibers[base + i].get() : nullptr;
+    complete = false;
     if (other == nullptr || other->state == State::kDone) {
       fail("the mask of a warp collective names a lane that has exited, at " + place(where));
-      complete = false;
-    } else if (other->state != State::kInCollective) {
-      complete = false;
-    } else if (other->mask != mask || other->op != op || other->where.line() != where.line()) {
-      fail("lanes of one mask wait in different warp collectives: " + place(where) + " and " +
-           place(other->where));
-      complete = false;
+    } else if (other->state == State::kInCollective) {
+      complete = other->mask == mask && other->op == op && other->where.line() == where.line();
+      if (!complete) {
+        fail("lanes of one mask wait in different warp collectives: " + place(where) + " and " +
+             place(other->where));
+      }
     }
   }
   if (!complete) {
@@ -286,30 +296,10 @@ uint64_t warp_collective(WarpOp op, unsigned mask, uint64_t value, int argument,
   for (int i = 0; i < kWarp; ++i) {
     if ((mask >> i & 1u) == 0) continue;
     Fiber& other = *machine.fibers[base + i];
-    int source = i;
-    switch (op) {
-      case WarpOp::kSync:
-        break;
-      case WarpOp::kBallot:
-        other.value = ballot;
-        break;
-      case WarpOp::kReduceMax:
-        other.value = most;
-        break;
-      case WarpOp::kShuffle:
-        source = other.argument & (kWarp - 1);
-        break;
-      case WarpOp::kShuffleXor:
-        source = i ^ other.argument;
-        break;
-      case WarpOp::kShuffleUp:
-        source = i - other.argument >= 0 ? i - other.argument : i;
-        break;
-      case WarpOp::kShuffleDown:
-        source = i + other.argument < kWarp ? i + other.argument : i;
-        break;
-    }
-    if (op != WarpOp::kSync && op != WarpOp::kBallot && op != WarpOp::kReduceMax) {
+    if (op == WarpOp::kBallot || op == WarpOp::kReduceMax) {
+      other.value = op == WarpOp::kBallot ? ballot : most;
+    } else if (op != WarpOp::kSync) {
+      const int source = source_lane(op, i, other.argument);
       if ((mask >> source & 1u) == 0) fail("a shuffle reads a lane outside its mask, at " + place(where));
       other.value = values[source];
     }
@@ -324,14 +314,14 @@ uint64_t warp_collective(WarpOp op, unsigned mask, uint64_t value, int argument,
 }
 
 void* shared_memory(const void* tag, size_t bytes, size_t alignment) {
-  for (const SharedBlock& s : machine.shared)
+  size_t total = bytes;
+  for (const SharedBlock& s : machine.shared) {
     if (s.tag == tag) return s.address;
-  void* address = checker::allocate(bytes, alignment, "shared memory");
-  machine.shared.push_back({tag, address, bytes});
-  size_t total = 0;
-  for (const SharedBlock& s : machine.shared) total += s.bytes;
+    total += s.bytes;
+  }
   if (total > kMostShared) fail("a block uses more shared memory than the smallest GPU has");
-  return address;
+  machine.shared.push_back({tag, checker::allocate(bytes, alignment, "shared memory"), bytes});
+  return machine.shared.back().address;
 }
 
 void* dynamic_shared_memory() {
@@ -346,7 +336,7 @@ void atomic_access(const void* address, size_t bytes) { checker::atomic_access(a
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
   if (bytes < 0 || static_cast<size_t>(bytes) > kMostShared) return cudaErrorInvalidValue;
-  machine.allowed_shared[kernel] = bytes;
+  machine.allowed_shared[kernel] = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
 
@@ -357,8 +347,7 @@ cudaError_t run(const void* kernel, const cudaLaunchConfig_t& config, const std:
       grid.y > 65535 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   const auto allowed = machine.allowed_shared.find(kernel);
-  const size_t limit =
-      allowed == machine.allowed_shared.end() ? kDefaultShared : static_cast<size_t>(allowed->second);
+  const size_t limit = allowed == machine.allowed_shared.end() ? kDefaultShared : allowed->second;
   if (config.dynamicSmemBytes > limit) return cudaErrorInvalidValue;
 
   if (machine.stacks == nullptr) {
@@ -406,23 +395,5 @@ extern "C" {
 
 void emulator_seed(uint64_t seed) {
   emulator::machine.random = seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
-}
-
-// Device memory: exactly `bytes`, holding nothing that may be read.
-void* emulator_allocate(size_t bytes) { return emulator::checker::allocate(bytes, 256, "device memory"); }
-void emulator_free(void* address, size_t bytes) { emulator::checker::release(address, bytes); }
-void emulator_upload(void* device, const void* host, size_t bytes) {
-  emulator::checker::copy_in(device, host, bytes);
-}
-// False if part of the range was never written.
-bool emulator_download(void* host, const void* device, size_t bytes) {
-  return emulator::checker::copy_out(host, device, bytes);
-}
-
-// The reports since the last call, one a line; empty if there are none.
-const char* emulator_errors() {
-  static std::string text;
-  text = emulator::checker::take_reports();
-  return text.c_str();
 }
 }

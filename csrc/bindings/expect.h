@@ -1,15 +1,16 @@
-// The questions that checks.h asks of one argument. A message names the operator and the argument, what was
-// given and what is expected.
+// What bindings ask of an argument. A message names the operator and the argument, what was given and what is
+// expected. What needs no tensor is also asked by the fake kernels and the reference, through library.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <initializer_list>
 #include <limits>
 #include <string>
 
-#include "sizes.h"
+#include "../sizes.h"
 
 namespace frcnn {
 
@@ -94,12 +95,6 @@ inline void expect_stds(const char* op, at::ArrayRef<double> stds) {
   expect_all_positive(op, "stds", stds);
 }
 
-inline void expect_max_shape(const char* op, at::OptionalIntArrayRef max_shape) {
-  if (!max_shape.has_value()) return;
-  TORCH_CHECK(max_shape->size() == 2 && (*max_shape)[0] >= 0 && (*max_shape)[1] >= 0, op, ": max_shape is ",
-              *max_shape, ", expected (height, width) in pixels");
-}
-
 // One level's cells, or its anchors where there are several per cell.
 inline void expect_cells(const char* op, const char* name, int64_t height, int64_t width, int64_t per_cell) {
   TORCH_CHECK(height >= 0 && width >= 0, op, ": ", name, " hold ", height, " x ", width,
@@ -125,6 +120,36 @@ inline void expect_anchors(const char* op, at::ArrayRef<double> strides, at::Arr
   expect_all_positive(op, "scales", scales);
   expect_all_positive(op, "ratios", ratios);
   expect_between(op, "center_offset", center_offset, 0, 1);
+}
+
+inline void expect_grid(const char* op, at::IntArrayRef sizes, at::ArrayRef<double> strides,
+                        at::ArrayRef<double> scales, at::ArrayRef<double> ratios, double center_offset) {
+  expect_anchors(op, strides, scales, ratios, center_offset);
+  expect_sizes(op, sizes, strides.size(), static_cast<int64_t>(scales.size() * ratios.size()));
+}
+
+inline void expect_bins(const char* op, const char* name, at::IntArrayRef bins) {
+  const auto fits = [](int64_t along_one) { return along_one >= 1 && along_one <= kMostBinsAlongOne; };
+  TORCH_CHECK(bins.size() == 2 && fits(bins[0]) && fits(bins[1]), op, ": ", name, " is ", bins,
+              ", expected (height, width), each from 1 to ", kMostBinsAlongOne);
+}
+
+inline void expect_pooling(const char* op, at::ArrayRef<double> scales, int64_t sampling_ratio,
+                           double finest_scale) {
+  expect_all_positive(op, "scales", scales);
+  TORCH_CHECK(
+      sampling_ratio >= 0 && sampling_ratio <= kMostSamples, op, ": sampling_ratio is ", sampling_ratio,
+      ", expected 0 (as many samples as the RoI covers cells) or a number of samples up to ", kMostSamples);
+  expect_positive(op, "finest_scale", finest_scale);
+}
+
+inline void expect_maps(const char* op, at::IntArrayRef sizes, size_t levels, int64_t batch) {
+  expect_sizes(op, sizes, levels, 1);
+  expect_count(op, "batch", batch, 0, kMostAlongOne);
+}
+
+inline void expect_max_keep(int64_t max_keep) {
+  expect_count("nms_padded", "max_keep", max_keep, 0, kMostAlongOne);
 }
 
 }  // namespace frcnn

@@ -1,0 +1,277 @@
+"""The operators' workloads in R-50-FPN: pictures, and what each library does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import frcnn_ops
+from frcnn_ops import reference
+
+try:
+    import torchvision
+except ImportError:
+    torchvision = None
+
+STRIDES = (4, 8, 16, 32, 64)
+CHANNELS = 256
+RATIOS = (0.5, 1.0, 2.0)
+ONES = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload: what each library does, and the bytes that any implementation has to move."""
+
+    name: str
+    bytes: int
+    subjects: dict[str, Callable[[], object]]
+
+
+@dataclass
+class Picture:
+    """Sizes, and boxes as a detector has them: a few objects, many proposals around each."""
+
+    height: int
+    width: int
+    device: torch.device
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        return -(-self.height // 32) * 32, -(-self.width // 32) * 32
+
+    def level_sizes(self, levels: int) -> list[tuple[int, int]]:
+        height, width = self.padded
+        return [(-(-height // s), -(-width // s)) for s in STRIDES[:levels]]
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator)
+
+    def objects(self, count: int) -> Tensor:
+        """[count, 4]: centers anywhere, sizes log-uniform from 16 pixels to half the picture."""
+        limit = torch.tensor([self.width, self.height])
+        low = torch.log(torch.tensor(16.0))
+        size = torch.exp(low + self.random(count, 1) * (torch.log(limit.min() * 0.5) - low))
+        aspect = torch.exp((self.random(count, 1) - 0.5) * 1.4)
+        half = torch.cat([size * aspect, size / aspect], dim=1) / 2
+        center = self.random(count, 2) * limit
+        corners = torch.cat([center - half, center + half], dim=1)
+        return corners.clamp(min=0).minimum(limit.repeat(2))
+
+    def proposals(self, count: int) -> tuple[Tensor, Tensor]:
+        """[count, 4] boxes around 60 objects, moved and resized by about a fifth, and scores, best first."""
+        seeds = self.objects(60)
+        own = seeds[torch.randint(0, len(seeds), (count,), generator=self.generator)]
+        size = torch.cat([own[:, 2:] - own[:, :2]] * 2, dim=1)
+        noise = torch.randn(count, 4, generator=self.generator)
+        limit = torch.tensor([self.width, self.height] * 2)
+        boxes = (own + noise * size * 0.2).clamp(min=0).minimum(limit)
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        scores = torch.exp(-noise.square().sum(dim=1) * 0.5) * self.random(count)
+        order = scores.argsort(descending=True)
+        return boxes[order].to(self.device), scores[order].to(self.device)
+
+    def rois(self, batch: int, count: int) -> Tensor:
+        """[batch * count, 5]"""
+        rows = []
+        for image in range(batch):
+            boxes, _ = self.proposals(count)
+            rows.append(torch.cat([boxes.new_full((count, 1), image), boxes], dim=1))
+        return torch.cat(rows)
+
+
+def touched_cells(rois: Tensor, sizes: list[tuple[int, int]], batch: int) -> int:
+    """How many cells of the pyramid lie under some RoI."""
+    levels = reference.roi_levels(rois.cpu(), len(sizes), 56.0)
+    masks = [torch.zeros(batch, h, w, dtype=torch.bool) for h, w in sizes]
+    for (image, x1, y1, x2, y2), level in zip(rois.tolist(), levels.tolist(), strict=True):
+        s = STRIDES[level]
+        masks[level][
+            int(image), max(int(y1 / s) - 1, 0) : int(y2 / s) + 2, max(int(x1 / s) - 1, 0) : int(x2 / s) + 2
+        ] = True
+    return sum(int(mask.sum()) for mask in masks)  # fmt: skip
+
+
+def torchvision_pyramid(features: list[Tensor], rois: Tensor) -> Tensor:
+    """RoIAlign as torchvision's MultiScaleRoIAlign does it, a call per level; aligned, as ours."""
+    levels = reference.roi_levels(rois, len(features), 56.0)
+    rois = rois.to(features[0].dtype)
+    out = features[0].new_empty(len(rois), features[0].shape[1], 7, 7)
+    for level, feature in enumerate(features):
+        own = torch.where(levels == level)[0]
+        pooled = torchvision.ops.roi_align(feature, rois[own], 7, 1 / STRIDES[level], 0, aligned=True)
+        out = out.index_copy(0, own, pooled)
+    return out
+
+
+def roi_align_cases(picture: Picture, batch: int, count: int, with_reference: bool) -> Iterator[Case]:
+    sizes = picture.level_sizes(4)
+    rois = picture.rois(batch, count)
+    cells = touched_cells(rois, sizes, batch)
+    scales = [1 / s for s in STRIDES[:4]]
+    half = torch.float16 if picture.device.type == "cuda" else torch.float32
+    layouts = {
+        (half, torch.channels_last): "channels-last",
+        (torch.float32, torch.contiguous_format): "NCHW",
+    }
+    for (dtype, layout), name in layouts.items():
+        maps = [torch.randn(batch, CHANNELS, h, w, device=picture.device).to(dtype) for h, w in sizes]
+        maps = [m.contiguous(memory_format=layout) for m in maps]
+        each = CHANNELS * dtype.itemsize
+        title = f"{name} {str(dtype)[6:]}, {batch} x {count} RoIs"
+
+        def forward(pool: Callable[..., Tensor], maps=maps) -> Callable[[], object]:
+            return lambda: pool(maps, rois)
+
+        def backward(pool: Callable[..., Tensor], maps=maps) -> Callable[[], object]:
+            leaves = [m.detach().requires_grad_() for m in maps]
+            out = pool(leaves, rois)
+            grad = torch.randn_like(out)
+            return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+        def ours(maps, rois):
+            return frcnn_ops.pyramid_roi_align(maps, rois, 7, STRIDES[:4])
+
+        def naive(maps, rois):
+            return reference.roi_align(maps, rois, (7, 7), scales, 0, True, 56.0)
+
+        pools = {"ours": ours, "reference": naive} if with_reference else {"ours": ours}
+        if torchvision:
+            pools["torchvision"] = torchvision_pyramid
+        subjects = {name: forward(pool) for name, pool in pools.items()}
+        yield Case(f"roi_align {title}", (cells + len(rois) * 49) * each, subjects)
+        pools.pop("reference", None)
+        every = batch * sum(h * w for h, w in sizes)
+        subjects = {name: backward(pool) for name, pool in pools.items()}
+        yield Case(f"roi_align backward {title}", (every + len(rois) * 49) * each, subjects)
+
+
+def nms_cases(picture: Picture, batch: int, count: int) -> Iterator[Case]:
+    segments = batch * len(STRIDES)
+    parts = [picture.proposals(count) for _ in range(segments)]
+    boxes, scores = (torch.stack(p) for p in zip(*parts, strict=True))
+    ids = torch.arange(segments, device=picture.device).repeat_interleave(count)
+    flat, flat_scores = boxes.flatten(0, 1), scores.flatten()
+    subjects = {
+        "ours": lambda: frcnn_ops.nms_padded(boxes, scores, 0.7, count),
+        "reference": lambda: reference.nms_padded(boxes, scores, 0.7, count),
+    }
+    if torchvision:
+        subjects["torchvision"] = lambda: torchvision.ops.batched_nms(flat, flat_scores, ids, 0.7)
+    yield Case(f"nms {batch} images x 5 levels x {count}", segments * count * 28, subjects)
+
+    boxes_one, scores_one = picture.proposals(20 * count)
+    classes = torch.arange(20 * count, device=picture.device) % 80
+    subjects = {"ours": lambda: frcnn_ops.batched_nms(boxes_one, scores_one, classes, 0.5)}
+    if torchvision:
+        subjects["torchvision"] = lambda: torchvision.ops.batched_nms(boxes_one, scores_one, classes, 0.5)
+    yield Case(f"nms {20 * count} boxes, 80 classes", 20 * count * 36, subjects)
+
+
+def box_cases(picture: Picture, batch: int) -> Iterator[Case]:
+    sizes = picture.level_sizes(5)
+    flat_sizes = [n for size in sizes for n in size]
+    anchors = torch.cat(frcnn_ops.grid_anchors(sizes, STRIDES, device=picture.device))
+    n = len(anchors)
+    subjects = {
+        "ours": lambda: frcnn_ops.grid_anchors(sizes, STRIDES, device=picture.device),
+        "reference": lambda: reference.grid_anchors(flat_sizes, STRIDES, (8.0,), RATIOS, 0.0, picture.device),
+    }
+    if torchvision:
+        make = torchvision.models.detection.anchor_utils.AnchorGenerator(
+            tuple((8 * s,) for s in STRIDES), (RATIOS,) * 5
+        )
+        make.cell_anchors = [c.to(picture.device) for c in make.cell_anchors]
+        steps = [[torch.tensor(s, device=picture.device)] * 2 for s in STRIDES]
+        subjects["torchvision"] = lambda: make.grid_anchors(sizes, steps)
+    yield Case(f"grid_anchors {n}", n * 16, subjects)
+
+    rois, _ = picture.proposals(512)
+    codes = torch.randn(512, 320, device=picture.device)
+    stds = (0.1, 0.1, 0.2, 0.2)
+    subjects = {
+        "ours": lambda: frcnn_ops.decode_boxes(rois, codes, stds),
+        "reference": lambda: reference.decode_boxes(rois, codes, stds, None),
+    }
+    targets = picture.proposals(512)[0]
+    encoding = {
+        "ours": lambda: frcnn_ops.encode_boxes(rois, targets, stds),
+        "reference": lambda: reference.encode_boxes(rois, targets, stds),
+    }
+    if torchvision:
+        coder = torchvision.models.detection._utils.BoxCoder((10.0, 10.0, 5.0, 5.0))
+        subjects["torchvision"] = lambda: coder.decode_single(codes, rois)
+        encoding["torchvision"] = lambda: coder.encode_single(targets, rois)
+    yield Case("decode_boxes 512 x 80 classes", 512 * (16 + 80 * 32), subjects)
+    yield Case("encode_boxes 512", 512 * 48, encoding)
+
+    gts = picture.objects(100).to(picture.device)
+    subjects = {
+        "ours": lambda: frcnn_ops.box_iou(gts, anchors),
+        "reference": lambda: reference.box_iou(gts, anchors),
+    }
+    if torchvision:
+        subjects["torchvision"] = lambda: torchvision.ops.box_iou(gts, anchors)
+    yield Case(f"box_iou 100 x {n}", 100 * n * 4 + n * 16, subjects)
+
+    count = torch.tensor([100], device=picture.device)
+    rule = (0.7, 0.3, 0.3, True, -1.0)
+    subjects = {
+        "ours": lambda: frcnn_ops.assign_max_iou(anchors, gts, *rule[:4]),
+        "reference": lambda: reference.assign_max_iou(anchors, gts[None], count, None, None, *rule),
+    }
+    if torchvision:
+        match = torchvision.models.detection._utils.Matcher(0.7, 0.3, allow_low_quality_matches=True)
+        subjects["torchvision"] = lambda: match(torchvision.ops.box_iou(gts, anchors))
+    yield Case(f"assign_max_iou {n} x 100 gts", n * 28, subjects)
+
+    levels = len(STRIDES)
+    deltas = [torch.randn(batch, 12, h, w, device=picture.device) * 0.3 for h, w in sizes]
+    kept = [min(1000, 3 * h * w) for h, w in sizes]
+    indices = [
+        torch.randn(batch, 3 * h * w, device=picture.device).topk(k)[1]
+        for (h, w), k in zip(sizes, kept, strict=True)
+    ]
+    image_sizes = torch.tensor([[picture.height, picture.width]] * batch, device=picture.device).float()
+    shape = (STRIDES, (8.0,), RATIOS, 0.0, ONES, 0.0)
+    subjects = {
+        "ours": lambda: frcnn_ops.decode_proposals(deltas, indices, image_sizes, *shape),
+        "reference": lambda: reference.decode_proposals(deltas, indices, image_sizes, *shape),
+    }  # fmt: skip
+    yield Case(f"decode_proposals {batch} x {levels} levels", batch * sum(kept) * 41, subjects)
+
+
+def loss_cases(picture: Picture, count: int) -> Iterator[Case]:
+    target, _ = picture.proposals(count)
+    pred = (target + torch.randn_like(target) * 4).requires_grad_()
+
+    def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(loss(), pred)
+
+    peers = {"giou": "generalized_box_iou_loss", "ciou": "complete_box_iou_loss"}
+    for mode, peer in peers.items():
+        fixed = (None, None, ONES, mode, 1e-7, 0.0, "mean")
+        subjects = {
+            "ours": step(lambda fixed=fixed: torch.ops.frcnn_ops.iou_loss(pred, target, *fixed)),
+            "reference": step(lambda fixed=fixed: reference.iou_loss(pred, target, *fixed)),
+        }
+        if torchvision:
+            function = getattr(torchvision.ops, peer)
+            subjects["torchvision"] = step(lambda f=function: f(pred, target, reduction="mean"))
+        yield Case(f"{mode}_loss forward and backward, {count}", count * 80, subjects)
+
+
+def all_cases(picture: Picture, batches: list[int], quick: bool) -> Iterator[Case]:
+    shrink = 5 if quick else 1
+    yield from box_cases(picture, batches[-1])
+    for count in (512, 20000):
+        yield from loss_cases(picture, count // shrink)
+    for batch in batches:
+        yield from nms_cases(picture, batch, 1000 // shrink)
+    for batch in batches:
+        for count in (1000, 512):
+            yield from roi_align_cases(picture, batch, count // shrink, quick)

@@ -1,0 +1,61 @@
+// Number types on the CPU. Half and bfloat16 are only read: what is computed from them is float32.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../box.h"
+#include "../kernel_api.h"
+
+namespace frcnn {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+inline float widen(BFloat16 value) { return float_of(uint32_t{value.bits} << 16); }
+// The exponent has another bias, 112 less, which a product mends, subnormal numbers included. What comes out
+// beyond half's range was infinite or NaN.
+inline float widen(Half value) {
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const float size = float_of((value.bits & 0x7fffu) << 13) * 0x1p112f;
+  uint32_t bits;
+  std::memcpy(&bits, &size, sizeof(bits));
+  return float_of(bits | (size >= 65536.0f ? 0x7f800000u : 0u) | sign);
+}
+
+// Calls f with a value of the type that `type` names.
+template <typename F>
+void for_box_type(int64_t type, const F& f) {
+  type == kFrcnnDouble ? f(double{}) : f(float{});
+}
+template <typename F>
+void for_half_or_float(int64_t type, const F& f) {
+  type == kFrcnnHalf ? f(Half{}) : type == kFrcnnBfloat16 ? f(BFloat16{}) : f(float{});
+}
+
+template <typename T>
+Delta<T> load_delta(const T* p) {
+  return {p[0], p[1], p[2], p[3]};
+}
+template <typename T>
+void store_delta(T* p, const Delta<T>& d) {
+  p[0] = d.dx, p[1] = d.dy, p[2] = d.dw, p[3] = d.dh;
+}
+template <typename T>
+Delta<T> stds_of(const double* stds) {
+  return {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])};
+}
+
+}  // namespace frcnn

@@ -1,0 +1,141 @@
+// The kernel API: every kernel as a plain C function of pointers and sizes, nothing of torch. Names and
+// shapes are those of the operator in bindings/, tensors are contiguous unless strides are passed, boxes are
+// four numbers, `type` is the number type of what it stands beside; boxes of an operator that has float64
+// share it.
+//
+// FRCNN_KERNEL(x, ...) declares frcnn_cpu_x(...) in cpu/ and frcnn_cuda_x(..., stream) in cuda/. The latter
+// takes device pointers and only enqueues: it neither allocates nor synchronizes, so any sequence of them can
+// be captured into a CUDA graph. It returns the first launch error, a cudaError_t.
+#pragma once
+
+#include <cstdint>
+
+using FrcnnStream = struct CUstream_st*;  // cudaStream_t, without CUDA's headers
+
+#define FRCNN_KERNEL(name, ...)       \
+  void frcnn_cpu_##name(__VA_ARGS__); \
+  int frcnn_cuda_##name(__VA_ARGS__, FrcnnStream stream)
+// How many bytes of workspace the kernel wants.
+#define FRCNN_WORKSPACE(name, ...)                   \
+  int64_t frcnn_cpu_##name##_workspace(__VA_ARGS__); \
+  int64_t frcnn_cuda_##name##_workspace(__VA_ARGS__)
+
+extern "C" {
+
+enum FrcnnType { kFrcnnFloat = 0, kFrcnnDouble = 1, kFrcnnHalf = 2, kFrcnnBfloat16 = 3 };
+
+// The anchors of a grid, in host memory. On CUDA at most kFrcnnMostLevels levels, kFrcnnMostShapes scales or
+// ratios.
+enum { kFrcnnMostLevels = 16, kFrcnnMostShapes = 16 };
+struct FrcnnAnchors {
+  const float* strides;  // [levels]
+  const float* scales;
+  const float* ratios;
+  int64_t levels, num_scales, num_ratios;
+  float center_offset;
+};
+
+// sizes: host, H and W of each level; anchors float32
+FRCNN_KERNEL(grid_anchors, const FrcnnAnchors* grid, const int64_t* sizes, float* anchors);
+
+FRCNN_KERNEL(box_iou, int64_t type, const void* a, const void* b, int64_t n, int64_t m, void* out);
+
+// stds: host, four
+FRCNN_KERNEL(encode_boxes, int64_t type, const void* boxes, const void* targets, const double* stds,
+             int64_t n, void* deltas);
+// max_shape: host (height, width), or null
+FRCNN_KERNEL(decode_boxes, int64_t type, const void* boxes, const void* deltas, const double* stds,
+             const int64_t* max_shape, int64_t n, int64_t classes, void* out);
+FRCNN_KERNEL(decode_boxes_backward, int64_t type, const void* grad, const void* boxes, const void* deltas,
+             const double* stds, const int64_t* max_shape, int64_t n, int64_t classes, void* grad_deltas);
+
+// One level of decode_proposals, in host memory; the pointers are to device memory.
+struct FrcnnProposalLevel {
+  const void* deltas;  // [B, A*4, H, W], with the strides below, in elements
+  const int64_t* indices;
+  int64_t height, width, count;  // count: selected anchors per image
+  int64_t batch_stride, channel_stride, row_stride, column_stride;
+};
+FRCNN_KERNEL(decode_proposals, int64_t type, const FrcnnAnchors* grid, const FrcnnProposalLevel* levels,
+             const float* image_sizes, int64_t batch, const double* stds, double min_size, float* boxes,
+             bool* valid);
+
+// What the two directions of roi_align share, in host memory. On CUDA at most kFrcnnMostBins bin rows and
+// columns.
+enum { kFrcnnMostBins = 512 };
+struct FrcnnRoiAlign {
+  const int64_t* sizes;  // H and W of each level
+  const double* scales;  // cells per pixel of each level
+  int64_t levels, batch, channels, rois, pooled_height, pooled_width, sampling_ratio;
+  bool aligned, channels_last;  // channels_last: features and pooled values are [B, H, W, C]; forward only
+  double finest_scale;
+};
+// features: host array of pointers; rois float32, or float64 when features are. The CPU kernel takes
+// channels-last maps only, and adds to an `out` of the type of the rois that is zero on entry.
+FRCNN_KERNEL(roi_align, int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
+             const void* rois, void* out);
+// grad is [K, h, w, C], grad_features [B, H, W, C], whatever channels_last says; on a CPU float32 or float64
+FRCNN_WORKSPACE(roi_align_backward, const FrcnnRoiAlign* pooling);
+FRCNN_KERNEL(roi_align_backward, int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
+             const void* rois, void* workspace, void* const* grad_features);
+
+// boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each
+// other; drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], padded with -1, and
+// counts [S]. The CUDA kernel sorts and suppresses in one launch, and takes float32 and n up to
+// kFrcnnNmsBlock only.
+enum { kFrcnnNmsBlock = 4096 };
+FRCNN_KERNEL(nms, int64_t type, const void* boxes, const void* scores, const int64_t* groups,
+             int64_t segments, int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
+             int64_t* indices, int64_t* counts);
+
+// Larger inputs, on CUDA: sort by the keys of the scores, stably, then by group if there are any, then
+// suppress. keys ascend from the best score to the worst, NaN last; int32 for float scores, int64 for double
+int frcnn_cuda_nms_keys(int64_t type, const void* scores, int64_t n, void* keys, FrcnnStream stream);
+// ids [n]: the running number, from 1, of each sorted row's group -> starts [n + 1] of the groups, count [1]
+int frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* starts, int64_t* count,
+                            FrcnnStream stream);
+
+struct FrcnnLargeNms {
+  const void* boxes;     // [total, 4], not sorted
+  const void* scores;    // [total] or null; a score of -inf marks an absent box
+  const int64_t* order;  // [total]: segment by segment, best first, rows of boxes
+  // Segments are [starts[s], starts[s + 1]) with their number in device memory, or `segments` of n rows each
+  // if starts is null.
+  const int64_t *starts, *segment_count;
+  int64_t total, segments, n;
+  double iou_threshold;
+  int64_t max_keep;
+  // Results: keep [total], in the order of `order`, or indices [S, max_keep] (into the segment) and
+  // counts [S]
+  uint8_t* keep;
+  int64_t *indices, *counts;
+};
+// workspace: frcnn_cuda_nms_large_workspace(type, total) bytes
+int64_t frcnn_cuda_nms_large_workspace(int64_t type, int64_t total);
+int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* workspace, FrcnnStream stream);
+
+// mode: as frcnn::IouLoss counts; reduction: a FrcnnReduction; weight and boxes may be null.
+enum FrcnnReduction { kFrcnnNone = 0, kFrcnnSum = 1, kFrcnnMean = 2 };
+FRCNN_WORKSPACE(iou_loss, int64_t n);
+FRCNN_KERNEL(iou_loss, int64_t type, const void* pred, const void* target, const void* weight,
+             const void* boxes, const double* stds, int64_t n, int64_t mode, double eps, double beta,
+             int64_t reduction, void* workspace, void* out);
+FRCNN_KERNEL(iou_loss_backward, int64_t type, const void* grad, const void* pred, const void* target,
+             const void* weight, const void* boxes, const double* stds, int64_t n, int64_t mode, double eps,
+             double beta, int64_t reduction, void* grad_pred);
+
+// boxes [n, 4] with box_batch_stride 0, or [B, n, 4] with n * 4; ignore and ignore_counts may be null.
+// workspace: [B, G] numbers of `type`
+FRCNN_KERNEL(assign_max_iou, int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n,
+             const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g, const void* ignore,
+             const int64_t* ignore_counts, int64_t i, double pos_iou, double neg_iou, double min_pos_iou,
+             bool match_low_quality, double ignore_iof, void* workspace, int64_t* gt_index, void* max_iou);
+
+// x [B, H, W, C], weight [K / panel, points, C, panel] as bindings/winograd_conv.cpp describes it, bias [K]
+// and add [B, H, W, K] or null -> out [B, H, W, K]; float32, C a multiple of lanes
+enum { kFrcnnWinogradPoints = 36, kFrcnnWinogradLanes = 16, kFrcnnWinogradPanel = 32 };
+bool frcnn_cpu_winograd_available();
+void frcnn_cpu_winograd_conv(const float* x, const float* weight, const float* bias, const float* add,
+                             bool relu, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                             int64_t filters, float* out);
+}

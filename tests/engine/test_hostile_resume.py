@@ -1,0 +1,81 @@
+"""A last.pth whose checksum is right and whose content is not what training writes: refused, and named."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from frcnn.checkpoint.run_state import random_state, read_training_state, set_random_state
+from frcnn.checkpoint.save import save_checkpoint
+from frcnn.checkpoint.torch_file import CheckpointError
+from frcnn.engine.train import train
+
+NUMPY = "training.random_states.0.numpy"
+WRONG = [
+    ("meta", []),
+    ("meta.iter", -1),
+    ("meta.iter", True),
+    ("meta.iter", 10**9),
+    ("meta.recipe", "x"),
+    ("meta.recipe", {5: [], None: "\x1b[2J"}),
+    ("state_dict", {}),
+    ("state_dict", {"roi_head.bbox_head.fc_cls.bias": 1}),
+    ("state_dict.roi_head.bbox_head.fc_cls.bias", torch.ones(2)),
+    ("optimizer", None),
+    ("optimizer.state", [1]),
+    ("optimizer.state", {0: {}}),
+    ("optimizer.state", {10**6: {"momentum_buffer": torch.ones(1)}}),
+    ("optimizer.state", {0: {"momentum_buffer": torch.ones(1)}}),
+    ("optimizer.state", {0: {"momentum_buffer": "x"}}),
+    ("training.settings", {"seed": "x" * 10_000}),
+    ("training.data", 5),
+    ("training.threads", "many"),
+    ("training.random_states", []),
+    ("training.random_states", [{}]),
+    ("training.random_states.0.torch", torch.ones(5, dtype=torch.uint8)),
+    ("training.random_states.0.python", [3, [1, 2, 3], None]),
+    (NUMPY, ["MT19937", torch.ones(5, dtype=torch.int64), 0, 0, 0.0]),
+    (NUMPY, ["MT19937", torch.ones(624, dtype=torch.int64), 10**6, 0, 0.0]),
+    (NUMPY, ["MT19937", torch.ones(624, dtype=torch.int64), -5, 0, 0.0]),
+    ("training.history", "x"),
+    ("training.history", [{}]),
+    ("training.history", [{"epoch": 1, "bbox_mAP": "high"}]),
+    ("training.bad_images", [[0]]),
+    ("training.bad_images", [[10**6, 1, "x"]]),
+    ("training.log", []),
+    ("training.log", {"sums": {"loss": "x"}, "count": 1}),
+]
+
+
+def test_content_that_training_never_writes_is_refused(recipe, tiny, tmp_path):
+    run = tmp_path / "run"
+    train(recipe, *tiny, work_dir=run)
+    good = read_training_state(run / "last.pth")
+    for place, value in WRONG:
+        content = copy.deepcopy(good)
+        *homes, name = re.split(r"\.(?!bbox_head|fc_cls|bias)", place)
+        home = content
+        for key in homes:
+            home = home[int(key) if key.isdigit() else key]
+        home[name] = value
+        save_checkpoint(run / "last.pth", content)
+        with pytest.raises(CheckpointError, match=re.escape(str(run / "last.pth"))) as caught:
+            train(recipe, *tiny, work_dir=run, resume=True)
+        said = str(caught.value)
+        assert len(said) < 3000 and said.replace("\n", "").isprintable(), place
+    save_checkpoint(run / "last.pth", good)
+    train(recipe, *tiny, work_dir=run, resume=True)
+
+
+def test_a_random_state_that_points_beyond_its_numbers_is_refused():
+    """numpy takes it, and then reads memory that is not its own."""
+    before = np.random.get_state()
+    state = random_state()
+    state["numpy"][2] = 10**6
+    with pytest.raises(ValueError, match="624 numbers and goes on at 1000000"):
+        set_random_state(state)
+    assert np.random.get_state()[2] == before[2]
