@@ -6,9 +6,11 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "checker.h"
 #include "cuda_runtime.h"
@@ -27,6 +29,22 @@ std::string readable(const char* mangled) {
   std::string result = text != nullptr ? text : mangled;
   std::free(text);
   return result;
+}
+
+// A template's parameter types stand in its name as they are declared, so these are looked up as compilers do.
+std::string resolved(std::string text) {
+  static const std::pair<const char*, const char*> known[] = {
+      {"frcnn::Compute<double>::type", "double"},
+      {"frcnn::Compute<float>::type", "float"},
+      {"frcnn::Compute<__half>::type", "float"},
+      {"frcnn::Compute<__nv_bfloat16>::type", "float"},
+      {"frcnn::(anonymous namespace)::Ordered<double>::type", "unsigned long long"},
+      {"frcnn::(anonymous namespace)::Ordered<float>::type", "unsigned int"},
+  };
+  for (const auto& [declared, meant] : known)
+    for (size_t at; (at = text.find(declared)) != std::string::npos;)
+      text.replace(at, std::strlen(declared), meant);
+  return text;
 }
 
 // "void f<int>(float*, long)" -> "(float*, long)"
@@ -69,7 +87,7 @@ void* emulator_prepare(const char* mangled, void** arguments) {
   static const auto symbols = emulator::read_symbols();
   const std::string name = emulator::readable(mangled);
   const auto symbol = symbols.find(name);
-  const auto signature = emulator::signatures().find(emulator::parameters_of(name));
+  const auto signature = emulator::signatures().find(emulator::resolved(emulator::parameters_of(name)));
   if (symbol == symbols.end() || signature == emulator::signatures().end()) return nullptr;
   return new emulator::Launch(signature->second(symbol->second, arguments));
 }
