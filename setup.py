@@ -174,7 +174,7 @@ def main() -> None:
         archs = os.environ["TORCH_CUDA_ARCH_LIST"]
 
     # a*b+c is never contracted, on any device: IoUs that tie on the CPU have to tie on the GPU. Math errors
-    # and floating-point traps are not observed, which lets loops vectorise; nothing here changes a result.
+    # and floating-point traps are not observed, which lets loops vectorize; nothing here changes a result.
     cxx = ["/O2", "/fp:precise"] if sys.platform == "win32" else [
         "-O3",
         "-g0",

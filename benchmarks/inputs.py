@@ -65,13 +65,13 @@ def generated(height: int, width: int, seed: int) -> np.ndarray:
         octave //= 2
     for _ in range(24):
         side = np.exp(random.uniform(np.log(16), np.log(max(17, min(height, width) / 2)), 2)).astype(int)
-        centre = (int(random.uniform(0, width)), int(random.uniform(0, height)))
+        center = (int(random.uniform(0, width)), int(random.uniform(0, height)))
         mask = np.zeros((height, width), np.uint8)
         angle = random.uniform(0, 180)
         if random.random() < 0.5:
-            cv2.ellipse(mask, centre, (int(side[0]) // 2, int(side[1]) // 2), angle, 0, 360, 255, -1)
+            cv2.ellipse(mask, center, (int(side[0]) // 2, int(side[1]) // 2), angle, 0, 360, 255, -1)
         else:
-            corners = cv2.boxPoints((centre, (float(side[0]), float(side[1])), angle))
+            corners = cv2.boxPoints((center, (float(side[0]), float(side[1])), angle))
             cv2.fillPoly(mask, [corners.astype(np.int32)], 255)
         inside = mask > 0
         texture = random.normal(0, random.uniform(2, 25), (int(inside.sum()), 1))

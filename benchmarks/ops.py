@@ -73,7 +73,7 @@ class Picture:
         return torch.rand(*shape, generator=self.generator)
 
     def objects(self, count: int) -> Tensor:
-        """[count, 4]: centres anywhere, sizes log-uniform from 16 pixels to half the picture."""
+        """[count, 4]: centers anywhere, sizes log-uniform from 16 pixels to half the picture."""
         limit = torch.tensor([self.width, self.height])
         low = torch.log(torch.tensor(16.0))
         size = torch.exp(low + self.random(count, 1) * (torch.log(limit.min() * 0.5) - low))

@@ -27,12 +27,12 @@ from benchmarks.worker import serve
 from frcnn.config import Recipe
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.inference.hardware import DTYPES, fp32_arithmetic
-from frcnn.preprocess import normalise, pad, resize
+from frcnn.preprocess import normalize, pad, resize
 from frcnn.structures import Batch, Detections
 
 
 class Ours:
-    """One recipe, plain for training and as the reference, optimised for detection."""
+    """One recipe, plain for training and as the reference, optimized for detection."""
 
     def load(
         self,
@@ -72,7 +72,7 @@ class Ours:
             found = self.model.detect(self.batch, self.scales)
         torch.save([(image.boxes, image.scores, image.labels) for image in found], file)
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Make the fast model, which detects from here on, and free the plain one."""
         self.fast = self.model.optimize(precision=self.precision, mode=self.mode)
         del self.model
@@ -200,7 +200,7 @@ class Ours:
     def _preprocessed(self) -> tuple[Batch, list[tuple[float, float]]]:
         data = self.recipe.data
         resized = [resize(picture, self._fit()) for picture in self.uint8]
-        images = pad([normalise(picture, data) for picture, _ in resized], data.pad_divisor)
+        images = pad([normalize(picture, data) for picture, _ in resized], data.pad_divisor)
         batch = Batch(images, tuple(picture.shape[:2] for picture, _ in resized))
         return batch.to(self.device), [scale for _, scale in resized]
 

@@ -72,7 +72,7 @@ def measure_recipe(
 
         fast = processes.enter_context(start(OURS))
         _load(fast, recipe, weights or own_weights, conditions)
-        fast.call("optimise")
+        fast.call("optimize")
         subjects = {"ours": fast}
         for precision in peers:
             peer = processes.enter_context(start(PEER))

@@ -275,7 +275,7 @@ def plot(result: Row, path: Path) -> None:
         measured = [(row + offset, value) for row, value in enumerate(values) if value is not None]
         if measured:
             positions, lengths = zip(*measured, strict=True)
-            color = "lightgrey" if subject == PUBLISHED else None
+            color = "lightgray" if subject == PUBLISHED else None
             bars = axes.barh(positions, lengths, thickness, label=subject, color=color)
             axes.bar_label(bars, map(number, lengths), padding=3, fontsize="small")
     settings, machine = result["settings"], result["machine"]

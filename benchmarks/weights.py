@@ -1,7 +1,7 @@
 """Weights that make an untrained detector work as hard as a trained one.
 
 Speed depends on the data: how many proposals survive NMS and how many boxes pass the score threshold. Freshly
-initialised heads give next to none, or all. These weights keep a deep network's activations at the scale of
+initialized heads give next to none, or all. These weights keep a deep network's activations at the scale of
 its input, and the class layer is calibrated on the benchmark's own picture.
 """
 
@@ -74,13 +74,13 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
     _spread_over_levels(model, model.rpn_head(model.neck(stages))[0][:-1])
     features = model.neck(stages)
     deltas = [level.permute(0, 2, 3, 1).flatten(0, 2) for level in model.rpn_head(features)[1]]
-    _standardise(model.rpn_head.rpn_reg, torch.cat(deltas), PROPOSAL_SHIFT)
+    _standardize(model.rpn_head.rpn_reg, torch.cat(deltas), PROPOSAL_SHIFT)
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
     proposals, scores = model.rpn_head.propose(*model.rpn_head(features), sizes)
     present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
     classes, deltas, _ = head(features, present)
-    _standardise(head.bbox_head.fc_reg, deltas, DETECTION_SHIFT)
-    classes = _standardise(head.bbox_head.fc_cls, classes, CLASS_SPREAD)
+    _standardize(head.bbox_head.fc_reg, deltas, DETECTION_SHIFT)
+    classes = _standardize(head.bbox_head.fc_cls, classes, CLASS_SPREAD)
 
     wanted = min(CANDIDATES * len(present), classes[:, :-1].numel() // 20)
     low, high = -20.0, 40.0
@@ -92,7 +92,7 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
     head.bbox_head.fc_cls.bias[-1] += high
 
 
-def _standardise(layer: nn.Module, outputs: Tensor, spread: float) -> Tensor:
+def _standardize(layer: nn.Module, outputs: Tensor, spread: float) -> Tensor:
     """Make the layer's outputs [N, channels] have mean 0 in each channel and this deviation over all.
 
     Means would make the same few classes win everywhere, or push all boxes out of the picture.

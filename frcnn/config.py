@@ -45,7 +45,7 @@ class BackboneConfig(Checked):
     """Compute residual blocks again in the backward pass instead of keeping what is inside them: less memory
     for a third more work. Statistics of norms that learn them would be counted twice: needs norm_eval."""
     pretrained: str | None = None
-    """Published initialisation that training expects; see frcnn.zoo.BACKBONE_WEIGHTS."""
+    """Published initialization that training expects; see frcnn.zoo.BACKBONE_WEIGHTS."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import normalise, pad, prepare
+from frcnn.preprocess import normalize, pad, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
 from frcnn.structures import Batch, Detections
@@ -109,7 +109,7 @@ class FasterRCNN(nn.Module, Predictor):
         the data, so one call is a CUDA graph and a compiler sees all of it.
 
         images: [B, 3, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, 3] BGR, which is
-        normalised here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
+        normalized here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
         float32 [B, 2], (x, y) factors that boxes are divided by.
         Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B];
         with details also class probabilities [B, D, C + 1] and box features [B, D, F], float32 (0).
@@ -120,7 +120,7 @@ class FasterRCNN(nn.Module, Predictor):
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """The pyramid's levels, proposals [B, P, 4] and which of them exist, bool [B, P]."""
         if images.dtype == torch.uint8:
-            images = self._normalise(images, sizes)
+            images = self._normalize(images, sizes)
         features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, sizes)
@@ -130,8 +130,8 @@ class FasterRCNN(nn.Module, Predictor):
         with evaluating(self):
             return self.detect_padded(images, sizes, scales, details)
 
-    def _normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
-        """What `preprocess.normalise` and `pad` do, to the bit."""
+    def _normalize(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        """What `preprocess.normalize` and `pad` do, to the bit."""
         pixels = pixels.flip(-1) if self.data.rgb else pixels
         images = (pixels.float() - self.mean) / self.std
         rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
@@ -150,7 +150,7 @@ class FasterRCNN(nn.Module, Predictor):
     ) -> tuple[Batch, list[tuple[float, float]]]:
         """Images -> the network's input on its device, and each image's (x, y) scale."""
         prepared = [prepare(image, self.data, size) for image in images]
-        pixels = pad([normalise(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
+        pixels = pad([normalize(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
         batch = Batch(pixels, tuple(item.size for item in prepared)).to(self.device)
         return batch, [item.scale for item in prepared]
 

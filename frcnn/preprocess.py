@@ -336,7 +336,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[
     return image, (new_width / width, new_height / height)
 
 
-def normalise(image: np.ndarray | Tensor, data: DataConfig) -> Tensor:
+def normalize(image: np.ndarray | Tensor, data: DataConfig) -> Tensor:
     """HWC uint8 BGR -> [3, H, W] float32 in the channel order, mean and scale that the network expects.
 
     The result is a channels-last view: its memory stays HWC, as the convolutions want it.

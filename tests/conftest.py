@@ -78,7 +78,7 @@ def cases() -> Cases:
 
 @pytest.fixture
 def threads():
-    """Sets the number of CPU threads: ``threads(1)``; restored afterwards."""
+    """Sets the number of CPU threads: ``threads(1)``; restored afterward."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

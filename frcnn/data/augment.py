@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from frcnn.config import DataConfig
-from frcnn.preprocess import normalise, resize
+from frcnn.preprocess import normalize, resize
 
 
 def augment(
@@ -36,12 +36,12 @@ def as_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """HWC uint8 BGR image, boxes [G, 4] in its pixels and labels [G] -> what the network trains on.
 
-    Returns the normalised image [3, H, W], boxes float32 and labels int64. A box of which nothing remains is
+    Returns the normalized image [3, H, W], boxes float32 and labels int64. A box of which nothing remains is
     dropped, since its size has no logarithm to learn.
     """
     remains = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return (
-        normalise(image, data),
+        normalize(image, data),
         torch.from_numpy(np.ascontiguousarray(boxes[remains], dtype=np.float32)),
         torch.from_numpy(np.ascontiguousarray(labels[remains], dtype=np.int64)),
     )

@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_REQUEST = 2.0
 """Seconds in which a signal of the same kind is the same request. A scheduler that ends a job signals every
 process of it, torchrun among them, which passes the signal on: each process gets it twice. So does a process
-whose parent and whose group are both signalled."""
+whose parent and whose group are both signaled."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -29,7 +29,7 @@ from frcnn.checked import unknown
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.inference.fold import fold
-from frcnn.preprocess import normalise, pad
+from frcnn.preprocess import normalize, pad
 from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
 
@@ -157,7 +157,7 @@ def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, input_std: fl
 
     Norms vary around 1 (0.2 at the end of a residual branch, so that depth does not blow up), statistics
     around (0, 1), weights have a gain of 1.4 over sqrt(fan in), biases 0.05. The first convolution is
-    divided by ``input_std``, the spread of the pictures after normalisation.
+    divided by ``input_std``, the spread of the pictures after normalization.
     """
     drawn = {}
     for name, shape in shapes.items():
@@ -218,7 +218,7 @@ def case_batch(case: Mapping[str, np.ndarray], entry: Recipe) -> Batch:
     indices = range(int(case["batch_shape"][0]))
     pictures = [case[f"image{index}"] for index in indices]
     return Batch(
-        pad([normalise(picture, entry.data) for picture in pictures], entry.data.pad_divisor),
+        pad([normalize(picture, entry.data) for picture in pictures], entry.data.pad_divisor),
         tuple((picture.shape[0], picture.shape[1]) for picture in pictures),
         tuple(torch.from_numpy(case[f"gt_boxes{index}"]).float() for index in indices),
         tuple(torch.from_numpy(case[f"gt_labels{index}"]).long() for index in indices),

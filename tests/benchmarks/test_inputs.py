@@ -29,7 +29,7 @@ def test_generated_pictures_are_reproducible_and_differ_from_each_other():
     assert "generated" in described
     assert np.array_equal(made, pictures(2, 96, 160)[0])
     assert not np.array_equal(made[0], made[1])
-    # a natural picture: neighbours are alike, the whole is not flat
+    # a natural picture: neighbors are alike, the whole is not flat
     steps = np.abs(np.diff(made[0].astype(int), axis=1)).mean()
     assert made[0].std() > 20 and steps < made[0].std() / 2
 

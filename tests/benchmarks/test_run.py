@@ -172,7 +172,7 @@ def test_a_caffe_recipe_runs_without_peer_and_training_can_be_left_out(tmp_path,
 
 def test_the_plain_process_trains_and_the_fast_one_is_closed_before(result):
     plain, fast = [
-        worker for worker in result[1] if "optimise" in worker.calls or "calibrate" in worker.calls
+        worker for worker in result[1] if "optimize" in worker.calls or "calibrate" in worker.calls
     ]
     assert "train_step" in plain.calls and "train_step" not in fast.calls
     assert not hasattr(fast, "subject")
@@ -248,7 +248,7 @@ def test_a_recipe_of_the_zoo_runs_in_its_own_process(tmp_path):
         assert loaded["parameters"] == pytest.approx(60.2e6, rel=0.01)
         worker.call("pictures", file=str(file))
         worker.call("calibrate")
-        worker.call("optimise")
+        worker.call("optimize")
         assert 0 < worker.call("detect") < 60
         assert worker.call("counts")["detections"] >= 5
 
@@ -262,7 +262,7 @@ def test_box_ap_is_that_of_the_fast_model(tmp_path):
     subject.load(recipe, None, (240, 320), "cpu", "float32", "eager", torch.get_num_threads())
     subject.pictures(str(file))
     subject.calibrate()
-    subject.optimise()
+    subject.optimize()
 
     folder = tmp_path / "coco"
     (folder / "val2017").mkdir(parents=True)

@@ -7,7 +7,7 @@ import torch
 from benchmarks.inputs import pictures
 from benchmarks.weights import CANDIDATES, calibrate, generate
 from frcnn.detector import FasterRCNN
-from frcnn.preprocess import normalise, pad
+from frcnn.preprocess import normalize, pad
 from frcnn.structures import Batch
 from frcnn.zoo.small import small_r18_fpn
 
@@ -18,7 +18,7 @@ RECIPE = small_r18_fpn()
 def calibrated():
     """A model, and the two pictures that it is calibrated on."""
     made, _ = pictures(2, 192, 320)
-    batch = Batch(pad([normalise(picture, RECIPE.data) for picture in made], 32), ((192, 320),) * 2)
+    batch = Batch(pad([normalize(picture, RECIPE.data) for picture in made], 32), ((192, 320),) * 2)
     model = FasterRCNN(RECIPE.model, RECIPE.data).eval()
     generate(model)
     calibrate(model, batch)
@@ -42,7 +42,7 @@ def test_activations_keep_the_scale_of_the_input_in_both_styles_of_preprocessing
         model = FasterRCNN(RECIPE.model, data).eval()
         generate(model)
         with torch.no_grad():
-            features = model.backbone(normalise(np.ascontiguousarray(picture), data)[None])
+            features = model.backbone(normalize(np.ascontiguousarray(picture), data)[None])
         assert all(0.1 < feature.std() < 20 for feature in features)
 
 

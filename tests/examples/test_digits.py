@@ -38,9 +38,9 @@ def test_digits_stand_out_from_their_ground(written):
     dataset = load_coco(files["train"], folder / "images")
     contrasts = []
     for index in range(len(dataset)):
-        grey = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_GRAYSCALE).astype(float)
+        gray = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_GRAYSCALE).astype(float)
         for x1, y1, x2, y2 in dataset.boxes_of(index)[0].astype(int):
-            low, high = np.percentile(grey[y1:y2, x1:x2], [5, 95])
+            low, high = np.percentile(gray[y1:y2, x1:x2], [5, 95])
             contrasts.append(high - low)
     assert np.percentile(contrasts, 5) > 40
 

@@ -59,14 +59,14 @@ def test_every_trained_parameter_gets_a_finite_gradient(counts, box_loss):
 def test_a_training_step_lowers_the_loss():
     model = make()
     batch = make_batch()
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     history = []
     for _ in range(8):
         torch.manual_seed(0)
         loss = sum(model(batch).values())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.8 * history[0]
 

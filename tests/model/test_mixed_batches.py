@@ -16,7 +16,7 @@ from small_recipe import small
 
 import frcnn
 from frcnn.detector import FasterRCNN
-from frcnn.preprocess import normalise, pad, read_image, resize
+from frcnn.preprocess import normalize, pad, read_image, resize
 from frcnn.structures import Batch
 from frcnn.zoo.verify import CASES, draw_weights
 
@@ -43,7 +43,7 @@ def batch(model):
     landscape, _ = resize(picture[:150], (250, 117))
     portrait, _ = resize(picture.transpose(1, 0, 2).copy(), (180, 135))
     pictures = [landscape, portrait]
-    images = pad([normalise(image, model.data) for image in pictures], 32)
+    images = pad([normalize(image, model.data) for image in pictures], 32)
     boxes = (
         torch.tensor([[10.0, 12, 80, 90], [100, 20, 160, 75], [5, 5, 25, 30], [240, 100, 249, 110]]),
         torch.tensor([[20.0, 30, 120, 160], [60, 90, 100, 110]]),
@@ -94,17 +94,17 @@ def assigned(boxes, gts, positive, negative, low_quality):
 
 def encoded(boxes, targets, stds):
     sizes, target_sizes = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
-    centres, target_centres = (boxes[:, 2:] + boxes[:, :2]) / 2, (targets[:, 2:] + targets[:, :2]) / 2
-    deltas = torch.cat([(target_centres - centres) / sizes, (target_sizes / sizes).log()], 1)
+    centers, target_centers = (boxes[:, 2:] + boxes[:, :2]) / 2, (targets[:, 2:] + targets[:, :2]) / 2
+    deltas = torch.cat([(target_centers - centers) / sizes, (target_sizes / sizes).log()], 1)
     return deltas / torch.tensor(stds)
 
 
 def decoded(boxes, deltas, size):
-    sizes, centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+    sizes, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
     limit = abs(math.log(16 / 1000))
-    centres = centres + deltas[:, :2] * sizes
+    centers = centers + deltas[:, :2] * sizes
     sizes = sizes * deltas[:, 2:].clamp(-limit, limit).exp()
-    found = torch.cat([centres - sizes / 2, centres + sizes / 2], 1)
+    found = torch.cat([centers - sizes / 2, centers + sizes / 2], 1)
     return torch.minimum(found.clamp(min=0), torch.tensor([size[1], size[0]] * 2).float())
 
 

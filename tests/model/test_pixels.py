@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import frcnn
-from frcnn.preprocess import fit_size, normalise, pad, read_image, resize
+from frcnn.preprocess import fit_size, normalize, pad, read_image, resize
 from frcnn.zoo.verify import CASES
 
 PHOTOGRAPH = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"
@@ -25,7 +25,7 @@ def images():
 
 
 def expected(image, size, style):
-    """Resize by the smaller of the two ratios, sizes rounded half up; then normalise in float64."""
+    """Resize by the smaller of the two ratios, sizes rounded half up; then normalize in float64."""
     height, width = image.shape[:2]
     scale = min(max(size) / max(height, width), min(size) / min(height, width))
     new = (int(width * scale + 0.5), int(height * scale + 0.5))
@@ -49,7 +49,7 @@ def test_photographs(size, style, images):
         assert np.array_equal(resized, wanted)
         assert scale == pytest.approx(wanted_scale, abs=1e-12)
         assert fit_size(*original.shape[:2], size) == wanted.shape[:2]
-        image = normalise(resized, data)
+        image = normalize(resized, data)
         assert image.dtype == torch.float32
         # float32 subtraction at 255 is exact to 2**-17; dividing by a std of 57 makes the bound smaller still
         assert np.abs(image.permute(1, 2, 0).numpy() - values).max() < 2**-16
@@ -66,9 +66,9 @@ def test_the_half_size_photograph_of_the_cases_is_what_resizing_gives():
     assert np.array_equal(resized, read_image(CASES / "image0.png")) and scale == (0.5, 0.5)
 
 
-def test_padding_is_zero_after_normalisation():
+def test_padding_is_zero_after_normalization():
     original = read_image(CASES / "image0.png")[:233, :301]
-    image = normalise(original, frcnn.recipe("faster_rcnn_r50_fpn_1x_coco").data)
+    image = normalize(original, frcnn.recipe("faster_rcnn_r50_fpn_1x_coco").data)
     batch = pad([image, image[:, :100, :320]], 32)
     assert batch.shape == (2, 3, 256, 320)
     assert torch.equal(batch[0, :, :233, :301], image)

@@ -12,7 +12,7 @@ import torch
 
 import frcnn
 from frcnn.config import BackboneConfig
-from frcnn.preprocess import normalise, pad, read_image, resize
+from frcnn.preprocess import normalize, pad, read_image, resize
 from frcnn.structures import Batch
 from frcnn.zoo import COCO_CLASSES
 from frcnn.zoo.verify import CASES
@@ -120,7 +120,7 @@ def test_recipe(name, photograph):
 
     torch.manual_seed(0)
     model.train()
-    images = pad([normalise(resized, recipe.data)], recipe.data.pad_divisor)
+    images = pad([normalize(resized, recipe.data)], recipe.data.pad_divisor)
     losses = model(Batch(images, (resized.shape[:2],), (boxes,), (labels,)))
     assert list(losses) == ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"]
     total = sum(losses.values())
