@@ -1,7 +1,7 @@
 """A detection data set made of real handwritten digits (scikit-learn's, 8x8 pixels each).
 
-Every picture is a canvas with a random background on which digits of random size, slant and color lie, dark
-on light or light on dark, some overlapping. Training and held-out pictures use different originals.
+Every image is a canvas with a random background on which digits of random size, slant and color lie, dark
+on light or light on dark, some overlapping. Training and held-out images use different originals.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def write_digits(folder: Path, train_images: int, held_out_images: int, seed: in
             "categories": [{"id": digit + 1, "name": str(digit)} for digit in range(10)],
         }
         for number in range(count):
-            picture, boxes, labels = _picture(digits, originals, rng)
+            image, boxes, labels = _draw_image(digits, originals, rng)
             file_name = f"{name}_{number:04d}.jpg"
-            if not cv2.imwrite(str(images / file_name), picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            if not cv2.imwrite(str(images / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
                 raise OSError(f"{images / file_name} could not be written")
-            height, width = picture.shape[:2]
+            height, width = image.shape[:2]
             content["images"].append(
                 {"id": number + 1, "file_name": file_name, "width": width, "height": height}
             )
@@ -66,10 +66,10 @@ def write_digits(folder: Path, train_images: int, held_out_images: int, seed: in
     return files
 
 
-def _picture(
+def _draw_image(
     digits, originals: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[list[int]], list[int]]:
-    """An HWC uint8 BGR picture, its boxes (x1, y1, x2, y2) and its digits."""
+    """An HWC uint8 BGR image, its boxes (x1, y1, x2, y2) and its digits."""
     width, height = CANVASES[rng.integers(len(CANVASES))]
     canvas = _background(width, height, rng)
     boxes: list[list[int]] = []

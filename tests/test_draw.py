@@ -1,4 +1,4 @@
-"""Boxes and captions on pictures."""
+"""Boxes and captions on images."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from frcnn.structures import Detections
 GRAY = np.full((240, 320, 3), 128, dtype=np.uint8)
 
 
-def test_the_picture_itself_is_left_alone_and_the_outline_has_the_class_color():
+def test_the_image_itself_is_left_alone_and_the_outline_has_the_class_color():
     before = GRAY.copy()
     drawn = draw_boxes(GRAY, np.array([[50, 60, 200, 180]]), [1], [""])
     assert (GRAY == before).all()
@@ -28,7 +28,7 @@ def test_the_caption_stands_above_the_box_on_a_bar_of_its_color():
 
 
 @pytest.mark.parametrize("box", [[0, 0, 320, 240], [-50, -50, 20, 20], [300, 230, 500, 400], [5, 5, 5, 5]])
-def test_captions_stay_inside_the_picture(box):
+def test_captions_stay_inside_the_image(box):
     drawn = draw_boxes(GRAY, np.array([box]), [2], ["a caption"])
     assert (drawn == class_color(2)).all(axis=2).sum() > 300
 

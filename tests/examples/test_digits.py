@@ -56,13 +56,13 @@ def test_the_same_seed_makes_the_same_data(written, tmp_path):
 
 def test_held_out_digits_are_other_originals(monkeypatch, tmp_path):
     seen = []
-    original = digits._picture
+    original = digits._draw_image
 
-    def picture(source, originals, rng):
+    def draw_image(source, originals, rng):
         seen.append(set(originals.tolist()))
         return original(source, originals, rng)
 
-    monkeypatch.setattr(digits, "_picture", picture)
+    monkeypatch.setattr(digits, "_draw_image", draw_image)
     digits.write_digits(tmp_path, 1, 1)
     train, held_out = seen
     assert not train & held_out and len(train | held_out) == 1797

@@ -1,4 +1,4 @@
-"""Preprocessing of real photographs, pixel for pixel, against cv2 and numpy used as MMDetection does."""
+"""Preprocessing of real images, pixel for pixel, against cv2 and numpy used as MMDetection does."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import frcnn
 from frcnn.preprocess import fit_size, normalize, pad, read_image, resize
 from frcnn.zoo.verify import CASES
 
-PHOTOGRAPH = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"
+BLOOD_CELLS = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"
 SIZES = [(1333, 800), (1333, 640), (1333, 736), (1333, 768), (1000, 600), (320, 240), (333, 500), (97, 61)]
 
 
 @pytest.fixture(scope="module")
 def images():
-    """A photograph and the package's half-size image of it, upright and on their side."""
-    upright = [cv2.imread(str(path)) for path in (PHOTOGRAPH, CASES / "image0.png")]
+    """An image and the package's half-size copy of it, upright and on their side."""
+    upright = [cv2.imread(str(path)) for path in (BLOOD_CELLS, CASES / "image0.png")]
     return [*upright, *(np.ascontiguousarray(image.transpose(1, 0, 2)[:, 3:]) for image in upright)]
 
 
@@ -40,7 +40,7 @@ def expected(image, size, style):
 
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 @pytest.mark.parametrize("size", SIZES)
-def test_photographs(size, style, images):
+def test_real_images(size, style, images):
     name = "faster_rcnn_r50_fpn_1x_coco" if style == "pytorch" else "faster_rcnn_r50_caffe_fpn_1x_coco"
     data = frcnn.recipe(name).data
     for original in images:
@@ -61,8 +61,8 @@ def test_an_image_of_the_right_size_is_not_touched():
     assert np.array_equal(resized, image) and scale == (1.0, 1.0)
 
 
-def test_the_half_size_photograph_of_the_cases_is_what_resizing_gives():
-    resized, scale = resize(read_image(PHOTOGRAPH), (320, 240))
+def test_the_half_size_image_of_the_cases_is_what_resizing_gives():
+    resized, scale = resize(read_image(BLOOD_CELLS), (320, 240))
     assert np.array_equal(resized, read_image(CASES / "image0.png")) and scale == (0.5, 0.5)
 
 
