@@ -24,7 +24,7 @@ from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import normalize, pad, prepare
+from frcnn.preprocess import normalize, pad, padded, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
 from frcnn.structures import Batch, Detections
@@ -84,10 +84,11 @@ class FasterRCNN(nn.Module, Predictor):
         self, batch: Batch, generator: torch.Generator | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch, and the percentage of
-        sampled boxes that were classified rightly.
+        sampled boxes that were classified correctly.
 
-        Anchors and proposals are assigned and sampled as in training in either mode, which decides about the
-        norms alone. generator: of the random numbers for sampling, on the model's device; None takes torch's.
+        Only the norms depend on the model's mode: anchors and proposals are assigned and sampled as in
+        training in evaluation mode too. generator: of the random numbers for sampling, on the model's device;
+        None takes torch's.
 
         Raises ValueError, naming the image, for boxes or labels that are missing, of another shape or, where
         they are on the CPU, of impossible values.
@@ -97,7 +98,8 @@ class FasterRCNN(nn.Module, Predictor):
         features = self.neck(self.backbone(batch.images))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch), training=True)
-        rpn_losses = self.rpn_head.losses(logits, deltas, gt, self._padded_sizes(batch), generator)
+        padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
+        rpn_losses = self.rpn_head.losses(logits, deltas, gt, padded_sizes, generator)
         roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt, generator)
         return {**rpn_losses, **roi_losses}, accuracy
 
@@ -105,8 +107,10 @@ class FasterRCNN(nn.Module, Predictor):
     def detect_padded(
         self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool = False
     ) -> tuple[Tensor, ...]:
-        """A batch of images -> its padded detections, best first: nothing waits for the device or depends on
-        the data, so one call is a CUDA graph and a compiler sees all of it.
+        """A batch of images -> its padded detections, best first.
+
+        Nothing waits for the device and no shape depends on the data, so a call can be captured as one CUDA
+        graph and compiled as a whole.
 
         images: [B, 3, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, 3] BGR, which is
         normalized here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
@@ -164,12 +168,6 @@ class FasterRCNN(nn.Module, Predictor):
 
     def _sizes(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.sizes, dtype=torch.float32).to(batch.images.device, non_blocking=True)
-
-    def _padded_sizes(self, batch: Batch) -> list[tuple[int, int]]:
-        divisor = self.data.pad_divisor
-        return [
-            (-(-height // divisor) * divisor, -(-width // divisor) * divisor) for height, width in batch.sizes
-        ]
 
     def _check(self, batch: Batch) -> None:
         images = len(batch.images)

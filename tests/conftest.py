@@ -85,6 +85,11 @@ def threads():
 
 
 @pytest.fixture
+def one_thread(threads):
+    threads(1)
+
+
+@pytest.fixture
 def random_boxes():
     """``random_boxes(n, seed, ...)``: proper boxes inside an image of ``extent`` pixels."""
 

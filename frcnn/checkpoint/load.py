@@ -1,6 +1,6 @@
 """Loads weights of any common origin into a detector, strictly.
 
-Read are checkpoints of MMDetection 2.x and 3.x, of this package, bare state dicts, safetensors, and the
+It reads checkpoints of MMDetection 2.x and 3.x and of this package, bare state dicts, safetensors, and the
 Faster R-CNN files of torchvision and detectron2. Nothing in a file is executed.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frcnn.checkpoint.names import from_detectron2, from_torchvision, recognize
 from frcnn.checkpoint.records import ArrayRecord, Inert, TensorRecord
@@ -101,7 +101,7 @@ def load_checkpoint(
         warnings.warn(f"{checkpoint.origin}: {note}", stacklevel=2)
     model.load_state_dict({**own, **ready})
     if reinit_heads:
-        _initialize_heads(model)
+        model.roi_head.bbox_head.initialize_outputs()
     model.class_names = tuple(class_names) or model.class_names
     return LoadReport(dialect, model.class_names, (*warned, *checkpoint.notes))
 
@@ -221,7 +221,7 @@ def check_dense(tensors: Mapping[str, Tensor]) -> None:
 def check_numbers(tensors: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError, naming them, for weights that are integers, not finite, or a negative variance.
 
-    Batch norms' ``num_batches_tracked`` are integers by right.
+    Batch norms' ``num_batches_tracked`` may be integers.
     """
     integers, infinite, negative = [], [], []
     for name, value in tensors.items():
@@ -361,16 +361,6 @@ def _style_notes(checkpoint: Checkpoint, model: FasterRCNN) -> tuple[str, ...]:
         f"these are weights of a {style}-style backbone and the model is {model.config.backbone.style} "
         "style: they load but detect nothing sensible; build the recipe of the file's style",
     )
-
-
-def _initialize_heads(model: FasterRCNN) -> None:
-    """As a new box head starts: normal with 0.01 for classes and 0.001 for boxes, biases zero."""
-    head = model.roi_head.bbox_head
-    nn.init.normal_(head.fc_cls.weight, std=0.01)
-    nn.init.normal_(head.fc_reg.weight, std=0.001)
-    with torch.no_grad():
-        head.fc_cls.bias.zero_()
-        head.fc_reg.bias.zero_()
 
 
 def _rows(tensors: Mapping[str, Any], suffix: str) -> int | None:

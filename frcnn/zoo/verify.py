@@ -262,11 +262,9 @@ def _compare_inference(
             )
         if f"det_boxes{index}" in case:
             wanted = case[f"det_boxes{index}"], case[f"det_scores{index}"], case[f"det_labels{index}"]
-            ours = found[index]
+            ours = found[index].to_numpy()
             detections += len(wanted[0])
-            detections_missed += unmatched(
-                wanted, (_array(ours.boxes), _array(ours.scores), _array(ours.labels))
-            )
+            detections_missed += unmatched(wanted, (ours["boxes"], ours["scores"], ours["labels"]))
     return replace(
         result,
         features=error,

@@ -28,15 +28,7 @@ SMALL = ModelConfig(
 )
 DATA = DataConfig(size=(160, 96))
 FIELDS = ("boxes", "scores", "labels")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Images this small are slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # images this small are slower with more
 
 
 def with_backbone(**changes):
