@@ -43,7 +43,7 @@ stress: sanitize
 
 # Left out is what tests torch.compile and the package's files rather than the operators. Python is not built
 # with the sanitizers, so their library comes first, and before libstdc++, whose exceptions it watches. A size
-# that is refused by the allocator shall raise, as it does in a plain build; Python's leaks are its own.
+# that the allocator refuses must raise, as it does in a plain build; Python's leaks are its own.
 SANITIZED := build/sanitize
 SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 FUZZ_CALLS ?= 100000

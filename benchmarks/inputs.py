@@ -82,7 +82,7 @@ def generated(height: int, width: int, seed: int) -> np.ndarray:
 def annotations(
     count: int, height: int, width: int, num_classes: int, objects: int = 8, seed: int = 0
 ) -> tuple[list[list[list[float]]], list[list[int]]]:
-    """Boxes and labels of `objects` objects per image, as COCO has on average: sides from 24 px to half."""
+    """Boxes and labels of `objects` objects per image, as COCO has on average; sides 24 px to half of it."""
     random = np.random.default_rng(seed)
     boxes, labels = [], []
     for _ in range(count):

@@ -73,7 +73,7 @@ class Ours:
         torch.save([(image.boxes, image.scores, image.labels) for image in found], file)
 
     def optimize(self) -> None:
-        """Make the fast model, which detects from here on, and free the plain one."""
+        """Make the fast detector, which detects from here on, and free the plain one."""
         self.fast = self.model.optimize(precision=self.precision, mode=self.mode)
         del self.model
         gc.collect()
@@ -151,12 +151,12 @@ class Ours:
 
     @torch.inference_mode()
     def drift(self, file: str) -> dict[str, object]:
-        """How the fast model's detections differ from those that `save_detections` kept."""
+        """How the fast detector's detections differ from those that `save_detections` kept."""
         plain = [Detections(*image) for image in torch.load(file, weights_only=True)]
         return compare_detections(plain, self._detect())._asdict()
 
     def box_ap(self, folder: str) -> float:
-        """Box AP (percent) of the fast model on COCO val2017."""
+        """Box AP (percent) of the fast detector on COCO val2017."""
         annotations = Path(folder) / "annotations" / "instances_val2017.json"
         found = frcnn.evaluate(self.fast, annotations, Path(folder) / "val2017")
         return 100 * found.metrics["bbox_mAP"]

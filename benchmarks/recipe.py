@@ -35,7 +35,7 @@ class Conditions:
     seconds: float
     """Time given to each interleaved measurement."""
     least: int = 5
-    """Rounds of a measurement at least."""
+    """The fewest rounds of a measurement."""
     train: bool = True
     coco: Path | None = None
 

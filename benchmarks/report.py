@@ -207,7 +207,7 @@ def _drift_table(rows: Sequence[Row], result: Row) -> str:
             ]
         )
     text = (
-        f"Detections of the fast model ({result['settings']['precision']}, {result['settings']['mode']}) "
+        f"Detections of the fast detector ({result['settings']['precision']}, {result['settings']['mode']}) "
         "against the plain model's in float32 on the same images, and what passes through it per image."
     )
     return "\n\n".join(["## Drift and counts", text, table(header, lines)])

@@ -61,7 +61,7 @@ class Settings:
     recipes: tuple[str, ...] = ()
     """Default: all 15."""
     quick: bool = False
-    """Small images, few iterations: does everything once, its times mean little."""
+    """Small images, few iterations: everything runs once, and the times mean little."""
     images: Path | None = None
     """Folder of images to tile; without it, images are generated."""
     weights: str | None = None

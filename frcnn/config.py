@@ -141,7 +141,7 @@ class DataConfig(Checked):
     """From an image to the network's input."""
 
     size: tuple[Pixels, Pixels] = (1333, 800)
-    """(long side, short side) that an image is shrunk or enlarged to fit, keeping its aspect."""
+    """(long side, short side) that an image is shrunk or enlarged to fit, keeping its aspect ratio."""
     train_short_sides: Annotated[tuple[Pixels, ...], Range(1, 1000)] = (800,)
     """Short sides drawn at random while training (multi-scale training)."""
     mean: tuple[Level, Level, Level] = (123.675, 116.28, 103.53)

@@ -79,7 +79,7 @@ class Converted:
 
 
 def recognize(names: Iterable[str]) -> Dialect:
-    """Whose parameter names these are; "mmdetection" unless something else is plain."""
+    """Whose parameter names these are; "mmdetection" unless they are clearly another's."""
     for name in names:
         if name.startswith("backbone.body."):
             return "torchvision"

@@ -68,7 +68,7 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
 
     Raises:
         ValueError: nothing is named.
-        DownloadError: the file could not be had.
+        DownloadError: the file could not be downloaded.
         CheckpointError: the file is no such backbone; the message lists the differences.
     """
     from frcnn.checkpoint.load import (

@@ -13,7 +13,7 @@ from frcnn.preprocess import normalize, resize
 def augment(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, data: DataConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """HWC uint8 BGR image and its boxes [G, 4] in pixels -> what `as_sample` returns of a random form."""
+    """HWC uint8 BGR image, boxes [G, 4] in its pixels -> their `as_sample`, randomly resized and flipped."""
     short_side = int(rng.choice(data.train_short_sides))
     flip = rng.random() < data.flip
     resized, scale = resize(image, (data.size[0], short_side))

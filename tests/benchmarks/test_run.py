@@ -254,7 +254,7 @@ def test_a_recipe_of_the_zoo_runs_in_its_own_process(tmp_path):
 
 
 def test_box_ap_is_that_of_the_fast_model(tmp_path):
-    """On images whose only annotation is the fast model's own best detection."""
+    """On images whose only annotation is the fast detector's own best detection."""
     recipe = small_r18_fpn()
     file = tmp_path / "images.npy"
     np.save(file, make_images(1, 120, 160)[0])
