@@ -31,7 +31,7 @@ import frcnn
 from benchmarks import inputs, machine, report
 from benchmarks.compare import compare
 from benchmarks.recipe import PEER, TRAINING_BATCH, Conditions, measure_recipe
-from benchmarks.startup import start_up
+from benchmarks.start_up import start_up
 from benchmarks.worker import Worker, WorkerError
 from frcnn.checkpoint.download import checkpoint_addresses
 from frcnn.config import Recipe

@@ -164,7 +164,7 @@ def evaluate(
 
     Args:
         per_class: Also print AP and AP50 of every class.
-        losses: Also print the training losses, which takes a second forward pass (in float32).
+        losses: Also print the losses that training minimizes, by a second forward pass (in float32).
         output: Write the detections to this file, in COCO's results format.
         threads: How many read and resize images.
     """
