@@ -3,7 +3,7 @@
 # make stress  runs make sanitize, then the long forms of the attacks (an hour or so); docs/reliability.md has
 #              their counts
 # make sanitize    tests and fuzzes the operators in a build of their own, under build/, that stops at the first
-#              access out of bounds and at undefined behaviour; needs gcc; FUZZ_CALLS is how many calls (100000)
+#              access out of bounds and at undefined behavior; needs gcc; FUZZ_CALLS is how many calls (100000)
 # make lint    checks style and types; make format applies the style
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
@@ -43,7 +43,7 @@ stress: sanitize
 
 # Left out is what tests torch.compile and the package's files rather than the operators. Python is not built
 # with the sanitizers, so their library comes first, and before libstdc++, whose exceptions it watches. A size
-# that is refused by the allocator shall raise, as it does in a plain build; Python's leaks are its own.
+# that the allocator refuses must raise, as it does in a plain build; Python's leaks are its own.
 SANITIZED := build/sanitize
 SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 FUZZ_CALLS ?= 100000

@@ -81,7 +81,7 @@ def timings(result: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Mappin
     for row in result["recipes"]:
         for timing in row.get("inference", []):
             yield (row["name"], f"detect, batch {timing['batch']}"), timing["ours"]
-        for part in ("from_pictures", "training"):
+        for part in ("from_images", "training"):
             if part in row:
                 yield (
                     (row["name"], f"{part.replace('_', ' ')}, batch {row[part]['batch']}"),

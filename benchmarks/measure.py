@@ -66,14 +66,14 @@ def interleave(
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, with everything finished on the device."""
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     call()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""The operators' workloads in R-50-FPN: pictures, and what each library does with them."""
+"""The operators' workloads in R-50-FPN: images, and what each library does with them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Case:
 
 
 @dataclass
-class Picture:
+class Image:
     """Sizes, and boxes as a detector has them: a few objects, many proposals around each."""
 
     height: int
@@ -52,7 +52,7 @@ class Picture:
         return torch.rand(*shape, generator=self.generator)
 
     def objects(self, count: int) -> Tensor:
-        """[count, 4]: centers anywhere, sizes log-uniform from 16 pixels to half the picture."""
+        """[count, 4]: centers anywhere, sizes log-uniform from 16 pixels to half the image."""
         limit = torch.tensor([self.width, self.height])
         low = torch.log(torch.tensor(16.0))
         size = torch.exp(low + self.random(count, 1) * (torch.log(limit.min() * 0.5) - low))
@@ -108,18 +108,18 @@ def torchvision_pyramid(features: list[Tensor], rois: Tensor) -> Tensor:
     return out
 
 
-def roi_align_cases(picture: Picture, batch: int, count: int, with_reference: bool) -> Iterator[Case]:
-    sizes = picture.level_sizes(4)
-    rois = picture.rois(batch, count)
+def roi_align_cases(image: Image, batch: int, count: int, with_reference: bool) -> Iterator[Case]:
+    sizes = image.level_sizes(4)
+    rois = image.rois(batch, count)
     cells = touched_cells(rois, sizes, batch)
     scales = [1 / s for s in STRIDES[:4]]
-    half = torch.float16 if picture.device.type == "cuda" else torch.float32
+    half = torch.float16 if image.device.type == "cuda" else torch.float32
     layouts = {
         (half, torch.channels_last): "channels-last",
         (torch.float32, torch.contiguous_format): "NCHW",
     }
     for (dtype, layout), name in layouts.items():
-        maps = [torch.randn(batch, CHANNELS, h, w, device=picture.device).to(dtype) for h, w in sizes]
+        maps = [torch.randn(batch, CHANNELS, h, w, device=image.device).to(dtype) for h, w in sizes]
         maps = [m.contiguous(memory_format=layout) for m in maps]
         each = CHANNELS * dtype.itemsize
         title = f"{name} {str(dtype)[6:]}, {batch} x {count} RoIs"
@@ -150,11 +150,11 @@ def roi_align_cases(picture: Picture, batch: int, count: int, with_reference: bo
         yield Case(f"roi_align backward {title}", (every + len(rois) * 49) * each, subjects)
 
 
-def nms_cases(picture: Picture, batch: int, count: int) -> Iterator[Case]:
+def nms_cases(image: Image, batch: int, count: int) -> Iterator[Case]:
     segments = batch * len(STRIDES)
-    parts = [picture.proposals(count) for _ in range(segments)]
+    parts = [image.proposals(count) for _ in range(segments)]
     boxes, scores = (torch.stack(p) for p in zip(*parts, strict=True))
-    ids = torch.arange(segments, device=picture.device).repeat_interleave(count)
+    ids = torch.arange(segments, device=image.device).repeat_interleave(count)
     flat, flat_scores = boxes.flatten(0, 1), scores.flatten()
     subjects = {
         "ours": lambda: frcnn_ops.nms_padded(boxes, scores, 0.7, count),
@@ -164,40 +164,40 @@ def nms_cases(picture: Picture, batch: int, count: int) -> Iterator[Case]:
         subjects["torchvision"] = lambda: torchvision.ops.batched_nms(flat, flat_scores, ids, 0.7)
     yield Case(f"nms {batch} images x 5 levels x {count}", segments * count * 28, subjects)
 
-    boxes_one, scores_one = picture.proposals(20 * count)
-    classes = torch.arange(20 * count, device=picture.device) % 80
+    boxes_one, scores_one = image.proposals(20 * count)
+    classes = torch.arange(20 * count, device=image.device) % 80
     subjects = {"ours": lambda: frcnn_ops.batched_nms(boxes_one, scores_one, classes, 0.5)}
     if torchvision:
         subjects["torchvision"] = lambda: torchvision.ops.batched_nms(boxes_one, scores_one, classes, 0.5)
     yield Case(f"nms {20 * count} boxes, 80 classes", 20 * count * 36, subjects)
 
 
-def box_cases(picture: Picture, batch: int) -> Iterator[Case]:
-    sizes = picture.level_sizes(5)
+def box_cases(image: Image, batch: int) -> Iterator[Case]:
+    sizes = image.level_sizes(5)
     flat_sizes = [n for size in sizes for n in size]
-    anchors = torch.cat(frcnn_ops.grid_anchors(sizes, STRIDES, device=picture.device))
+    anchors = torch.cat(frcnn_ops.grid_anchors(sizes, STRIDES, device=image.device))
     n = len(anchors)
     subjects = {
-        "ours": lambda: frcnn_ops.grid_anchors(sizes, STRIDES, device=picture.device),
-        "reference": lambda: reference.grid_anchors(flat_sizes, STRIDES, (8.0,), RATIOS, 0.0, picture.device),
+        "ours": lambda: frcnn_ops.grid_anchors(sizes, STRIDES, device=image.device),
+        "reference": lambda: reference.grid_anchors(flat_sizes, STRIDES, (8.0,), RATIOS, 0.0, image.device),
     }
     if torchvision:
         make = torchvision.models.detection.anchor_utils.AnchorGenerator(
             tuple((8 * s,) for s in STRIDES), (RATIOS,) * 5
         )
-        make.cell_anchors = [c.to(picture.device) for c in make.cell_anchors]
-        steps = [[torch.tensor(s, device=picture.device)] * 2 for s in STRIDES]
+        make.cell_anchors = [c.to(image.device) for c in make.cell_anchors]
+        steps = [[torch.tensor(s, device=image.device)] * 2 for s in STRIDES]
         subjects["torchvision"] = lambda: make.grid_anchors(sizes, steps)
     yield Case(f"grid_anchors {n}", n * 16, subjects)
 
-    rois, _ = picture.proposals(512)
-    codes = torch.randn(512, 320, device=picture.device)
+    rois, _ = image.proposals(512)
+    codes = torch.randn(512, 320, device=image.device)
     stds = (0.1, 0.1, 0.2, 0.2)
     subjects = {
         "ours": lambda: frcnn_ops.decode_boxes(rois, codes, stds),
         "reference": lambda: reference.decode_boxes(rois, codes, stds, None),
     }
-    targets = picture.proposals(512)[0]
+    targets = image.proposals(512)[0]
     encoding = {
         "ours": lambda: frcnn_ops.encode_boxes(rois, targets, stds),
         "reference": lambda: reference.encode_boxes(rois, targets, stds),
@@ -209,7 +209,7 @@ def box_cases(picture: Picture, batch: int) -> Iterator[Case]:
     yield Case("decode_boxes 512 x 80 classes", 512 * (16 + 80 * 32), subjects)
     yield Case("encode_boxes 512", 512 * 48, encoding)
 
-    gts = picture.objects(100).to(picture.device)
+    gts = image.objects(100).to(image.device)
     subjects = {
         "ours": lambda: frcnn_ops.box_iou(gts, anchors),
         "reference": lambda: reference.box_iou(gts, anchors),
@@ -218,7 +218,7 @@ def box_cases(picture: Picture, batch: int) -> Iterator[Case]:
         subjects["torchvision"] = lambda: torchvision.ops.box_iou(gts, anchors)
     yield Case(f"box_iou 100 x {n}", 100 * n * 4 + n * 16, subjects)
 
-    count = torch.tensor([100], device=picture.device)
+    count = torch.tensor([100], device=image.device)
     rule = (0.7, 0.3, 0.3, True, -1.0)
     subjects = {
         "ours": lambda: frcnn_ops.assign_max_iou(anchors, gts, *rule[:4]),
@@ -230,13 +230,13 @@ def box_cases(picture: Picture, batch: int) -> Iterator[Case]:
     yield Case(f"assign_max_iou {n} x 100 gts", n * 28, subjects)
 
     levels = len(STRIDES)
-    deltas = [torch.randn(batch, 12, h, w, device=picture.device) * 0.3 for h, w in sizes]
+    deltas = [torch.randn(batch, 12, h, w, device=image.device) * 0.3 for h, w in sizes]
     kept = [min(1000, 3 * h * w) for h, w in sizes]
     indices = [
-        torch.randn(batch, 3 * h * w, device=picture.device).topk(k)[1]
+        torch.randn(batch, 3 * h * w, device=image.device).topk(k)[1]
         for (h, w), k in zip(sizes, kept, strict=True)
     ]
-    image_sizes = torch.tensor([[picture.height, picture.width]] * batch, device=picture.device).float()
+    image_sizes = torch.tensor([[image.height, image.width]] * batch, device=image.device).float()
     shape = (STRIDES, (8.0,), RATIOS, 0.0, ONES, 0.0)
     subjects = {
         "ours": lambda: frcnn_ops.decode_proposals(deltas, indices, image_sizes, *shape),
@@ -245,8 +245,8 @@ def box_cases(picture: Picture, batch: int) -> Iterator[Case]:
     yield Case(f"decode_proposals {batch} x {levels} levels", batch * sum(kept) * 41, subjects)
 
 
-def loss_cases(picture: Picture, count: int) -> Iterator[Case]:
-    target, _ = picture.proposals(count)
+def loss_cases(image: Image, count: int) -> Iterator[Case]:
+    target, _ = image.proposals(count)
     pred = (target + torch.randn_like(target) * 4).requires_grad_()
 
     def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -265,13 +265,13 @@ def loss_cases(picture: Picture, count: int) -> Iterator[Case]:
         yield Case(f"{mode}_loss forward and backward, {count}", count * 80, subjects)
 
 
-def all_cases(picture: Picture, batches: list[int], quick: bool) -> Iterator[Case]:
+def all_cases(image: Image, batches: list[int], quick: bool) -> Iterator[Case]:
     shrink = 5 if quick else 1
-    yield from box_cases(picture, batches[-1])
+    yield from box_cases(image, batches[-1])
     for count in (512, 20000):
-        yield from loss_cases(picture, count // shrink)
+        yield from loss_cases(image, count // shrink)
     for batch in batches:
-        yield from nms_cases(picture, batch, 1000 // shrink)
+        yield from nms_cases(image, batch, 1000 // shrink)
     for batch in batches:
         for count in (1000, 512):
-            yield from roi_align_cases(picture, batch, count // shrink, quick)
+            yield from roi_align_cases(image, batch, count // shrink, quick)

@@ -1,7 +1,7 @@
 """Every operator at the workloads of R-50-FPN, beside torchvision's and the pure-torch reference.
 
     python benchmarks/ops.py                      everything, on the GPU if there is one
-    python benchmarks/ops.py --only nms --quick   small pictures, some operators
+    python benchmarks/ops.py --only nms --quick   small images, some operators
 
 Ours, torchvision's and the reference take turns in one run; medians are printed with the least bytes that
 must move, the bandwidth that makes, its share of the device's copy bandwidth, and peak extra memory. A
@@ -26,7 +26,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import machine, measure, report
-from benchmarks.op_cases import Case, Picture, all_cases, torchvision
+from benchmarks.op_cases import Case, Image, all_cases, torchvision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -121,7 +121,7 @@ def main() -> None:
     batches = options.batches or ([1, 2, 8] if device.type == "cuda" and not options.quick else [1])
     copy = measure.copy_bandwidth(device)
     rows = []
-    for case in all_cases(Picture(height, width, device), batches, options.quick):
+    for case in all_cases(Image(height, width, device), batches, options.quick):
         if options.only not in case.name:
             continue
         rows.append(run_case(case, device, options.budget))

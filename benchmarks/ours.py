@@ -27,12 +27,12 @@ from benchmarks.worker import serve
 from frcnn.config import Recipe
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.inference.hardware import DTYPES, fp32_arithmetic
-from frcnn.preprocess import normalise, pad, resize
+from frcnn.preprocess import normalize, pad, resize
 from frcnn.structures import Batch, Detections
 
 
 class Ours:
-    """One recipe, plain for training and as the reference, optimised for detection."""
+    """One recipe, plain for training and as the reference, optimized for detection."""
 
     def load(
         self,
@@ -44,7 +44,7 @@ class Ours:
         mode: str,
         threads: int,
     ) -> dict[str, int]:
-        """Build the plain model. size: (height, width) of the pictures; weights: None generates some."""
+        """Build the plain model. size: (height, width) of the images; weights: None generates some."""
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.recipe = frcnn.recipe(recipe) if isinstance(recipe, str) else recipe
@@ -59,7 +59,7 @@ class Ours:
         return {"parameters": parameter_count(self.model), "classes": self.model.config.num_classes}
 
     def calibrate(self) -> None:
-        """Make generated weights yield realistic numbers of detections on the pictures."""
+        """Make generated weights yield realistic numbers of detections on the images."""
         benchmark_weights.calibrate(self.model, self.batch)
 
     def save_weights(self, file: str) -> None:
@@ -72,31 +72,31 @@ class Ours:
             found = self.model.detect(self.batch, self.scales)
         torch.save([(image.boxes, image.scores, image.labels) for image in found], file)
 
-    def optimise(self) -> None:
-        """Make the fast model, which detects from here on, and free the plain one."""
+    def optimize(self) -> None:
+        """Make the fast detector, which detects from here on, and free the plain one."""
         self.fast = self.model.optimize(precision=self.precision, mode=self.mode)
         del self.model
         gc.collect()
 
-    def pictures(self, file: str) -> None:
-        """Take uint8 BGR pictures [B, H, W, 3] from an .npy file."""
+    def take_images(self, file: str) -> None:
+        """Take uint8 BGR images [B, H, W, 3] from an .npy file."""
         self.uint8 = list(np.load(file))
         self.batch, self.scales = self._preprocessed()
 
     @torch.inference_mode()
     def detect(self) -> float:
-        """Seconds from network input to detections in pixels of the picture."""
+        """Seconds from network input to detections in pixels of the image."""
         return timed(self._detect, self.device)
 
     @torch.inference_mode()
     def predict(self) -> float:
-        """Seconds from uint8 pictures to detections."""
+        """Seconds from uint8 images to detections."""
         size, batch_size = self._fit(), len(self.uint8)
         return timed(lambda: self.fast.predict(self.uint8, size=size, batch_size=batch_size), self.device)
 
     @torch.inference_mode()
     def counts(self) -> dict[str, float | list[float]]:
-        """Means per picture: proposals, of them for each level that RoIAlign pools from, and detections."""
+        """Means per image: proposals, of them for each level that RoIAlign pools from, and detections."""
         proposals = self._proposals()
         found = self._detect()
         head, levels = self.recipe.model.roi_head, len(self.recipe.model.strides) - 1
@@ -151,18 +151,18 @@ class Ours:
 
     @torch.inference_mode()
     def drift(self, file: str) -> dict[str, object]:
-        """How the fast model's detections differ from those that `save_detections` kept."""
+        """How the fast detector's detections differ from those that `save_detections` kept."""
         plain = [Detections(*image) for image in torch.load(file, weights_only=True)]
         return compare_detections(plain, self._detect())._asdict()
 
     def box_ap(self, folder: str) -> float:
-        """Box AP (percent) of the fast model on COCO val2017."""
+        """Box AP (percent) of the fast detector on COCO val2017."""
         annotations = Path(folder) / "annotations" / "instances_val2017.json"
         found = frcnn.evaluate(self.fast, annotations, Path(folder) / "val2017")
         return 100 * found.metrics["bbox_mAP"]
 
     def start_training(self, boxes: list, labels: list) -> None:
-        """Get ready for steps on the pictures, as frcnn.train takes them."""
+        """Get ready for steps on the images, as frcnn.train takes them."""
         self.annotated = Batch(
             self.batch.images,
             self.batch.sizes,
@@ -199,9 +199,9 @@ class Ours:
 
     def _preprocessed(self) -> tuple[Batch, list[tuple[float, float]]]:
         data = self.recipe.data
-        resized = [resize(picture, self._fit()) for picture in self.uint8]
-        images = pad([normalise(picture, data) for picture, _ in resized], data.pad_divisor)
-        batch = Batch(images, tuple(picture.shape[:2] for picture, _ in resized))
+        resized = [resize(image, self._fit()) for image in self.uint8]
+        images = pad([normalize(image, data) for image, _ in resized], data.pad_divisor)
+        batch = Batch(images, tuple(image.shape[:2] for image, _ in resized))
         return batch.to(self.device), [scale for _, scale in resized]
 
     def _float32_as(self) -> str:
@@ -211,7 +211,7 @@ class Ours:
         return max(self.size), min(self.size)
 
     def _proposals(self) -> Tensor:
-        """Proposals [K, 4] of all pictures of the batch."""
+        """Proposals [K, 4] of all images of the batch."""
         sizes = torch.tensor(self.batch.sizes, dtype=torch.float32, device=self.device)
         _, boxes, present = self.fast._network.propose(self.batch.images, sizes)
         return boxes[present]

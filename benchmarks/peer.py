@@ -38,7 +38,7 @@ class Peer:
         precision: str,
         threads: int,
     ) -> dict[str, str]:
-        """Build the detector. size: (height, width) of the pictures; weights: a state dict in our names."""
+        """Build the detector. size: (height, width) of the images; weights: a state dict in our names."""
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.device = torch.device(device)
@@ -68,29 +68,29 @@ class Peer:
         self.model.to(self.device).eval()
         return {"name": f"torchvision {torchvision.__version__.split('+')[0]}", "torch": torch.__version__}
 
-    def pictures(self, file: str) -> None:
-        """Take uint8 BGR pictures [B, H, W, 3] from an .npy file."""
+    def take_images(self, file: str) -> None:
+        """Take uint8 BGR images [B, H, W, 3] from an .npy file."""
         bgr = torch.from_numpy(np.load(file))
-        self.uint8 = [picture.flip(-1).permute(2, 0, 1).contiguous() for picture in bgr]
-        self.batch = self.model.transform([self._float(picture) for picture in self.uint8])[0]
+        self.uint8 = [image.flip(-1).permute(2, 0, 1).contiguous() for image in bgr]
+        self.batch = self.model.transform([self._float(image) for image in self.uint8])[0]
 
     @torch.inference_mode()
     def detect(self) -> float:
-        """Seconds from network input to detections in pixels of the picture."""
+        """Seconds from network input to detections in pixels of the image."""
         return timed(self._detect, self.device)
 
     @torch.inference_mode()
     def predict(self) -> float:
-        """Seconds from uint8 pictures to detections."""
+        """Seconds from uint8 images to detections."""
         return timed(self._predict, self.device)
 
     @torch.inference_mode()
     def counts(self) -> dict[str, float]:
-        """Mean number of proposals and detections per picture."""
+        """Mean number of proposals and detections per image."""
         found = self._detect()
         return {
             "proposals": sum(map(len, self.proposals)) / len(found),
-            "detections": sum(len(picture["boxes"]) for picture in found) / len(found),
+            "detections": sum(len(image["boxes"]) for image in found) / len(found),
         }
 
     def reset_peak(self) -> None:
@@ -100,15 +100,15 @@ class Peer:
         return peak_bytes(self.device, self.memory_before)
 
     def start_training(self, boxes: list, labels: list) -> None:
-        """Get ready for steps on the pictures; class 0 is torchvision's background."""
+        """Get ready for steps on the images; class 0 is torchvision's background."""
         self.targets = [
             {
-                "boxes": torch.tensor(of_picture, device=self.device, dtype=torch.float32),
+                "boxes": torch.tensor(of_image, device=self.device, dtype=torch.float32),
                 "labels": torch.tensor(names, device=self.device) + 1,
             }
-            for of_picture, names in zip(boxes, labels, strict=True)
+            for of_image, names in zip(boxes, labels, strict=True)
         ]
-        self.inputs = [self._float(picture) for picture in self.uint8]
+        self.inputs = [self._float(image) for image in self.uint8]
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trainable, lr=1e-6, momentum=0.9, weight_decay=1e-4)
         self.model.train()
@@ -130,15 +130,15 @@ class Peer:
             features = model.backbone(images.tensors)
             self.proposals, _ = model.rpn(images, features)
             found, _ = model.roi_heads(features, self.proposals, images.image_sizes)
-        originals = [tuple(picture.shape[-2:]) for picture in self.uint8]
+        originals = [tuple(image.shape[-2:]) for image in self.uint8]
         return model.transform.postprocess(found, images.image_sizes, originals)
 
     def _predict(self) -> list[dict[str, Tensor]]:
         with self._autocast():
-            return self.model([self._float(picture) for picture in self.uint8])
+            return self.model([self._float(image) for image in self.uint8])
 
-    def _float(self, picture: Tensor) -> Tensor:
-        return picture.to(self.device).float() / 255
+    def _float(self, image: Tensor) -> Tensor:
+        return image.to(self.device).float() / 255
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)

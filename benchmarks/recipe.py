@@ -28,14 +28,14 @@ class Conditions:
     mode: str
     threads: int
     size: tuple[int, int]
-    """Height and width of the pictures."""
-    pictures: Mapping[int, Path]
-    """Batch size -> .npy file of uint8 BGR pictures; the training batch's is always there."""
+    """Height and width of the images."""
+    images: Mapping[int, Path]
+    """Batch size -> .npy file of uint8 BGR images; the training batch's is always there."""
     batches: tuple[int, ...]
     seconds: float
     """Time given to each interleaved measurement."""
     least: int = 5
-    """Rounds of a measurement at least."""
+    """The fewest rounds of a measurement."""
     train: bool = True
     coco: Path | None = None
 
@@ -62,8 +62,8 @@ def measure_recipe(
         step("weights")
         plain = processes.enter_context(start(OURS))
         result |= _load(plain, recipe, weights, conditions)
-        first = str(conditions.pictures[conditions.batches[0]])
-        plain.call("pictures", file=first)
+        first = str(conditions.images[conditions.batches[0]])
+        plain.call("take_images", file=first)
         if weights is None:
             plain.call("calibrate")
         own_weights, reference = str(folder / "weights.pt"), str(folder / "detections.pt")
@@ -72,7 +72,7 @@ def measure_recipe(
 
         fast = processes.enter_context(start(OURS))
         _load(fast, recipe, weights or own_weights, conditions)
-        fast.call("optimise")
+        fast.call("optimize")
         subjects = {"ours": fast}
         for precision in peers:
             peer = processes.enter_context(start(PEER))
@@ -82,8 +82,8 @@ def measure_recipe(
         for batch in conditions.batches:
             step(f"batch {batch}")
             result["inference"].append(_inference(subjects, batch, conditions, "detect"))
-        step("from pictures")
-        result["from_pictures"] = _inference(subjects, conditions.batches[0], conditions, "predict")
+        step("from images")
+        result["from_images"] = _inference(subjects, conditions.batches[0], conditions, "predict")
         result["counts"] = {name: subject.call("counts") for name, subject in subjects.items()}
         result["drift"] = fast.call("drift", file=reference)
         if conditions.mode == "eager":
@@ -137,14 +137,14 @@ def _inference(
     subjects: Mapping[str, Worker], batch: int, conditions: Conditions, call: str
 ) -> dict[str, Any]:
     for subject in subjects.values():
-        subject.call("pictures", file=str(conditions.pictures[batch]))
+        subject.call("take_images", file=str(conditions.images[batch]))
     return _timings(subjects, batch, conditions, call, conditions.least)
 
 
 def _training(subjects: Mapping[str, Worker], classes: int, conditions: Conditions) -> dict[str, Any]:
     boxes, labels = annotations(TRAINING_BATCH, *conditions.size, classes)
     for subject in subjects.values():
-        subject.call("pictures", file=str(conditions.pictures[TRAINING_BATCH]))
+        subject.call("take_images", file=str(conditions.images[TRAINING_BATCH]))
         subject.call("start_training", boxes=boxes, labels=labels)
     return _timings(subjects, TRAINING_BATCH, conditions, "train_step", max(2, conditions.least // 2))
 

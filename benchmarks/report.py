@@ -60,8 +60,8 @@ def _heading(result: Row) -> str:
             f"commit {machine['commit']}",
             f"- load average when it began: {machine['load_average']} "
             f"(a quiet machine is near 0: with more, take the ratios, not the times)",
-            f"- input: {result['pictures']}, {width}x{height}; weights: {result['weights']}",
-            "- time: from the network's input to detections in pixels of the picture, post-processing "
+            f"- input: {result['images']}, {width}x{height}; weights: {result['weights']}",
+            "- time: from the network's input to detections in pixels of the image, post-processing "
             "included, loading and preprocessing excluded; medians, ours and the peer taking turns by single "
             "iterations",
             f"- peer: {result['peer']}",
@@ -111,7 +111,7 @@ def _against(ours: Row, peer: Row | None) -> list[str]:
 
 
 def at_published_size(result: Row) -> bool:
-    """Whether the pictures are as large as the published speeds': otherwise no ratio to those is due."""
+    """Whether the images are as large as the published speeds': otherwise no ratio to those is due."""
     return sorted(result["settings"]["size"]) == [800, 1333]
 
 
@@ -142,7 +142,7 @@ def _training_table(rows: Sequence[Row], result: Row) -> str:
             line += _against(ours, row["training"].get(peer))
         line.append(optional(figures and figures.memory_gb, lambda value: f"{value:.1f}"))
         lines.append(line + ([] if gpu else [NOT_MEASURED] * 2))
-    text = "Forward, backward and SGD update at 2 pictures, without loading."
+    text = "Forward, backward and SGD update at 2 images, without loading."
     return "\n\n".join(["## Training step", text, table(header, lines)])
 
 
@@ -207,8 +207,8 @@ def _drift_table(rows: Sequence[Row], result: Row) -> str:
             ]
         )
     text = (
-        f"Detections of the fast model ({result['settings']['precision']}, {result['settings']['mode']}) "
-        "against the plain model's in float32 on the same pictures, and what passes through it per picture."
+        f"Detections of the fast detector ({result['settings']['precision']}, {result['settings']['mode']}) "
+        "against the plain model's in float32 on the same images, and what passes through it per image."
     )
     return "\n\n".join(["## Drift and counts", text, table(header, lines)])
 
@@ -224,7 +224,7 @@ def _notes(rows: Sequence[Row], result: Row) -> str:
         counts = [row["counts"][peer] for row in rows if peer in row["counts"]]
         lines.append(
             f"- {peer}: {counts[0]['proposals']:.0f} proposals and {counts[0]['detections']:.0f} detections "
-            "per picture with the same weights."
+            "per image with the same weights."
         )
     start = result.get("start_up")
     if start:
@@ -275,7 +275,7 @@ def plot(result: Row, path: Path) -> None:
         measured = [(row + offset, value) for row, value in enumerate(values) if value is not None]
         if measured:
             positions, lengths = zip(*measured, strict=True)
-            color = "lightgrey" if subject == PUBLISHED else None
+            color = "lightgray" if subject == PUBLISHED else None
             bars = axes.barh(positions, lengths, thickness, label=subject, color=color)
             axes.bar_label(bars, map(number, lengths), padding=3, fontsize="small")
     settings, machine = result["settings"], result["machine"]

@@ -1,6 +1,6 @@
 """Speed and memory of the zoo's recipes beside the published table and torchvision's detector.
 
-    python benchmarks/run.py --quick                                    minutes, small pictures
+    python benchmarks/run.py --quick                                    minutes, small images
     python benchmarks/run.py --recipes faster_rcnn_r50_fpn_1x_coco      one recipe at full size
     python benchmarks/run.py --device cuda --precision bf16 --mode graph
     python benchmarks/run.py --compare before.json after.json
@@ -31,7 +31,7 @@ import frcnn
 from benchmarks import inputs, machine, report
 from benchmarks.compare import compare
 from benchmarks.recipe import PEER, TRAINING_BATCH, Conditions, measure_recipe
-from benchmarks.startup import start_up
+from benchmarks.start_up import start_up
 from benchmarks.worker import Worker, WorkerError
 from frcnn.checkpoint.download import checkpoint_addresses
 from frcnn.config import Recipe
@@ -57,13 +57,13 @@ class Settings:
     batch: tuple[int, ...] = ()
     """Batch sizes of detection; default 1 and 8 on a GPU, 1 on a CPU (8 needs some 10 GB per detector)."""
     size: tuple[int, int] | None = None
-    """Height and width of the pictures; default 800 1333, with --quick 128 224."""
+    """Height and width of the images; default 800 1333, with --quick 128 224."""
     recipes: tuple[str, ...] = ()
     """Default: all 15."""
     quick: bool = False
-    """Small pictures, few iterations: does everything once, its times mean little."""
+    """Small images, few iterations: everything runs once, and the times mean little."""
     images: Path | None = None
-    """Folder of photographs to tile; without, pictures are generated."""
+    """Folder of images to tile; without it, images are generated."""
     weights: str | None = None
     """A checkpoint, a folder with the published ones, or "coco" to download them; without, generated."""
     coco: Path | None = None
@@ -103,14 +103,14 @@ def main(settings: Settings) -> Path | None:
 
     with tempfile.TemporaryDirectory(prefix="frcnn-benchmark-") as name:
         folder = Path(name)
-        pictures, pictures_are = write_pictures(folder, {*batches, TRAINING_BATCH}, size, settings.images)
+        images, described_images = write_images(folder, {*batches, TRAINING_BATCH}, size, settings.images)
         conditions = Conditions(
             device=device.type,
             precision=PRECISIONS[settings.precision],
             mode=settings.mode,
             threads=threads,
             size=size,
-            pictures=pictures,
+            images=images,
             batches=batches,
             seconds=1.0 if settings.quick else settings.seconds,
             least=2 if settings.quick else 5,
@@ -122,7 +122,7 @@ def main(settings: Settings) -> Path | None:
             "machine": described,
             "settings": {"precision": settings.precision, "mode": settings.mode, "size": size}
             | {"batches": batches, "quick": settings.quick, "seconds": conditions.seconds},
-            "pictures": pictures_are,
+            "images": described_images,
             "weights": settings.weights or "generated, calibrated to realistic numbers of detections",
             "peer": peer_says,
             "start_up": start_up(threads),
@@ -222,12 +222,12 @@ def chosen_peer(settings: Settings) -> tuple[list[str], Path | str, str]:
     )
 
 
-def write_pictures(
-    folder: Path, batches: set[int], size: tuple[int, int], photographs: Path | None
+def write_images(
+    folder: Path, batches: set[int], size: tuple[int, int], source: Path | None
 ) -> tuple[dict[int, Path], str]:
-    """An .npy file of pictures for each batch size, and what they are."""
+    """An .npy file of images for each batch size, and what they are."""
     try:
-        made, described = inputs.pictures(max(batches), *size, photographs)
+        made, described = inputs.make_images(max(batches), *size, source)
     except ValueError as error:
         raise UsageError(str(error)) from None
     files = {batch: folder / f"batch{batch}.npy" for batch in batches}

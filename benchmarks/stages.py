@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from benchmarks.measure import synchronise
+from benchmarks.measure import synchronize
 
 
 class StageClock:
@@ -37,7 +37,7 @@ class StageClock:
             self._after(network.rpn_head, "propose", "proposals"),
             self._after(head, "forward", "head", before="RoIAlign"),
         ):
-            synchronise(self.device)
+            synchronize(self.device)
             self._last = time.perf_counter()
             call()
             self._mark("NMS")
@@ -45,7 +45,7 @@ class StageClock:
 
     def _mark(self, stage: str) -> None:
         """Everything since the last mark was this stage."""
-        synchronise(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now

@@ -1,8 +1,8 @@
 """Weights that make an untrained detector work as hard as a trained one.
 
 Speed depends on the data: how many proposals survive NMS and how many boxes pass the score threshold. Freshly
-initialised heads give next to none, or all. These weights keep a deep network's activations at the scale of
-its input, and the class layer is calibrated on the benchmark's own picture.
+initialized heads give next to none, or all. These weights keep a deep network's activations at the scale of
+its input, and the class layer is calibrated on the benchmark's own images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLASS_SPREAD = 2.0
 PROPOSAL_SHIFT, DETECTION_SHIFT = 0.2, 0.5
 """Standard deviation of the box deltas: by how much anchors and proposals move, before their stds apply."""
 CANDIDATES = 100
-"""(box, class) pairs of a picture above the score threshold, before NMS."""
+"""(box, class) pairs of an image above the score threshold, before NMS."""
 LEVEL_SHARES = (0.40, 0.25, 0.20, 0.15)
 """Of the best anchors, how many lie on each level with a convolution of its own, finest first."""
 
@@ -42,7 +42,7 @@ def generate(model: FasterRCNN, seed: int = 0) -> None:
             random = torch.Generator().manual_seed((zlib.crc32(path.encode()) + seed) % 2**32)
             if tensor.is_floating_point():
                 tensor.copy_(_draw(module, module_name, name, tensor.shape, random, last_norm))
-    # a picture that only has its mean subtracted comes in at the scale of its pixels
+    # an image that only has its mean subtracted comes in at the scale of its pixels
     if max(model.data.std) == 1:
         model.backbone.conv1.weight /= 57
 
@@ -65,7 +65,7 @@ def _draw(
 
 @torch.no_grad()
 def calibrate(model: FasterRCNN, batch: Batch) -> None:
-    """Make proposals of all sizes, and CANDIDATES pairs per picture that pass the score threshold.
+    """Make proposals of all sizes, and CANDIDATES pairs per image that pass the score threshold.
 
     As in a trained detector most boxes are background then, and NMS leaves some tens of detections.
     """
@@ -74,13 +74,13 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
     _spread_over_levels(model, model.rpn_head(model.neck(stages))[0][:-1])
     features = model.neck(stages)
     deltas = [level.permute(0, 2, 3, 1).flatten(0, 2) for level in model.rpn_head(features)[1]]
-    _standardise(model.rpn_head.rpn_reg, torch.cat(deltas), PROPOSAL_SHIFT)
+    _standardize(model.rpn_head.rpn_reg, torch.cat(deltas), PROPOSAL_SHIFT)
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
     proposals, scores = model.rpn_head.propose(*model.rpn_head(features), sizes)
     present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
     classes, deltas, _ = head(features, present)
-    _standardise(head.bbox_head.fc_reg, deltas, DETECTION_SHIFT)
-    classes = _standardise(head.bbox_head.fc_cls, classes, CLASS_SPREAD)
+    _standardize(head.bbox_head.fc_reg, deltas, DETECTION_SHIFT)
+    classes = _standardize(head.bbox_head.fc_cls, classes, CLASS_SPREAD)
 
     wanted = min(CANDIDATES * len(present), classes[:, :-1].numel() // 20)
     low, high = -20.0, 40.0
@@ -92,10 +92,10 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
     head.bbox_head.fc_cls.bias[-1] += high
 
 
-def _standardise(layer: nn.Module, outputs: Tensor, spread: float) -> Tensor:
+def _standardize(layer: nn.Module, outputs: Tensor, spread: float) -> Tensor:
     """Make the layer's outputs [N, channels] have mean 0 in each channel and this deviation over all.
 
-    Means would make the same few classes win everywhere, or push all boxes out of the picture.
+    Means would make the same few classes win everywhere, or push all boxes out of the image.
     """
     mean = outputs.mean(0)
     scale = spread / (outputs - mean).std().clamp(min=1e-6)

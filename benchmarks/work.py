@@ -47,10 +47,10 @@ def stage_work(
     rois: Tensor | None = None,
     element_bytes: int = 4,
 ) -> dict[str, list[Work]]:
-    """Layers of each stage for pictures of height x width that need no resizing.
+    """Layers of each stage for images of height x width that need no resizing.
 
     rois: the proposals [K, 4] of the batch, whose sizes decide how often RoIAlign samples; without them, 1000
-    proposals per picture with two samples per bin and axis. element_bytes: size of a feature value.
+    proposals per image with two samples per bin and axis. element_bytes: size of a feature value.
     """
     config, data = recipe.model, recipe.data
     height, width = (-(-side // data.pad_divisor) * data.pad_divisor for side in (height, width))
@@ -131,7 +131,7 @@ def _detections(config: ModelConfig, boxes: int) -> Work:
 
 
 def operations(recipe: Recipe, height: int, width: int) -> float:
-    """Operations of a whole call on one picture, from input to detections."""
+    """Operations of a whole call on one image, from input to detections."""
     work = stage_work(recipe, 1, height, width)
     return sum(
         layer.operations for stage, layers in work.items() if stage != "preprocess" for layer in layers

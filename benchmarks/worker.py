@@ -63,7 +63,7 @@ class Worker:
         return reply["result"]
 
     def close(self) -> None:
-        """End the process; its memory is free afterwards."""
+        """End the process; its memory is free afterward."""
         if self._process.poll() is None:
             self._process.stdin.close()
             try:

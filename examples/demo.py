@@ -1,10 +1,10 @@
-"""The whole way in one script: data -> training -> evaluation -> pictures, on a CPU in a few minutes.
+"""The whole way in one script: data -> training -> evaluation -> drawn detections, on a CPU in a few minutes.
 
     python examples/demo.py [--output demo]
 
 It makes a data set in COCO format from real handwritten digits, trains the recipe small_r18_fpn on it from
-scratch, scores it on pictures with digits that it never saw, and writes annotated pictures, curves and a
-summary.
+scratch, evaluates it on images with digits that it never saw, and writes images with their detections, curves
+and a summary.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def demo(output: Path = Path("demo")) -> None:
     Args:
         output: Folder for everything; what an earlier demo left there is replaced.
     """
-    for name in ("data", "run", "pictures"):
+    for name in ("data", "run", "drawn"):
         shutil.rmtree(output / name, ignore_errors=True)
-    data, run, pictures = output / "data", output / "run", output / "pictures"
+    data, run, drawn = output / "data", output / "run", output / "drawn"
 
-    step("1/4", f"{TRAIN_IMAGES} training and {HELD_OUT_IMAGES} held-out pictures of handwritten digits")
+    step("1/4", f"{TRAIN_IMAGES} training and {HELD_OUT_IMAGES} held-out images of handwritten digits")
     files = write_digits(data, TRAIN_IMAGES, HELD_OUT_IMAGES)
 
     step("2/4", "training a Faster R-CNN with an R-18-FPN from scratch")
@@ -65,7 +65,7 @@ def demo(output: Path = Path("demo")) -> None:
     )
     seconds = time.perf_counter() - started
 
-    step("3/4", "scoring the best checkpoint on the held-out pictures")
+    step("3/4", "evaluating the best checkpoint on the held-out images")
     model = load(result.best)
     evaluation = frcnn.evaluate(
         model, files["held_out"], data / "images", batch_size=4, output=output / "detections.json"
@@ -73,14 +73,14 @@ def demo(output: Path = Path("demo")) -> None:
     print(evaluation.table())
 
     step("4/4", "drawing what it finds")
-    draw_pictures(model, sorted((data / "images").glob("held_out_*.jpg")), pictures)
+    draw_detections(model, sorted((data / "images").glob("held_out_*.jpg")), drawn)
     draw_curves(run / "log.jsonl", output / "curves.png")
     (output / "summary.md").write_text(summary(evaluation, result, seconds))
     print(farewell(output, result, evaluation, seconds))
 
 
 def digits_recipe() -> Recipe:
-    """small_r18_fpn for yet smaller pictures, and without flips: a mirrored digit is none."""
+    """small_r18_fpn for yet smaller images, and without flips: a mirrored digit is none."""
     recipe = frcnn.recipe("small_r18_fpn")
     return replace(
         recipe,
@@ -90,8 +90,8 @@ def digits_recipe() -> Recipe:
     )
 
 
-def draw_pictures(model: frcnn.FasterRCNN, images: list[Path], folder: Path) -> None:
-    """The first held-out pictures with their detections, each on its own and all on one sheet."""
+def draw_detections(model: frcnn.FasterRCNN, images: list[Path], folder: Path) -> None:
+    """The first held-out images with their detections, each on its own and all on one sheet."""
     folder.mkdir(parents=True)
     tiles = []
     for path in images[: SHEET_COLUMNS * SHEET_ROWS]:
@@ -129,7 +129,7 @@ def draw_curves(log: Path, file: Path) -> None:
     for name, label in (("bbox_mAP_50", "AP50"), ("bbox_mAP_75", "AP75"), ("bbox_mAP", "AP")):
         points = [(line["epoch"], line[name]) for line in validation]
         quality.plot(*zip(*points, strict=True), marker="o", label=label)
-    quality.set(title="held-out pictures", xlabel="epoch", ylim=(0, 1))
+    quality.set(title="held-out images", xlabel="epoch", ylim=(0, 1))
     quality.legend(loc="lower right")
     for axes in (losses, rate, quality):
         axes.grid(alpha=0.3)
@@ -152,7 +152,7 @@ def summary(evaluation: Evaluation, result: TrainResult, seconds: float) -> str:
         + " | ".join(f"{metrics[n]:.3f}" for n in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_AR_100"))
         + " |",
         "",
-        f"COCO metrics on {HELD_OUT_IMAGES} pictures of digits that training did not see.",
+        f"COCO metrics on {HELD_OUT_IMAGES} images of digits that training did not see.",
         "",
         "| digit | AP | AP50 |",
         "|---|---|---|",
@@ -172,12 +172,12 @@ def summary(evaluation: Evaluation, result: TrainResult, seconds: float) -> str:
 def farewell(output: Path, result: TrainResult, evaluation: Evaluation, seconds: float) -> str:
     metrics = evaluation.metrics
     return f"""
-AP50 {metrics["bbox_mAP_50"]:.3f}, AP {metrics["bbox_mAP"]:.3f} on held-out pictures.
+AP50 {metrics["bbox_mAP_50"]:.3f}, AP {metrics["bbox_mAP"]:.3f} on held-out images.
 Training took {duration(seconds)}.
 
 Look at
   {output / "summary.md"}           the numbers
-  {output / "contact_sheet.jpg"}    detections on held-out pictures (each one in {output / "pictures"})
+  {output / "contact_sheet.jpg"}    detections on held-out images (each one in {output / "drawn"})
   {output / "curves.png"}           losses, learning rate, AP
   {result.best}         the trained model
 Next

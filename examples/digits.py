@@ -1,7 +1,7 @@
 """A detection data set made of real handwritten digits (scikit-learn's, 8x8 pixels each).
 
-Every picture is a canvas with a random background on which digits of random size, slant and colour lie, dark
-on light or light on dark, some overlapping. Training and held-out pictures use different originals.
+Every image is a canvas with a random background on which digits of random size, slant and color lie, dark
+on light or light on dark, some overlapping. Training and held-out images use different originals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGIT_HEIGHT = (0.14, 0.42)
 MAX_OVERLAP = 0.2
 """Largest share of a digit's box that lies under another one."""
 MIN_CONTRAST = 90
-"""Between a digit's and its background's grey levels, of 255."""
+"""Between a digit's and its background's gray levels, of 255."""
 INK = 0.4
 """A pixel with at least this much ink belongs to the digit; its box is the smallest around these."""
 
@@ -42,11 +42,11 @@ def write_digits(folder: Path, train_images: int, held_out_images: int, seed: in
             "categories": [{"id": digit + 1, "name": str(digit)} for digit in range(10)],
         }
         for number in range(count):
-            picture, boxes, labels = _picture(digits, originals, rng)
+            image, boxes, labels = _draw_image(digits, originals, rng)
             file_name = f"{name}_{number:04d}.jpg"
-            if not cv2.imwrite(str(images / file_name), picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            if not cv2.imwrite(str(images / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
                 raise OSError(f"{images / file_name} could not be written")
-            height, width = picture.shape[:2]
+            height, width = image.shape[:2]
             content["images"].append(
                 {"id": number + 1, "file_name": file_name, "width": width, "height": height}
             )
@@ -66,10 +66,10 @@ def write_digits(folder: Path, train_images: int, held_out_images: int, seed: in
     return files
 
 
-def _picture(
+def _draw_image(
     digits, originals: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[list[int]], list[int]]:
-    """An HWC uint8 BGR picture, its boxes (x1, y1, x2, y2) and its digits."""
+    """An HWC uint8 BGR image, its boxes (x1, y1, x2, y2) and its digits."""
     width, height = CANVASES[rng.integers(len(CANVASES))]
     canvas = _background(width, height, rng)
     boxes: list[list[int]] = []
@@ -91,14 +91,14 @@ def _picture(
 
 
 def _handwriting(original: np.ndarray, height: float, rng: np.random.Generator) -> np.ndarray:
-    """8x8 grey levels 0…16 -> ink 0…1 of about the given height, slanted and stretched, cropped to itself."""
+    """8x8 gray levels 0…16 -> ink 0…1 of about the given height, slanted and stretched, cropped to itself."""
     side = round(height * 1.1)
     large = cv2.resize(original.astype(np.float32) / 16, (side, side), interpolation=cv2.INTER_CUBIC)
     large = cv2.copyMakeBorder(large, *[side // 3] * 4, cv2.BORDER_CONSTANT, value=0)
-    centre = large.shape[0] / 2
-    turn = cv2.getRotationMatrix2D((centre, centre), rng.uniform(-10, 10), 1.0)
+    center = large.shape[0] / 2
+    turn = cv2.getRotationMatrix2D((center, center), rng.uniform(-10, 10), 1.0)
     turn[:, :2] = turn[:, :2] @ np.array([[rng.uniform(0.8, 1.2), rng.uniform(-0.15, 0.15)], [0, 1]])
-    turn[:, 2] = centre - turn[:, :2] @ [centre, centre]
+    turn[:, 2] = center - turn[:, :2] @ [center, center]
     large = cv2.warpAffine(large, turn, large.shape[::-1], flags=cv2.INTER_LINEAR)
     rows, columns = np.where(large > INK)
     return np.clip(large[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], 0, 1)
@@ -127,14 +127,14 @@ def _background(width: int, height: int, rng: np.random.Generator) -> np.ndarray
 
 
 def _paint(region: np.ndarray, ink: np.ndarray, rng: np.random.Generator) -> None:
-    """Blend a colour that stands out from the region into it, in place."""
-    grey = float(region.mean())
+    """Blend a color that stands out from the region into it, in place."""
+    gray = float(region.mean())
     while True:
-        colour = rng.uniform(0, 255, 3)
-        if abs(colour.mean() - grey) >= MIN_CONTRAST:
+        color = rng.uniform(0, 255, 3)
+        if abs(color.mean() - gray) >= MIN_CONTRAST:
             break
     strength = np.clip(ink * 1.3, 0, 1)[..., None]
-    region[:] = region * (1 - strength) + colour.astype(np.float32) * strength
+    region[:] = region * (1 - strength) + color.astype(np.float32) * strength
 
 
 def _covered(box: list[int], other: list[int]) -> float:

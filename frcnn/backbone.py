@@ -101,7 +101,7 @@ class ResNet(nn.Module):
                 in_channels = channels * block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*layers))
         self.channels = tuple(channels * block.expansion for channels in STAGE_CHANNELS)
-        self._initialise()
+        self._initialize()
         self._freeze()
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -125,7 +125,7 @@ class ResNet(nn.Module):
                 module.eval()
         return self
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

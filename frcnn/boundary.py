@@ -28,7 +28,7 @@ FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a 
 def exit_code(
     command: Callable[[], int | None], spellings: Mapping[str, str], given: Sequence[str] = ()
 ) -> int:
-    """Run a command; whatever goes wrong is told on stderr, in one message.
+    """Run a command; whatever goes wrong is reported on stderr, in one message.
 
     spellings: the command's parameters as Python's messages have them -> as the command line has them;
     given: the words of the command line, which messages repeat as they are.

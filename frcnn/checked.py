@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 
 class OptionError(ValueError):
-    """A parameter has a value that it cannot have; on the command line, an option or another word of it."""
+    """A parameter, or a word of the command line, has a value that it cannot have."""
 
 
 def unknown(kind: str, word: str, known: Collection[str]) -> OptionError:
@@ -42,7 +42,7 @@ class Range:
 
 
 class Checked:
-    """Their base class. Raises OptionError that names the field, its value and what is expected."""
+    """Base class of checked dataclasses. Raises OptionError: the field, its value and what is expected."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self), include_extras=True)

@@ -66,7 +66,7 @@ CHECKPOINTS = {".pth", ".pt", ".safetensors"}
 DESCRIPTION = (
     "Faster R-CNN: train it on your data, evaluate it, detect with it. Start with `make demo`, or with "
     "`frcnn train small_r18_fpn` on a data set in COCO format. `frcnn COMMAND --help` explains a command, "
-    "`frcnn --version` tells the versions; FRCNN_DEBUG=1 in the environment shows tracebacks."
+    "`frcnn --version` prints the versions; FRCNN_DEBUG=1 in the environment shows tracebacks."
 )
 
 
@@ -160,13 +160,13 @@ def evaluate(
     precision: Precision = "float32",
     device: Device = None,
 ) -> int:
-    """Score a model on a COCO data set by pycocotools.
+    """Evaluate a model on a COCO data set with pycocotools.
 
     Args:
         per_class: Also print AP and AP50 of every class.
-        losses: Also print the losses, of training's kind, by a second forward pass (in float32).
+        losses: Also print the losses that training minimizes, by a second forward pass (in float32).
         output: Write the detections to this file, in COCO's results format.
-        threads: They read and resize images.
+        threads: How many read and resize images.
     """
     from frcnn.data import load_coco
     from frcnn.engine.evaluate import check_options, evaluate

@@ -1,7 +1,7 @@
 """The words of a command line, checked by the annotations of the function they call, before anything is done.
 
-tyro reads the words and prints the help. Its refusals are boxes that speak of Python's types, so whatever it
-would refuse is refused here before, in one sentence.
+tyro reads the words and prints the help. Its error messages are boxes that speak of Python's types, so
+whatever it would refuse is refused here first, in one sentence.
 """
 
 from __future__ import annotations

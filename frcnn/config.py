@@ -45,7 +45,7 @@ class BackboneConfig(Checked):
     """Compute residual blocks again in the backward pass instead of keeping what is inside them: less memory
     for a third more work. Statistics of norms that learn them would be counted twice: needs norm_eval."""
     pretrained: str | None = None
-    """Published initialisation that training expects; see frcnn.zoo.BACKBONE_WEIGHTS."""
+    """Published initialization that training expects; see frcnn.zoo.BACKBONE_WEIGHTS."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +141,7 @@ class DataConfig(Checked):
     """From an image to the network's input."""
 
     size: tuple[Pixels, Pixels] = (1333, 800)
-    """(long side, short side) that an image is shrunk or enlarged to fit, keeping its aspect."""
+    """(long side, short side) that an image is shrunk or enlarged to fit, keeping its aspect ratio."""
     train_short_sides: Annotated[tuple[Pixels, ...], Range(1, 1000)] = (800,)
     """Short sides drawn at random while training (multi-scale training)."""
     mean: tuple[Level, Level, Level] = (123.675, 116.28, 103.53)

@@ -1,6 +1,6 @@
 """The leaves of the network: a convolution or linear layer, called with what follows it.
 
-What follows is said by the caller: `conv(x, norm, add=shortcut, relu=True)`. So a forward pass is written
+The caller says what follows: `conv(x, norm, add=shortcut, relu=True)`. So a forward pass is written
 once, and `frcnn.inference.fold` makes the fast form of the same network by swapping these leaves alone.
 """
 

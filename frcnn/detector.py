@@ -24,7 +24,7 @@ from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import normalise, pad, prepare
+from frcnn.preprocess import normalize, pad, padded, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
 from frcnn.structures import Batch, Detections
@@ -84,10 +84,11 @@ class FasterRCNN(nn.Module, Predictor):
         self, batch: Batch, generator: torch.Generator | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch, and the percentage of
-        sampled boxes that were classified rightly.
+        sampled boxes that were classified correctly.
 
-        Anchors and proposals are assigned and sampled as in training in either mode, which decides about the
-        norms alone. generator: of the random numbers for sampling, on the model's device; None takes torch's.
+        Only the norms depend on the model's mode: anchors and proposals are assigned and sampled as in
+        training in evaluation mode too. generator: of the random numbers for sampling, on the model's device;
+        None takes torch's.
 
         Raises ValueError, naming the image, for boxes or labels that are missing, of another shape or, where
         they are on the CPU, of impossible values.
@@ -97,7 +98,8 @@ class FasterRCNN(nn.Module, Predictor):
         features = self.neck(self.backbone(batch.images))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch), training=True)
-        rpn_losses = self.rpn_head.losses(logits, deltas, gt, self._padded_sizes(batch), generator)
+        padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
+        rpn_losses = self.rpn_head.losses(logits, deltas, gt, padded_sizes, generator)
         roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt, generator)
         return {**rpn_losses, **roi_losses}, accuracy
 
@@ -105,11 +107,13 @@ class FasterRCNN(nn.Module, Predictor):
     def detect_padded(
         self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool = False
     ) -> tuple[Tensor, ...]:
-        """A batch of images -> its padded detections, best first: nothing waits for the device or depends on
-        the data, so one call is a CUDA graph and a compiler sees all of it.
+        """A batch of images -> its padded detections, best first.
+
+        Nothing waits for the device and no shape depends on the data, so a call can be captured as one CUDA
+        graph and compiled as a whole.
 
         images: [B, 3, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, 3] BGR, which is
-        normalised here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
+        normalized here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
         float32 [B, 2], (x, y) factors that boxes are divided by.
         Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B];
         with details also class probabilities [B, D, C + 1] and box features [B, D, F], float32 (0).
@@ -120,7 +124,7 @@ class FasterRCNN(nn.Module, Predictor):
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """The pyramid's levels, proposals [B, P, 4] and which of them exist, bool [B, P]."""
         if images.dtype == torch.uint8:
-            images = self._normalise(images, sizes)
+            images = self._normalize(images, sizes)
         features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, sizes)
@@ -130,8 +134,8 @@ class FasterRCNN(nn.Module, Predictor):
         with evaluating(self):
             return self.detect_padded(images, sizes, scales, details)
 
-    def _normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
-        """What `preprocess.normalise` and `pad` do, to the bit."""
+    def _normalize(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        """What `preprocess.normalize` and `pad` do, to the bit."""
         pixels = pixels.flip(-1) if self.data.rgb else pixels
         images = (pixels.float() - self.mean) / self.std
         rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
@@ -150,7 +154,7 @@ class FasterRCNN(nn.Module, Predictor):
     ) -> tuple[Batch, list[tuple[float, float]]]:
         """Images -> the network's input on its device, and each image's (x, y) scale."""
         prepared = [prepare(image, self.data, size) for image in images]
-        pixels = pad([normalise(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
+        pixels = pad([normalize(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
         batch = Batch(pixels, tuple(item.size for item in prepared)).to(self.device)
         return batch, [item.scale for item in prepared]
 
@@ -164,12 +168,6 @@ class FasterRCNN(nn.Module, Predictor):
 
     def _sizes(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.sizes, dtype=torch.float32).to(batch.images.device, non_blocking=True)
-
-    def _padded_sizes(self, batch: Batch) -> list[tuple[int, int]]:
-        divisor = self.data.pad_divisor
-        return [
-            (-(-height // divisor) * divisor, -(-width // divisor) * divisor) for height, width in batch.sizes
-        ]
 
     def _check(self, batch: Batch) -> None:
         images = len(batch.images)

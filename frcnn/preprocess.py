@@ -1,7 +1,7 @@
 """From an image to the network's input: read, resize, normalize, pad.
 
 Every step reproduces MMDetection's pixel for pixel: decoding (BGR, EXIF orientation applied), cv2 bilinear
-resize that keeps the aspect, (pixel - mean) / std in float32, zero padding right and below.
+resize that keeps the aspect ratio, (pixel - mean) / std in float32, zero padding right and below.
 
 Pillow decodes: 8-bit images come out bit for bit as from cv2.imread, with which the reference reads, but a
 file that is cut short is refused. What is not 8-bit BGR becomes so by these rules, the same for files, arrays
@@ -50,7 +50,7 @@ MAX_PIXELS = 178_956_970
 
 URL_BYTES = 256 << 20
 URL_SECONDS = 60.0
-"""What an image from the network may take."""
+"""Limits for an image from the network."""
 
 ARRAY_TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
@@ -83,8 +83,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """Decode an image file, or a URL (http, https), to HWC uint8 BGR, turned upright by its EXIF orientation.
 
     The rules of this module apply. A file cut short is refused (unless Pillow's LOAD_TRUNCATED_IMAGES is
-    set), and so is a PNG whose check sums do not fit; bytes that were changed in the middle of other formats,
-    which have no sums, can go unnoticed.
+    set), and so is a PNG with a wrong checksum; bytes that were changed in the middle of other formats, which
+    have no checksums, can go unnoticed.
 
     Raises FileNotFoundError if there is no such file and ImageError, which names the file, if it is not a
     complete image of a supported kind or larger than MAX_PIXELS; the latter without decoding it. A URL has
@@ -113,7 +113,7 @@ def _read_url(address: str) -> np.ndarray:
     try:
         return _decode(io.BytesIO(fetch(address, URL_BYTES, URL_SECONDS)))
     except (BrokenTransfer, DownloadError) as error:
-        raise ImageError(f"{address} could not be had: {error}") from None
+        raise ImageError(f"{address} could not be downloaded: {error}") from None
     except ImageError as error:
         raise ImageError(f"{address} {error}") from None
     except Exception as error:  # as in read_image
@@ -132,7 +132,7 @@ def _decode(file: BinaryIO) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:  # Pillow's limit may have been lifted
         raise ImageError(f"is not decoded: {image.width}x{image.height} are more than {MAX_PIXELS} pixels")
     if image.format == "PNG":
-        image.verify()  # the sums; decoding alone does not look at all of them
+        image.verify()  # the checksums; decoding alone does not look at all of them
         image = PIL.Image.open(file, formats=FORMATS)
     elif image.format == "JPEG2000":
         _check_end_of_codestream(file)
@@ -336,7 +336,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[
     return image, (new_width / width, new_height / height)
 
 
-def normalise(image: np.ndarray | Tensor, data: DataConfig) -> Tensor:
+def normalize(image: np.ndarray | Tensor, data: DataConfig) -> Tensor:
     """HWC uint8 BGR -> [3, H, W] float32 in the channel order, mean and scale that the network expects.
 
     The result is a channels-last view: its memory stays HWC, as the convolutions want it.

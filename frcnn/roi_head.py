@@ -33,9 +33,13 @@ class BBoxHead(nn.Module):
         self.fc_reg = Linear(config.fc_channels, 4 if config.class_agnostic else 4 * num_classes)
         for layer in shared:
             nn.init.xavier_uniform_(layer.weight)
-        nn.init.normal_(self.fc_cls.weight, std=0.01)
-        nn.init.normal_(self.fc_reg.weight, std=0.001)
-        for layer in (*shared, self.fc_cls, self.fc_reg):
+            nn.init.zeros_(layer.bias)
+        self.initialize_outputs()
+
+    def initialize_outputs(self) -> None:
+        """Start the class and box layer afresh."""
+        for layer, std in ((self.fc_cls, 0.01), (self.fc_reg, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +85,7 @@ class RoIHead(nn.Module):
 
         proposals [B, P, 4] with scores [B, P], of which -inf marks the absent ones. generator: as in
         `sample`.
-        Returns the losses and the percentage of samples that were classified rightly.
+        Returns the losses and the percentage of samples that were classified correctly.
         """
         config = self.config
         boxes, gt_index = self._candidates(proposals, scores, gt)

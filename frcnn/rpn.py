@@ -116,7 +116,7 @@ class RPNHead(nn.Module):
         if inside is None:
             gt_index, _ = self._assign(anchors, gt)
         else:
-            # an empty box overlaps nothing, so an excluded anchor cannot take a gt from the others
+            # an empty box overlaps nothing, so an excluded anchor takes no ground-truth box from the others
             gt_index, _ = self._assign(anchors.expand(len(inside), -1, -1) * inside[..., None], gt)
             gt_index = gt_index.masked_fill(~inside, -1)
         samples = sample(gt_index, config.samples, config.pos_fraction, generator)

@@ -11,7 +11,7 @@ from torch import Tensor
 def encode_boxes(boxes: Tensor, targets: Tensor, stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """Deltas (dx, dy, dw, dh) that move each box onto its target.
 
-    ``dx = (target centre - centre) / width``, ``dw = log(target width / width)``, each divided by its std;
+    ``dx = (target center - center) / width``, ``dw = log(target width / width)``, each divided by its std;
     likewise for y and height.
 
     Args:

@@ -21,14 +21,14 @@ def grid_anchors(
     """Anchor boxes of every cell of every pyramid level.
 
     An anchor of ``ratio`` (height / width) and ``scale`` on a level of ``stride`` pixels has the area
-    ``(stride * scale) ** 2`` and is centred at ``(x + center_offset) * stride``; nothing is rounded.
+    ``(stride * scale) ** 2`` and is centered at ``(x + center_offset) * stride``; nothing is rounded.
 
     Args:
         sizes: (height, width) in cells, one pair per level.
         strides: pixels per cell, one per level.
         scales: anchor size in strides.
         ratios: height / width.
-        center_offset: place of the centre inside a cell, 0 for its corner and 0.5 for its middle.
+        center_offset: place of the center inside a cell, 0 for its corner and 0.5 for its middle.
         device: where to make the anchors; the default device if None.
 
     Returns:

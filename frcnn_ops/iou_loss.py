@@ -57,7 +57,7 @@ def giou_loss(
     boxes: Tensor | None = None,
     stds: Sequence[float] = _UNIT_STDS,
 ) -> Tensor:
-    """Generalised IoU loss, ``1 - IoU + (hull - union) / hull``; ``eps`` is the least area in pixels².
+    """Generalized IoU loss, ``1 - IoU + (hull - union) / hull``; ``eps`` is the least area in pixels².
 
     Arguments, result and errors as in :func:`iou_loss`. Source: Rezatofighi et al. 2019.
     """
@@ -73,7 +73,7 @@ def diou_loss(
     boxes: Tensor | None = None,
     stds: Sequence[float] = _UNIT_STDS,
 ) -> Tensor:
-    """Distance IoU loss, ``1 - IoU + (centre distance / hull diagonal)**2``; ``eps`` is added to areas.
+    """Distance IoU loss, ``1 - IoU + (center distance / hull diagonal)**2``; ``eps`` is added to areas.
 
     Arguments, result and errors as in :func:`iou_loss`. Source: Zheng et al. 2020.
     """

@@ -27,7 +27,7 @@ def roi_align(
         output_size: bins (h, w), or one number for both; each from 1 to 2**16, on CUDA h + w at most 512.
         spatial_scale: feature cells per pixel, 1 / stride.
         sampling_ratio: samples per bin and axis, up to 32767; 0: as many as a bin has cells, rounded up.
-        aligned: cell centres lie at half integers. False is the older convention, off by half a cell, in
+        aligned: cell centers lie at half integers. False is the older convention, off by half a cell, in
             which an RoI is at least one cell wide.
 
     Returns:

@@ -78,10 +78,15 @@ def cases() -> Cases:
 
 @pytest.fixture
 def threads():
-    """Sets the number of CPU threads: ``threads(1)``; restored afterwards."""
+    """Sets the number of CPU threads: ``threads(1)``; restored afterward."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    threads(1)
 
 
 @pytest.fixture

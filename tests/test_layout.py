@@ -1,4 +1,4 @@
-"""The rules that keep the tree liveable: dependencies in one direction, one name per concept."""
+"""The rules that keep the tree livable: dependencies in one direction, one name per concept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny data set in COCO format: bright rectangles on a dark ground, wide and tall pictures."""
+"""A tiny data set in COCO format: bright rectangles on a dark ground, wide and tall images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ CATEGORIES = [{"id": 40, "name": "square"}, {"id": 7, "name": "bar"}]
 
 
 def write_tiny(folder: Path, images: int = 6, seed: int = 0) -> tuple[Path, Path]:
-    """Write the pictures and their annotations; returns the annotation file and the image folder."""
+    """Write the images and their annotations; returns the annotation file and the image folder."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     content = {"images": [], "annotations": [], "categories": CATEGORIES}
     for number in range(images):
         width, height = (64, 48) if number % 3 else (48, 64)
-        picture = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
         for _ in range(2):
             category = CATEGORIES[rng.integers(2)]
             box_width, box_height = (16, 16) if category["name"] == "square" else (30, 10)
             x, y = int(rng.integers(width - box_width)), int(rng.integers(height - box_height))
-            picture[y : y + box_height, x : x + box_width] = rng.integers(150, 255, 3)
+            image[y : y + box_height, x : x + box_width] = rng.integers(150, 255, 3)
             content["annotations"].append(
                 {
                     "id": len(content["annotations"]),
@@ -36,7 +36,7 @@ def write_tiny(folder: Path, images: int = 6, seed: int = 0) -> tuple[Path, Path
                 }
             )
         name = f"{number}.png"
-        cv2.imwrite(str(folder / "images" / name), picture)
+        cv2.imwrite(str(folder / "images" / name), image)
         content["images"].append({"id": 100 - number, "file_name": name, "width": width, "height": height})
     return write_content(folder, content), folder / "images"
 

@@ -47,7 +47,7 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// N neighbouring values that move as one load or store: one, or 16 bytes.
+// N neighboring values that move as one load or store: one, or 16 bytes.
 template <typename T, int N>
 struct __align__(sizeof(T) * N) Pack {
   static_assert(N == 1 || sizeof(T) * N == 16);

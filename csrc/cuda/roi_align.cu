@@ -21,7 +21,7 @@ namespace frcnn {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-// Cells that a list holds, enough for a bin of 16; odd, so that neighbouring bins' lists start in other
+// Cells that a list holds, enough for a bin of 16; odd, so that neighboring bins' lists start in other
 // banks.
 constexpr int kMostTaps = 17;
 constexpr int kTableBytes = 40 << 10;

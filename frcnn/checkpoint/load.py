@@ -1,6 +1,6 @@
 """Loads weights of any common origin into a detector, strictly.
 
-Read are checkpoints of MMDetection 2.x and 3.x, of this package, bare state dicts, safetensors, and the
+It reads checkpoints of MMDetection 2.x and 3.x and of this package, bare state dicts, safetensors, and the
 Faster R-CNN files of torchvision and detectron2. Nothing in a file is executed.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from frcnn.checkpoint.names import from_detectron2, from_torchvision, recognise
+from frcnn.checkpoint.names import from_detectron2, from_torchvision, recognize
 from frcnn.checkpoint.records import ArrayRecord, Inert, TensorRecord
 from frcnn.checkpoint.torch_file import (
     DOWNLOAD_AGAIN,
@@ -81,7 +81,7 @@ def load_checkpoint(
 
     Args:
         source: a path, a state dict, or a dict with "state_dict" (and "meta") as MMDetection writes it.
-        reinit_heads: initialise the class and box layer afresh instead of loading them, for training on other
+        reinit_heads: initialize the class and box layer afresh instead of loading them, for training on other
             classes; without it other classes are an error.
 
     Raises:
@@ -101,7 +101,7 @@ def load_checkpoint(
         warnings.warn(f"{checkpoint.origin}: {note}", stacklevel=2)
     model.load_state_dict({**own, **ready})
     if reinit_heads:
-        _initialise_heads(model)
+        model.roi_head.bbox_head.initialize_outputs()
     model.class_names = tuple(class_names) or model.class_names
     return LoadReport(dialect, model.class_names, (*warned, *checkpoint.notes))
 
@@ -221,7 +221,7 @@ def check_dense(tensors: Mapping[str, Tensor]) -> None:
 def check_numbers(tensors: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError, naming them, for weights that are integers, not finite, or a negative variance.
 
-    Batch norms' ``num_batches_tracked`` are integers by right.
+    Batch norms' ``num_batches_tracked`` may be integers.
     """
     integers, infinite, negative = [], [], []
     for name, value in tensors.items():
@@ -311,14 +311,14 @@ def our_names(
     """
     tensors = drop_wrapper_prefixes(checkpoint.tensors)
     check_dense(tensors)
-    dialect = recognise(tensors)
+    dialect = recognize(tensors)
     if dialect == "mmdetection 1.x":
         raise CheckpointError(
             "written by MMDetection 1.x, whose boxes and background class differ; upgrade it with "
             "MMDetection 2.x's tools/model_converters/upgrade_model_version.py"
         )
     if dialect == "mmdetection":
-        # 3.x keeps the normalisation in the state dict, the EMA hook a second copy of every parameter
+        # 3.x keeps the normalization in the state dict, the EMA hook a second copy of every parameter
         dropped = ("data_preprocessor.", "ema_")
         kept = {name: value for name, value in tensors.items() if not name.startswith(dropped)}
         return kept, checkpoint.class_names, dialect, ()
@@ -361,16 +361,6 @@ def _style_notes(checkpoint: Checkpoint, model: FasterRCNN) -> tuple[str, ...]:
         f"these are weights of a {style}-style backbone and the model is {model.config.backbone.style} "
         "style: they load but detect nothing sensible; build the recipe of the file's style",
     )
-
-
-def _initialise_heads(model: FasterRCNN) -> None:
-    """As a new box head starts: normal with 0.01 for classes and 0.001 for boxes, biases zero."""
-    head = model.roi_head.bbox_head
-    nn.init.normal_(head.fc_cls.weight, std=0.01)
-    nn.init.normal_(head.fc_reg.weight, std=0.001)
-    with torch.no_grad():
-        head.fc_cls.bias.zero_()
-        head.fc_reg.bias.zero_()
 
 
 def _rows(tensors: Mapping[str, Any], suffix: str) -> int | None:

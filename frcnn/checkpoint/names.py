@@ -78,8 +78,8 @@ class Converted:
     notes: tuple[str, ...]
 
 
-def recognise(names: Iterable[str]) -> Dialect:
-    """Whose parameter names these are; "mmdetection" unless something else is plain."""
+def recognize(names: Iterable[str]) -> Dialect:
+    """Whose parameter names these are; "mmdetection" unless they are clearly another's."""
     for name in names:
         if name.startswith("backbone.body."):
             return "torchvision"
@@ -94,7 +94,7 @@ def from_torchvision(tensors: Mapping[str, Tensor], model: ModelConfig, data: Da
     """torchvision's ``fasterrcnn_resnet50_fpn`` (not its v2, nor MobileNet).
 
     Background moves from the first class to the last; 91 classes become COCO's 80 if the model has 80, by
-    dropping the ids that COCO does not use. Input normalisation is the same as pytorch style's.
+    dropping the ids that COCO does not use. Input normalization is the same as pytorch style's.
 
     Raises:
         CheckpointError: another architecture, or a caffe-style model.
@@ -133,7 +133,7 @@ def from_detectron2(tensors: Mapping[str, Tensor], model: ModelConfig, data: Dat
     """detectron2's R-50 and R-101 FPN: caffe style, BGR, std 1. Box head, anchors and coder are as ours.
 
     Raises:
-        CheckpointError: the model is not caffe style, or the file's normalisation or anchors are others.
+        CheckpointError: the model is not caffe style, or the file's normalization or anchors are others.
     """
     if model.backbone.style != "caffe" or data.rgb:
         raise CheckpointError(

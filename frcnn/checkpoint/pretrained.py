@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """A published initialisation: its addresses and what it is."""
+    """A published initialization: its addresses and what it is."""
 
     addresses: tuple[str, ...]
     description: str
@@ -68,7 +68,7 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
 
     Raises:
         ValueError: nothing is named.
-        DownloadError: the file could not be had.
+        DownloadError: the file could not be downloaded.
         CheckpointError: the file is no such backbone; the message lists the differences.
     """
     from frcnn.checkpoint.load import (
@@ -82,7 +82,7 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
 
     source = model.config.backbone.pretrained if source is None else source
     if source is None:
-        raise ValueError("no initialisation is named: set BackboneConfig.pretrained or pass source")
+        raise ValueError("no initialization is named: set BackboneConfig.pretrained or pass source")
     path = find_backbone_file(source, progress)
     tensors = drop_wrapper_prefixes(read_checkpoint(path).tensors)
     if any(name.startswith("backbone.") for name in tensors):
@@ -104,7 +104,7 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
 
 
 def untrained_consequences(backbone: BackboneConfig) -> tuple[str, ...]:
-    """What training without an initialisation means for a backbone, if not all of it learns."""
+    """What training without an initialization means for a backbone, if not all of it learns."""
     found = []
     if backbone.frozen_stages >= 0:
         found.append(

@@ -1,7 +1,7 @@
 """What a pickle may contain here: records of tensors and arrays, and the few calls that make them.
 
 Nothing in this file touches torch or runs anything a file names; `BUILDERS` is the whole list of calls that
-`frcnn.checkpoint.safe_pickle` answers with something else than an `Inert` object.
+`frcnn.checkpoint.safe_pickle` answers with anything other than an `Inert` object.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a training run needs to be resumed, in its checkpoint: read whole or refused.
 
-The checkpoint is what `frcnn.checkpoint.save` says, with these besides:
+The checkpoint has the layout that `frcnn.checkpoint.save` describes, and besides:
 
     optimizer    the optimizer's state
     meta         also epoch, iter

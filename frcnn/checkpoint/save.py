@@ -93,8 +93,9 @@ def weights_content(
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically, with a checksum: who reads `path`, even after a crash, finds the old file or the new.
+    """Write atomically, with a checksum.
 
+    Whoever reads `path`, even after a crash, finds the old file or the new.
     Raises OSError, for example where the disk is full.
     """
     try:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class DownloadError(OSError):
-    """A published file could not be had; the message says which file to put where."""
+    """A published file could not be downloaded; the message says which file to put where."""
 
 
 class BrokenTransfer(Exception):
@@ -246,5 +246,5 @@ class _Watchdog:
 
 
 def _short(value: object) -> str:
-    """What a server had a say in, for a message: printable and short."""
+    """Text that may come from a server, made printable and short for a message."""
     return "".join(c if c.isprintable() else "?" for c in str(value)[:200])

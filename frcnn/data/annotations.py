@@ -17,7 +17,7 @@ import numpy as np
 EXAMPLES = 3
 """How many offenders a message names."""
 
-MAX_PIXELS = 2**24
+MAX_COORDINATE = 2**24
 """Largest side of an image and coordinate of a box: beyond it float32 cannot tell a pixel from the next."""
 
 MAX_TEXT = 4096
@@ -108,7 +108,7 @@ def read_annotations(path: Path) -> AnnotationFile:
         elif label is None:
             report.add(UNKNOWN_CATEGORIES, f"{_described(entries, position)}: {category_id}")
         elif box is None:
-            reason = f"boxes with a coordinate that is not finite or beyond {MAX_PIXELS}"
+            reason = f"boxes with a coordinate that is not finite or beyond {MAX_COORDINATE}"
             report.add(reason, _described(entries, position))
         else:
             kept.append(position)
@@ -233,15 +233,15 @@ def _image(entry: dict) -> tuple[int, str, int, int]:
     name = _text(entry, "file_name")
     if "\0" in name or os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
         raise _wrong("file_name", "a path inside the image folder", name)
-    width, height = (_whole(entry, side, 1, MAX_PIXELS) for side in ("width", "height"))
+    width, height = (_whole(entry, side, 1, MAX_COORDINATE) for side in ("width", "height"))
     return _whole(entry, "id"), name, width, height
 
 
 def _annotation(entry: dict) -> tuple[int, int, list[float] | None, float | None, bool]:
     """image_id, category_id, bbox (None where a number is no pixel), area (None where absent), iscrowd."""
     area, crowd = entry.get("area", 0), entry.get("iscrowd", 0)
-    if type(area) not in (int, float) or not 0 <= area <= MAX_PIXELS**2:
-        raise _wrong("area", f"a number from 0 to {MAX_PIXELS**2}, or absent", area)
+    if type(area) not in (int, float) or not 0 <= area <= MAX_COORDINATE**2:
+        raise _wrong("area", f"a number from 0 to {MAX_COORDINATE**2}, or absent", area)
     if type(crowd) not in (int, float, bool) or crowd not in (0, 1):
         raise _wrong("iscrowd", "0 or 1, or absent", crowd)
     image_id, category_id = _whole(entry, "image_id"), _whole(entry, "category_id")
@@ -256,7 +256,7 @@ def _box(entry: dict) -> list[float] | None:
     for number in box:
         if type(number) is not float and type(number) is not int and number is not None:
             raise _wrong("bbox", "[x, y, width, height], four numbers", box)
-        plausible = plausible and number is not None and -MAX_PIXELS <= number <= MAX_PIXELS
+        plausible = plausible and number is not None and -MAX_COORDINATE <= number <= MAX_COORDINATE
     return box if plausible else None
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from frcnn.config import DataConfig
-from frcnn.preprocess import normalise, resize
+from frcnn.preprocess import normalize, resize
 
 
 def augment(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, data: DataConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """HWC uint8 BGR image and its boxes [G, 4] in pixels -> what `as_sample` returns of a random form."""
+    """HWC uint8 BGR image, boxes [G, 4] in its pixels -> their `as_sample`, randomly resized and flipped."""
     short_side = int(rng.choice(data.train_short_sides))
     flip = rng.random() < data.flip
     resized, scale = resize(image, (data.size[0], short_side))
@@ -36,12 +36,12 @@ def as_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """HWC uint8 BGR image, boxes [G, 4] in its pixels and labels [G] -> what the network trains on.
 
-    Returns the normalised image [3, H, W], boxes float32 and labels int64. A box of which nothing remains is
+    Returns the normalized image [3, H, W], boxes float32 and labels int64. A box of which nothing remains is
     dropped, since its size has no logarithm to learn.
     """
     remains = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return (
-        normalise(image, data),
+        normalize(image, data),
         torch.from_numpy(np.ascontiguousarray(boxes[remains], dtype=np.float32)),
         torch.from_numpy(np.ascontiguousarray(labels[remains], dtype=np.int64)),
     )

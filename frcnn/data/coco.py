@@ -64,7 +64,7 @@ class CocoDataset:
         """Boxes float32 [G, 4] and labels [G] of one image to train on, crowd regions left out.
 
         A crowd region is neither an object nor background that training should learn, and the published
-        recipes ignore it altogether, so no target is made of it; evaluation honours it as COCO does.
+        recipes ignore it altogether, so no target is made of it; evaluation honors it as COCO does.
         """
         rows = slice(self.box_offsets[index], self.box_offsets[index + 1])
         objects = self.trainable[rows] & ~self.crowd[rows]

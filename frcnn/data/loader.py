@@ -84,9 +84,9 @@ def bad_image(dataset: CocoDataset, index: int, error: Exception) -> BadImage:
 class TrainingImages(Dataset):
     """Augmented images with their boxes, by SampleKey.
 
-    The next image of the data set takes the place of one that cannot be used. Where more than `allowed` in a
-    row cannot be, which is where training stops, a blank image without boxes does. What else goes wrong in a
-    worker comes back as a `_Failure`.
+    The next image of the data set takes the place of one that cannot be used. After more than `allowed`
+    unusable ones in a row, where training stops anyway, a blank image without boxes does. Any other error in
+    a worker comes back as a `_Failure`.
     """
 
     def __init__(self, dataset: CocoDataset, data: DataConfig, seed: int, allowed: int):
@@ -129,8 +129,8 @@ def training_loader(
     pin_memory: bool = False,
     max_bad_images: float = 0.01,
 ) -> DataLoader:
-    """To be iterated by `running`: (Batch, indices of its images in the data set, bad images that others took
-    the place of), for every step that `batches` lists."""
+    """A loader for `running`. For every step in `batches` it gives the Batch, the indices of its images in
+    the data set, and the bad images that others took the place of."""
     allowed = allowed_bad_images(len(dataset), max_bad_images)
     return DataLoader(
         TrainingImages(dataset, data, batches.seed, allowed),

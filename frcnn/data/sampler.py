@@ -1,4 +1,4 @@
-"""Which pictures make up which training step.
+"""Which images make up which training step.
 
 An epoch's order is a pure function of (seed, epoch, process), so a training step's number alone says where
 the sampler stands: resuming is starting the sequence at that step.
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One picture of one epoch; the epoch seeds its augmentation."""
+    """One image in one epoch; the epoch seeds its augmentation."""
 
     epoch: int
     index: int
@@ -25,11 +25,11 @@ class TrainingBatches(Sampler[list[SampleKey]]):
     """Batches of one process from training step `start` to the end of the last epoch.
 
     Every epoch is one permutation of the data set dealt out to the processes. A batch holds only wide or only
-    tall pictures, as that keeps the padding small; the few left over at the end of an epoch are mixed. Every
-    process gets the same number of batches: where the data set does not divide evenly, the first pictures of
+    tall images, as that keeps the padding small; the few left over at the end of an epoch are mixed. Every
+    process gets the same number of batches: where the data set does not divide evenly, the first images of
     the permutation are seen twice.
 
-    wide: bool [I], whether the picture is wider than high.
+    wide: bool [I], whether the image is wider than high.
     """
 
     def __init__(

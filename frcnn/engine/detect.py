@@ -90,7 +90,7 @@ def detect(
     No existing file is overwritten. With `resume` an earlier run into `output` is continued: what it has done
     is skipped, what failed is tried again. SIGINT (Ctrl-C) and SIGTERM end the run after the present image.
 
-    Raises, before any work, ValueError for options that cannot be, for results of an earlier run without
+    Raises, before any work, ValueError for options out of range, for results of an earlier run without
     `resume` or with other settings, and for an output that would overwrite something, and FileNotFoundError
     for paths without images; OSError where something cannot be written (what is done stays); and
     `frcnn.engine.interrupt.Interrupted`.

@@ -49,7 +49,7 @@ class Processes:
         return values
 
     def highest(self, values: Sequence[int], device: torch.device, what: str) -> list[int]:
-        """Of each value the largest of every process's, in every process."""
+        """The maximum of each value over all processes, in every process."""
         if self.count == 1:
             return list(values)
         with self.waiting(what):

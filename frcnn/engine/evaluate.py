@@ -79,26 +79,26 @@ def evaluate(
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Detect on every image of a COCO data set and score the detections.
+    """Detect objects in every image of a COCO data set and compute the COCO metrics.
 
     `model` is a FasterRCNN, or what its `optimize` returns; images go through it as in its `stream`, with
-    `batch_size` and `threads` as there. The model's classes must be the data set's, by
-    name (by number where the model has no names). `output` takes the detections as a COCO results file, with
-    the data set's own image and category ids. The annotation file is scored as pycocotools reads it: crowd
-    regions absorb detections, and objects too small to train on still count. Under torchrun every process
-    detects a share and all get the same result. An image that cannot be used is named in the result.
-    `stop` is asked after every image: where it says yes in one process, all of them raise KeyboardInterrupt.
+    `batch_size` and `threads` as there. The model's classes must be the data set's, by name (by number where
+    the model has no names). `output` takes the detections as a COCO results file, with the data set's own
+    image and category ids. Annotations count as in pycocotools: crowd regions absorb detections, and objects
+    too small to train on still count. Under torchrun every process detects a share and all get the same
+    result. An image that cannot be used is named in the result. `stop` is asked after every image: where it
+    says yes in one process, all of them raise KeyboardInterrupt.
 
     `losses` also computes the losses of a FasterRCNN in evaluation mode, by a second forward pass of every
-    image on its own: of what training would take of the data set (images with a box, no crowd regions), with
-    anchors and proposals sampled by a fixed seed, averaged over the images. They do not depend on
-    `batch_size`, `threads` or the number of processes, and use none of torch's random numbers. (Training
-    averages over the sampled boxes of a step's images together; that is the same where each image has equally
-    many.)
+    image on its own. They count what training would take of the data set (images with a box, no crowd
+    regions), with anchors and proposals sampled by a fixed seed, and are averaged over the images. They do
+    not depend on `batch_size`, `threads` or the number of processes, and use none of torch's random numbers.
+    (Training averages over the sampled boxes of a step's images together; that is the same where each image
+    has equally many.)
 
     Raises DatasetError on an unusable data set, other classes than the model's, or if no image can be used;
-    OptionError on `batch_size` or `threads` out of range and for `losses` of what only detects, OSError where
-    `output` cannot be written, before any work.
+    OptionError on `batch_size` or `threads` out of range and for `losses` of a model that only detects,
+    OSError where `output` cannot be written, before any work.
     """
     check_options(batch_size, threads, output)
     if isinstance(annotations, CocoDataset):
@@ -179,8 +179,8 @@ def _detect(
     stop: Callable[[], bool],
     losses: ValidationLosses | None,
 ) -> tuple[list[dict], dict[str, str], bool, dict[str, list[float]]]:
-    """Detections in COCO's results form, why which image could not be used, whether `stop` let it finish, the
-    losses of images."""
+    """Detections in COCO's results form, the reason for each image that could not be used, whether `stop` let
+    it finish, and the images' losses."""
 
     def read(index: int) -> tuple[Prepared | None, tuple[int, Prepared] | BadImage]:
         try:

@@ -2,8 +2,8 @@
 
 Two parties look at a signal. Python's handler runs in the main thread, between two of its instructions, and
 notes the request; only while training starts up it raises. While the main thread is inside native code, such
-as waiting for another process, no handler runs; a second signal is therefore the affair of a small thread of
-its own, which reads every signal's number from Python's wake-up descriptor.
+as waiting for another process, no handler runs; so a small thread of its own handles a second signal. It
+reads every signal's number from Python's wake-up descriptor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_REQUEST = 2.0
 """Seconds in which a signal of the same kind is the same request. A scheduler that ends a job signals every
 process of it, torchrun among them, which passes the signal on: each process gets it twice. So does a process
-whose parent and whose group are both signalled."""
+whose parent and whose group are both signaled."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What training tells: a progress bar, one JSON line per log step, TensorBoard.
+"""What training reports: a progress bar, one JSON line per log step, TensorBoard.
 
 The JSON lines have the keys of MMDetection's log.json, so its tools and habits keep working: training lines
 have mode, epoch, iter (inside the epoch), lr, memory (MB), time and data_time (seconds per step), the losses
@@ -33,7 +33,7 @@ SHOWN = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "val_loss")
 
 
 class TrainingLog:
-    """Writes nothing but in the first process.
+    """Writes in the first process only.
 
     Lines of steps after `start`, and of validations of other epochs than `evaluated`, are taken out of the
     log: a resumed run repeats them.
@@ -131,7 +131,7 @@ class TrainingLog:
         self.say(f"epoch {epoch} val {' '.join(shown)}")
 
     def bad_image(self, steps: int, path: Path, reason: str) -> None:
-        """Name an image that cannot be used, met in the step that made it `steps` steps."""
+        """Name an image that cannot be used; it was met in step `steps`, counted from 1."""
         if not self.active:
             return
         self._append({"mode": "bad_image", "step": steps, "image": str(path), "reason": reason})
@@ -169,7 +169,7 @@ class TrainingLog:
                 self.board.add_scalar(f"{group}/{name}", value, iteration)
 
     def _forget_after(self, start: int, evaluated: Collection[float]) -> int:
-        """Leave in the log what a run that starts after `start` steps has behind it; returns how many lines
+        """Keep the log lines of the first `start` steps and of the epochs `evaluated`; returns how many lines
         were dropped because they are no JSON, as a crash or a full disk leaves them."""
         if not self.file.exists():
             return 0

@@ -47,7 +47,7 @@ def check_parallel(name: str, count: int, least: int) -> None:
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raise OptionError for what is no whole number in that range."""
+    """Raise OptionError for a value that is not a whole number in that range."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         upper = "or more" if most is None else f"to {most}"

@@ -97,8 +97,8 @@ def train(
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
     of the validation set (val_loss, val_loss_cls, …; see `evaluate`), which takes a second forward pass of
     its images and changes nothing else. `resume` continues from last.pth; on a CPU the weights end up the
-    same, bit for bit, as without the interruption, given the same number of torch's threads (another number
-    is said).
+    same, bit for bit, as without the interruption, given the same number of torch's threads (a different
+    number is reported).
 
     Ctrl-C and SIGTERM, to the process, its group or torchrun, finish the step and save (an evaluation is cut
     short); a second one, two seconds or more later, ends the process at once.
@@ -217,7 +217,7 @@ class _Run:
         convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         if validation is not None:
             category_ids = match_classes(self.model, validation)
-            if val_losses:  # it raises where there is nothing to compute them of
+            if val_losses:  # raises where there is no image to compute them on
                 ValidationLosses(self.model, validation, category_ids)
         schedule = self.recipe.schedule
         seed_everything(settings.seed + processes.rank)
@@ -347,7 +347,7 @@ class _Run:
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
         if self.validation is None or any(entry["epoch"] == epoch for entry in self.state.history):
             return
-        self.processes.share_buffers(self.model)  # what is scored shall be what is saved
+        self.processes.share_buffers(self.model)  # what is evaluated must be what is saved
         try:
             result = evaluate(
                 self.model,

@@ -40,7 +40,7 @@ class ValidationLosses:
         self.rows: list[Tensor] = []
 
     def add(self, index: int, image: Prepared) -> None:
-        """Compute those of an image of the data set."""
+        """Compute the losses of an image of the data set."""
         if int(self.dataset.image_ids[index]) not in self.counted:
             return
         device, data = self.model.device, self.model.data

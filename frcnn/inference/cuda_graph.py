@@ -68,7 +68,7 @@ class GraphCache:
 
     Threads may share it: they take turns, since a graph has one set of inputs and outputs.
 
-    function: tensors -> tuple of tensors, without host synchronisation or data-dependent shapes.
+    function: tensors -> tuple of tensors, without host synchronization or data-dependent shapes.
     capacity: graphs kept; beyond it, the least recently used is dropped for a new one.
     capture: how to record a call.
     """

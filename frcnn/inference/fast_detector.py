@@ -52,7 +52,7 @@ class FastDetector(Predictor):
     """A frozen copy of a model that only detects; `FasterRCNN.optimize` makes one.
 
     It answers `predict`, `stream` and `detect` as the model does. The model may be changed, trained or
-    deleted afterwards: nothing is shared.
+    deleted afterward: nothing is shared.
 
     precision: "float32"; "tf32" (CUDA: float32 whose products round their factors to 10 bits); "bfloat16" or
         "float16" (features and weights; boxes, scores and accumulators stay float32).

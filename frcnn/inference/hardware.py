@@ -86,7 +86,8 @@ _arithmetic_lock = threading.RLock()
 
 @contextmanager
 def fp32_arithmetic(precision: Literal["ieee", "tf32"], device: torch.device) -> Iterator[None]:
-    """How CUDA multiplies float32 matrices and convolutions meanwhile; torch's settings come back after.
+    """Choose how CUDA computes float32 matrix products and convolutions in the block; torch's settings are
+    restored after it.
 
     The settings are the process's: where they matter, threads take turns.
     """
@@ -117,6 +118,6 @@ def available_cpus() -> int:
 
 
 def limit_threads() -> None:
-    """Lower torch's threads to the available processors: with more, they wait for each other in turns."""
+    """Lower torch's threads to the available processors: with more, threads wait for each other."""
     if torch.get_num_threads() > available_cpus():
         torch.set_num_threads(available_cpus())

@@ -35,9 +35,9 @@ def expand(images: Image | Iterable[Image]) -> Image | Iterable[Image]:
     """What `predict` is given, with every folder and pattern in it replaced by its images, in sorted order.
 
     A path that exists, a URL (http, https), an array, a tensor and a Pillow image stay as they are: one image
-    in, one image out. A folder is searched with the folders in it; a pattern is `glob`'s, with ** for any
-    depth, and of what it matches files of other kinds are left out. Of several images, each is looked at when
-    its turn comes, so that they may be any number.
+    in, one image out. A folder is searched recursively; a pattern is `glob`'s, with ** for any depth, and
+    matches that are not image files are left out. Of several images, each is looked at when its turn comes,
+    so that they may be any number.
 
     Raises FileNotFoundError for a folder or a pattern without images, TypeError for what is no image at all.
     """
@@ -73,8 +73,8 @@ def _names_several(path: str | Path) -> bool:
 def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -> FoundImages:
     """The images of files and, recursively, folders, each once however it is spelled.
 
-    Of folders without what `frcnn detect` has written: `output`, if that is inside, and folders inside that
-    hold the results of earlier runs.
+    What `frcnn detect` has written into a folder is left out: `output`, if it lies inside, and inner folders
+    that hold the results of earlier runs.
 
     Raises FileNotFoundError for a path that does not exist or a folder without images.
     """

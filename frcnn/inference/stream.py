@@ -31,7 +31,7 @@ Extra = TypeVar("Extra")
 
 
 class Predictor:
-    """What detects in images, in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone."""
+    """A detector in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone."""
 
     config: ModelConfig
     data: DataConfig
@@ -149,11 +149,11 @@ class Predictor:
         threads: int | None = None,
         details: bool = False,
     ) -> Generator[tuple[Extra, Detections | None], None, None]:
-        """The stream under `stream`, for items that are more than an image.
+        """`stream` for items that carry more than an image.
 
         read: called in a thread; returns the image and whatever is wanted beside its detections. In place of
         an image that cannot be used it may return None, whose detections are None.
-        Raises ValueError for options that cannot be; while it is iterated, what `read` raises.
+        Raises ValueError for options out of range; while it is iterated, what `read` raises.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -44,7 +44,7 @@ def build(
         name_or_recipe: a recipe, or the name of one of the zoo (see `frcnn.list_recipes`).
         weights: None (random), "random" (the same, to train from, with a warning of what that means where it
             matters), "coco" (the recipe's published checkpoint, downloaded once), "imagenet" (the
-            backbone's initialisation that training starts from, downloaded once; the rest is random), or the
+            backbone's initialization that training starts from, downloaded once; the rest is random), or the
             path of a checkpoint, or a state dict.
         num_classes: default: the number of ``class_names``, else the checkpoint's, else the recipe's.
         class_names: the classes in the order of their labels; default: what the checkpoint says.

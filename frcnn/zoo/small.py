@@ -14,10 +14,10 @@ from frcnn.config import (
 
 
 def small_r18_fpn() -> Recipe:
-    """An R-18-FPN with slim heads for pictures of about 320x240 pixels.
+    """An R-18-FPN with slim heads for images of about 320x240 pixels.
 
     It needs no pretrained weights: every norm trains, on batches of 8. Anchors are half the zoo's size, since
-    a small picture's objects are small, and fewer proposals do for the few objects that it has room for.
+    a small image's objects are small, and fewer proposals do for the few objects that it has room for.
     """
     return Recipe(
         name="small_r18_fpn",

@@ -1,6 +1,6 @@
 """``frcnn verify``: recompute MMDetection's numbers on this machine and print a certificate.
 
-A case is a file of arrays that MMDetection 3.3.0 computed: pictures, and what came out of the network for
+A case is a file of arrays that MMDetection 3.3.0 computed: images, and what came out of the network for
 them. Its weights are not in the file: they are drawn here, by name and seed, as they were drawn there. Small
 cases for every kind of model come with the package (`frcnn/zoo/cases`); a folder of full ones can be given.
 
@@ -29,7 +29,7 @@ from frcnn.checked import unknown
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.inference.fold import fold
-from frcnn.preprocess import normalise, pad
+from frcnn.preprocess import normalize, pad
 from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
 
@@ -157,7 +157,7 @@ def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, input_std: fl
 
     Norms vary around 1 (0.2 at the end of a residual branch, so that depth does not blow up), statistics
     around (0, 1), weights have a gain of 1.4 over sqrt(fan in), biases 0.05. The first convolution is
-    divided by ``input_std``, the spread of the pictures after normalisation.
+    divided by ``input_std``, the spread of the images after normalization.
     """
     drawn = {}
     for name, shape in shapes.items():
@@ -201,25 +201,25 @@ def verify_case(path: Path, device: torch.device | str = "cpu") -> list[Result]:
 
 
 def load_case(path: Path) -> dict[str, np.ndarray]:
-    """A case's arrays; a picture that the file lacks is read from ``image<i>.png`` beside it."""
+    """A case's arrays; an image that the file lacks is read from ``image<i>.png`` beside it."""
     with np.load(path, allow_pickle=False) as file:
         case = {name: file[name] for name in file.files}
     for index in range(int(case["batch_shape"][0])):
         if f"image{index}" not in case:
-            picture = cv2.imread(str(path.parent / f"image{index}.png"))
-            if picture is None:
+            image = cv2.imread(str(path.parent / f"image{index}.png"))
+            if image is None:
                 raise FileNotFoundError(f"{path}: has no image{index}, and no image{index}.png is beside it")
-            case[f"image{index}"] = picture
+            case[f"image{index}"] = image
     return case
 
 
 def case_batch(case: Mapping[str, np.ndarray], entry: Recipe) -> Batch:
     """The network's input of a case, with its annotations."""
     indices = range(int(case["batch_shape"][0]))
-    pictures = [case[f"image{index}"] for index in indices]
+    images = [case[f"image{index}"] for index in indices]
     return Batch(
-        pad([normalise(picture, entry.data) for picture in pictures], entry.data.pad_divisor),
-        tuple((picture.shape[0], picture.shape[1]) for picture in pictures),
+        pad([normalize(image, entry.data) for image in images], entry.data.pad_divisor),
+        tuple((image.shape[0], image.shape[1]) for image in images),
         tuple(torch.from_numpy(case[f"gt_boxes{index}"]).float() for index in indices),
         tuple(torch.from_numpy(case[f"gt_labels{index}"]).long() for index in indices),
     )
@@ -262,11 +262,9 @@ def _compare_inference(
             )
         if f"det_boxes{index}" in case:
             wanted = case[f"det_boxes{index}"], case[f"det_scores{index}"], case[f"det_labels{index}"]
-            ours = found[index]
+            ours = found[index].to_numpy()
             detections += len(wanted[0])
-            detections_missed += unmatched(
-                wanted, (_array(ours.boxes), _array(ours.scores), _array(ours.labels))
-            )
+            detections_missed += unmatched(wanted, (ours["boxes"], ours["scores"], ours["labels"]))
     return replace(
         result,
         features=error,

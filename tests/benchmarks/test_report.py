@@ -26,7 +26,7 @@ def row(name, ours_ms, peer_ms=None):
         "parameters": 41_500_000,
         "gflop": 432.0,
         "inference": [{"batch": 1, "ours": timing(ours_ms), **peer}],
-        "from_pictures": {"batch": 1, "ours": timing(ours_ms + 10), **peer},
+        "from_images": {"batch": 1, "ours": timing(ours_ms + 10), **peer},
         "training": {"batch": 2, "ours": timing(4 * ours_ms, 2e9, images=2)},
         "counts": {"ours": counts, **{key: counts for key in peer}},
         "drift": {
@@ -62,7 +62,7 @@ def result():
             "quick": False,
             "seconds": 1.0,
         },
-        "pictures": "generated pictures",
+        "images": "generated images",
         "weights": "generated",
         "peer": "torchvision 0.26.0",
         "start_up": {"torch": 1.0, "frcnn": 0.001, "detector": 0.1, "first_prediction": 0.9},

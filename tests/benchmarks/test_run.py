@@ -14,7 +14,7 @@ import torch
 
 import frcnn
 from benchmarks import measure, ours, run
-from benchmarks.inputs import pictures
+from benchmarks.inputs import make_images
 from benchmarks.ours import Ours
 from benchmarks.recipe import OURS, TRAINING_BATCH, Conditions, measure_recipe
 from benchmarks.work import STAGES
@@ -57,7 +57,7 @@ class FakePeer:
         self.loaded = arguments
         return {"name": "torchvision 0", "torch": "0"}
 
-    def pictures(self, file):
+    def take_images(self, file):
         assert Path(file).is_file()
 
     def start_training(self, boxes, labels):
@@ -82,7 +82,7 @@ def measured(recipe, tmp_path, peers=("float32",), size=(64, 96), batches=(1, 2)
     files = {}
     for batch in {*batches, TRAINING_BATCH}:
         files[batch] = tmp_path / f"{batch}.npy"
-        np.save(files[batch], pictures(batch, *size)[0])
+        np.save(files[batch], make_images(batch, *size)[0])
     conditions = Conditions(
         "cpu", "float32", "eager", torch.get_num_threads(), size, files, batches, 0.0, 2, train
     )
@@ -111,7 +111,7 @@ def result(tmp_path_factory):
 def test_everything_is_measured(result):
     found, _, said = result
     assert [timing["batch"] for timing in found["inference"]] == [1, 2]
-    for part in (*found["inference"], found["from_pictures"], found["training"]):
+    for part in (*found["inference"], found["from_images"], found["training"]):
         assert part["ours"]["median_ms"] > 0 and part["ours"]["samples"] == 2
         assert part["torchvision 0 float32"]["median_ms"] == 2000
     assert [stage["stage"] for stage in found["stages"]] == list(STAGES)
@@ -119,7 +119,7 @@ def test_everything_is_measured(result):
     assert found["rates"]["matrix"] > 1e9 and found["rates"]["copy"] > 1e8
     # NMS may decide one pair at its threshold otherwise
     assert found["drift"]["matched"] > 0.95 and found["drift"]["max_score_drift"] < 1e-4
-    assert said == ["weights", "batch 1", "batch 2", "from pictures", "stages", "training"]
+    assert said == ["weights", "batch 1", "batch 2", "from images", "stages", "training"]
 
 
 def test_generated_weights_give_proposals_and_detections(result):
@@ -146,7 +146,7 @@ def test_the_result_is_written_as_json_markdown_and_plot(result, tmp_path):
             "batches": [1, 2],
             "quick": True,
         },
-        "pictures": "generated",
+        "images": "generated",
         "weights": "generated",
         "peer": "a fake",
         "recipes": [result[0]],
@@ -172,7 +172,7 @@ def test_a_caffe_recipe_runs_without_peer_and_training_can_be_left_out(tmp_path,
 
 def test_the_plain_process_trains_and_the_fast_one_is_closed_before(result):
     plain, fast = [
-        worker for worker in result[1] if "optimise" in worker.calls or "calibrate" in worker.calls
+        worker for worker in result[1] if "optimize" in worker.calls or "calibrate" in worker.calls
     ]
     assert "train_step" in plain.calls and "train_step" not in fast.calls
     assert not hasattr(fast, "subject")
@@ -232,8 +232,8 @@ def test_published_checkpoints_are_found_in_a_folder_by_their_names(tmp_path):
 
 def test_a_recipe_of_the_zoo_runs_in_its_own_process(tmp_path):
     """The grouped backbone, reduced to what its worker's protocol carries; all 15 run in `run.py --quick`."""
-    file = tmp_path / "pictures.npy"
-    np.save(file, pictures(1, 64, 96)[0])
+    file = tmp_path / "images.npy"
+    np.save(file, make_images(1, 64, 96)[0])
     with Worker(OURS, threads=1) as worker:
         loaded = worker.call(
             "load",
@@ -246,23 +246,23 @@ def test_a_recipe_of_the_zoo_runs_in_its_own_process(tmp_path):
             threads=1,
         )
         assert loaded["parameters"] == pytest.approx(60.2e6, rel=0.01)
-        worker.call("pictures", file=str(file))
+        worker.call("take_images", file=str(file))
         worker.call("calibrate")
-        worker.call("optimise")
+        worker.call("optimize")
         assert 0 < worker.call("detect") < 60
         assert worker.call("counts")["detections"] >= 5
 
 
 def test_box_ap_is_that_of_the_fast_model(tmp_path):
-    """On pictures whose only annotation is the fast model's own best detection."""
+    """On images whose only annotation is the fast detector's own best detection."""
     recipe = small_r18_fpn()
-    file = tmp_path / "pictures.npy"
-    np.save(file, pictures(1, 120, 160)[0])
+    file = tmp_path / "images.npy"
+    np.save(file, make_images(1, 120, 160)[0])
     subject = Ours()
     subject.load(recipe, None, (240, 320), "cpu", "float32", "eager", torch.get_num_threads())
-    subject.pictures(str(file))
+    subject.take_images(str(file))
     subject.calibrate()
-    subject.optimise()
+    subject.optimize()
 
     folder = tmp_path / "coco"
     (folder / "val2017").mkdir(parents=True)
@@ -323,7 +323,7 @@ def test_compare_prints_a_table_and_measures_nothing(result, monkeypatch, tmp_pa
     capsys.readouterr()
     assert run.main(replace(settings, compare=(file, file))) is None
     out = capsys.readouterr().out
-    assert out.count("+0.0% | same") == 2 * 4  # two batches, from pictures, training
+    assert out.count("+0.0% | same") == 2 * 4  # two batches, from images, training
 
 
 @pytest.mark.parametrize("content", [None, "garbage"])

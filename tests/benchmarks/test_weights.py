@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.inputs import pictures
+from benchmarks.inputs import make_images
 from benchmarks.weights import CANDIDATES, calibrate, generate
 from frcnn.detector import FasterRCNN
-from frcnn.preprocess import normalise, pad
+from frcnn.preprocess import normalize, pad
 from frcnn.structures import Batch
 from frcnn.zoo.small import small_r18_fpn
 
@@ -16,9 +16,9 @@ RECIPE = small_r18_fpn()
 
 @pytest.fixture(scope="module")
 def calibrated():
-    """A model, and the two pictures that it is calibrated on."""
-    made, _ = pictures(2, 192, 320)
-    batch = Batch(pad([normalise(picture, RECIPE.data) for picture in made], 32), ((192, 320),) * 2)
+    """A model, and the two images that it is calibrated on."""
+    made, _ = make_images(2, 192, 320)
+    batch = Batch(pad([normalize(image, RECIPE.data) for image in made], 32), ((192, 320),) * 2)
     model = FasterRCNN(RECIPE.model, RECIPE.data).eval()
     generate(model)
     calibrate(model, batch)
@@ -36,13 +36,13 @@ def test_weights_depend_on_name_and_seed_only():
 
 
 def test_activations_keep_the_scale_of_the_input_in_both_styles_of_preprocessing():
-    picture = pictures(1, 96, 160)[0][0]
+    image = make_images(1, 96, 160)[0][0]
     unscaled = replace(RECIPE.data, std=(1.0, 1.0, 1.0))
     for data in (RECIPE.data, unscaled):
         model = FasterRCNN(RECIPE.model, data).eval()
         generate(model)
         with torch.no_grad():
-            features = model.backbone(normalise(np.ascontiguousarray(picture), data)[None])
+            features = model.backbone(normalize(np.ascontiguousarray(image), data)[None])
         assert all(0.1 < feature.std() < 20 for feature in features)
 
 
@@ -61,7 +61,7 @@ def test_the_wanted_number_of_candidates_passes_and_most_boxes_are_background(ca
     assert (probabilities[:, -1] > 0.5).float().mean() > 0.5
 
 
-def test_detections_survive_on_every_picture(calibrated):
+def test_detections_survive_on_every_image(calibrated):
     model, batch = calibrated
     found = model(batch)
-    assert all(5 <= len(picture) <= 100 for picture in found)
+    assert all(5 <= len(image) <= 100 for image in found)

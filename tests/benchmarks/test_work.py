@@ -16,7 +16,7 @@ def gflop(work, *stages):
 
 
 def test_r50_counts_what_mmdetection_publishes():
-    """207.07 G multiply-adds and 41.53 M parameters for a 1280x800 picture, without RoIAlign and NMS."""
+    """207.07 G multiply-adds and 41.53 M parameters for a 1280x800 image, without RoIAlign and NMS."""
     work = stage_work(R50, 1, 800, 1280)
     assert tuple(work) == STAGES
     assert gflop(work, "backbone", "FPN", "RPN", "head") / 2 == pytest.approx(207.07, rel=0.01)

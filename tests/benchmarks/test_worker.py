@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import startup
+from benchmarks import start_up
 from benchmarks.worker import SEARCH, Worker, WorkerError
 
 SUBJECT = """
@@ -72,4 +72,4 @@ def test_the_checkout_does_not_shadow_an_installed_package(tmp_path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with Worker("uses_operators", sys.executable, threads=1) as worker:
         assert worker.call("add", number=1) == 1
-    assert startup.SCRIPT.startswith(SEARCH)
+    assert start_up.SCRIPT.startswith(SEARCH)

@@ -249,7 +249,7 @@ def _tensors() -> Iterator[tuple[str, bytes]]:
     sparse = group(numbers(2**40, 2**40), tensor(), tensor())
     yield "sparse", call("torch._utils _rebuild_sparse_tensor", name("torch sparse_coo"), sparse)
     yield (
-        "quantised",
+        "quantized",
         call("torch._utils _rebuild_qtensor", storage(), integer(0), numbers(4), numbers(1), b"N"),
     )
     yield "meta", call("torch._utils _rebuild_meta_tensor_no_storage", name("torch float32"), numbers(2**40))

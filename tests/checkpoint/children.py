@@ -28,9 +28,9 @@ def failures(cases: Mapping[str, Callable[[], object]], seconds: int = _SECONDS)
                 found[names[done]] = line
             done += 1
         if status and done < len(names):  # the child died in the case after the last one that it reported
-            signalled = os.WIFSIGNALED(status)
-            code = os.WTERMSIG(status) if signalled else os.WEXITSTATUS(status)
-            found[names[done]] = signal.Signals(code).name if signalled else f"exit status {code}"
+            signaled = os.WIFSIGNALED(status)
+            code = os.WTERMSIG(status) if signaled else os.WEXITSTATUS(status)
+            found[names[done]] = signal.Signals(code).name if signaled else f"exit status {code}"
             done += 1
     return found
 

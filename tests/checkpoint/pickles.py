@@ -11,9 +11,9 @@ import numpy as np
 
 HEADER = b"\x80\x04"
 DEEP = b")" + b"\x85" * 200_000
-"""A tuple in a tuple, 200,000 times: who hashes or shows it recurses."""
+"""A tuple in a tuple, 200,000 times: whoever hashes or shows it recurses."""
 WIDE = b")" + b"2\x86" * 40
-"""(x, x) of (x, x) of ..., 40 times: who hashes or shows it visits 2**40 tuples."""
+"""(x, x) of (x, x) of ..., 40 times: whoever hashes or shows it visits 2**40 tuples."""
 WIDE_BY_MEMO = b")q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(40))
 """The same with opcodes that torch.save writes too."""
 ARRAY = pickle.dumps(np.ones(4, np.float32), 2)[2:-1]

@@ -27,7 +27,7 @@ FORMATS = ("zip", "zip without checksums", "legacy", "plain", "safetensors", "tr
 
 
 def genuine(form: str, path) -> None:
-    """A small checkpoint with all that they hold: weights, metadata, an optimiser's state, arrays."""
+    """A small checkpoint with all that they hold: weights, metadata, an optimizer's state, arrays."""
     weights = {
         "rpn.weight": torch.arange(12.0).view(3, 4),
         "rpn.steps": torch.tensor(3),

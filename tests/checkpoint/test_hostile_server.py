@@ -137,7 +137,7 @@ def wanders(connection, start, server):
 
 HTML = b"<html>please log in</html>"
 HALF = BODY[:30_000]
-BEHAVIOURS = {
+BEHAVIORS = {
     "closes at once": says(),
     "resets at once": resets(b""),
     "garbage": says(bytes(range(256)) * 4),
@@ -240,11 +240,11 @@ def impatient(monkeypatch):
     monkeypatch.setattr(transfer, "STALL_SECONDS", 0.1)
 
 
-@pytest.mark.parametrize("name", list(BEHAVIOURS))
+@pytest.mark.parametrize("name", list(BEHAVIORS))
 def test_a_server_that_only_misbehaves_is_given_up(name, tmp_path, monkeypatch, impatient):
     monkeypatch.setattr(weights, "ATTEMPTS", 2)
     threads = threading.active_count()
-    with Server(BEHAVIOURS[name], times=100) as server:
+    with Server(BEHAVIORS[name], times=100) as server:
         with pytest.raises(DownloadError) as caught:
             download([server.address()], tmp_path, progress=False)
         assert threading.active_count() <= threads + 3  # the server's own; no watchdog is left
@@ -257,14 +257,14 @@ def test_a_server_that_only_misbehaves_is_given_up(name, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("held", [0, 20_000, 60_000])
-@pytest.mark.parametrize("name", list(BEHAVIOURS))
+@pytest.mark.parametrize("name", list(BEHAVIORS))
 def test_after_a_fault_the_file_arrives_from_here_or_from_the_mirror(
     name, held, tmp_path, monkeypatch, impatient
 ):
     monkeypatch.setattr(weights, "ATTEMPTS", 10)
     if held:
         (tmp_path / f"{NAME}.part").write_bytes(BODY[:held])
-    with Server(BEHAVIOURS[name], times=1) as server, Server(honest, times=0) as mirror:
+    with Server(BEHAVIORS[name], times=1) as server, Server(honest, times=0) as mirror:
         path = download([server.address(), mirror.address()], tmp_path, progress=False)
     assert path.read_bytes() == BODY
     assert not (tmp_path / f"{NAME}.part").exists()
@@ -307,7 +307,7 @@ def test_a_known_hash_is_compared_in_full(tmp_path, monkeypatch):
 def test_all_attempts_share_one_deadline(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "TOTAL_SECONDS", 0.1)
     monkeypatch.setattr(transfer, "MIN_BYTES_PER_SECOND", 0)
-    with Server(BEHAVIOURS["a body that drips"], times=100) as server:
+    with Server(BEHAVIORS["a body that drips"], times=100) as server:
         with pytest.raises(DownloadError, match="no time left"):
             download([server.address()] * 3, tmp_path, progress=False)
 

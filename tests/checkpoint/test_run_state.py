@@ -95,10 +95,10 @@ def test_recipes_survive_being_made_plain(name):
 
 def test_fields_of_another_version_are_named():
     plain = to_plain(Recipe("any"))
-    plain["model"]["rpn"]["colour"] = "blue"
-    with pytest.raises(CheckpointError, match=r"RPNConfig has no colour.*another version"):
+    plain["model"]["rpn"]["color"] = "blue"
+    with pytest.raises(CheckpointError, match=r"RPNConfig has no color.*another version"):
         from_plain(Recipe, plain)
-    del plain["model"]["rpn"]["colour"], plain["model"]["rpn"]["samples"]
+    del plain["model"]["rpn"]["color"], plain["model"]["rpn"]["samples"]
     assert from_plain(Recipe, plain) == Recipe("any")
 
 

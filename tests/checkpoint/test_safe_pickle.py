@@ -97,7 +97,7 @@ def test_the_payload_is_live_and_we_do_not_run_it(name, marker):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_load_beside_a_payload_in_the_optimiser_state(name, zipped, marker, tmp_path):
+def test_weights_load_beside_a_payload_in_the_optimizer_state(name, zipped, marker, tmp_path):
     payload = payloads(marker)[name]
     content = {
         "meta": {"CLASSES": ("cat", "dog"), "hook": payload},

@@ -129,7 +129,7 @@ NO_NUMBERS = {
     "bool": (NAME, lambda value: value.bool(), "not floating-point numbers"),
     "complex": (NAME, lambda value: value.to(torch.complex64), "not dense real numbers"),
     "sparse": (NAME, lambda value: value.to_sparse(), "not dense real numbers"),
-    "quantised": (
+    "quantized": (
         NAME,
         lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
         "not dense real numbers",

@@ -51,7 +51,7 @@ def main() -> int:
                 command = [sys.executable, "-c", RUN, str(copy / "tests" / "cpp"), str(ROOT), *ops]
                 result = subprocess.run(command, text=True, capture_output=True)
                 place = f"{file}:{text.count(chr(10), 0, found.start()) + 1} {found[0]}"
-                reports = re.findall(r"^(?:race|uninitialised|out-of-bounds|deadlock).*", result.stderr, re.M)
+                reports = re.findall(r"^(?:race|uninitialized|out-of-bounds|deadlock).*", result.stderr, re.M)
                 print(place, "survived" if result.returncode == 0 else f"caught {reports[:1]}", flush=True)
                 if result.returncode == 0:
                     survived.append(place)

@@ -14,7 +14,7 @@ needs_sanitizer = pytest.mark.skipif(emulated.sanitizer() is None, reason="no ad
 BUGS = {
     name: i
     for i, name in enumerate(
-        "none missing_barrier missing_warp_barrier race out_of_bounds uninitialised divergent_barrier "
+        "none missing_barrier missing_warp_barrier race out_of_bounds uninitialized divergent_barrier "
         "missing_fence shared_out_of_bounds misaligned".split()
     )
 }
@@ -50,14 +50,14 @@ def test_sound_kernels_pass(seed):
 @pytest.mark.parametrize(
     ("kernel", "bug", "report"),
     [
-        ("reverse", "missing_barrier", "race|uninitialised read of 4 bytes of shared memory"),
-        ("swap", "missing_warp_barrier", "race|uninitialised read of 4 bytes of shared memory"),
+        ("reverse", "missing_barrier", "race|uninitialized read of 4 bytes of shared memory"),
+        ("swap", "missing_warp_barrier", "race|uninitialized read of 4 bytes of shared memory"),
         ("sum", "race", "race: (read|write) of 4 bytes of device memory"),
         ("sum", "missing_fence", "race: read of 4 bytes of device memory"),
         ("reverse", "out_of_bounds", "out-of-bounds write of 4 bytes of device memory"),
         ("reverse", "shared_out_of_bounds", "out-of-bounds write of 4 bytes of shared memory"),
-        ("reverse", "uninitialised", "uninitialised read of 4 bytes of shared memory"),
-        ("reverse", "divergent_barrier", "different barriers|deadlock|race|uninitialised"),
+        ("reverse", "uninitialized", "uninitialized read of 4 bytes of shared memory"),
+        ("reverse", "divergent_barrier", "different barriers|deadlock|race|uninitialized"),
     ],
 )
 def test_planted_bugs_are_reported(kernel, bug, report, seed):

@@ -28,7 +28,7 @@ def test_training_step_repeats_to_the_bit(precision):
 
 
 def step(device: str, precision: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """Two SGD steps from a seed; every parameter afterwards, and the losses."""
+    """Two SGD steps from a seed; every parameter afterward, and the losses."""
     import frcnn
     from frcnn.structures import Batch
 

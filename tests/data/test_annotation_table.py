@@ -159,7 +159,7 @@ FILES = {
     "a text": (lambda data: b'"images"', "no list 'images'"),
     "a number": (lambda data: b"7", "no list 'images'"),
     "null": (lambda data: b"null", "no list 'images'"),
-    "no images": (lambda data: data.replace(b'"images"', b'"pictures"'), "no list 'images'"),
+    "no images": (lambda data: data.replace(b'"images"', b'"frames"'), "no list 'images'"),
     "no annotations": (lambda data: data.replace(b'"annotations"', b'"boxes"'), "no list 'annotations'"),
     "images an object": (lambda data: json.dumps({**json.loads(data), "images": {}}).encode(), "no list 'im"),
     "annotations null": (

@@ -1,4 +1,4 @@
-"""Boxes follow their pictures through resizing and flipping."""
+"""Boxes follow their images through resizing and flipping."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ BOX = np.array([[10, 8, 26, 20]], dtype=np.float32)
 LABEL = np.array([3])
 
 
-def picture() -> np.ndarray:
+def bright_box() -> np.ndarray:
     """A bright box on black, 64x48 pixels."""
     image = np.zeros((48, 64, 3), dtype=np.uint8)
     image[8:20, 10:26] = 200
@@ -23,7 +23,7 @@ def picture() -> np.ndarray:
 
 
 def run(data: DataConfig, boxes=BOX, labels=LABEL, seed: int = 0):
-    return augment(picture(), boxes, labels, data, np.random.default_rng(seed))
+    return augment(bright_box(), boxes, labels, data, np.random.default_rng(seed))
 
 
 def bright_extent(image: torch.Tensor) -> list[int]:
@@ -43,7 +43,7 @@ def test_the_box_stays_on_its_pixels_when_flipped():
     assert boxes.tolist() == [[76, 16, 108, 40]] == [bright_extent(image)]
 
 
-def test_half_of_the_pictures_are_flipped():
+def test_half_of_the_images_are_flipped():
     flipped = [run(replace(PLAIN, flip=0.5), seed=seed)[1][0, 0].item() == 76 for seed in range(200)]
     assert 70 < sum(flipped) < 130
 
@@ -66,7 +66,7 @@ def test_boxes_are_clipped_and_vanished_ones_dropped():
     assert labels.tolist() == [1]
 
 
-def test_pictures_without_boxes_pass():
+def test_images_without_boxes_pass():
     _, boxes, labels = run(replace(PLAIN, flip=1.0), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     assert boxes.shape == (0, 4) and labels.shape == (0,)
 

@@ -1,4 +1,4 @@
-"""Which pictures make up which step, in one process and in several."""
+"""Which images make up which step, in one process and in several."""
 
 import numpy as np
 import pytest

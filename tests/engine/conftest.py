@@ -10,15 +10,13 @@ from tiny_coco import write_tiny
 from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
 from frcnn.config import Recipe
+from frcnn.zoo.build import build
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(threads):
     """Tiny tensors gain nothing from threads, and tests may share the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +34,13 @@ def tiny(tmp_path):
 @pytest.fixture
 def recipe() -> Recipe:
     return tiny_recipe()
+
+
+@pytest.fixture
+def model(recipe):
+    """Untrained, for the classes of `tiny`."""
+    torch.manual_seed(0)
+    return build(recipe, class_names=("bar", "square"))
 
 
 @pytest.fixture

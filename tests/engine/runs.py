@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-# what a run would import on its way: the optimiser, torch._dynamo
+# what a run would import on its way: the optimizer, torch._dynamo
 SERVER.set_forkserver_preload(["frcnn.cli", "frcnn.engine.train", "torch._dynamo", "torch.utils.tensorboard"])
 
 

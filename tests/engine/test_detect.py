@@ -4,14 +4,13 @@ import errno
 import json
 import os
 import signal
-import struct
-import zlib
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from huge_png import huge_png
 
 from frcnn import cli
 from frcnn.config import DataConfig
@@ -153,14 +152,6 @@ def test_the_output_folder_is_not_scanned(folder):
     assert contents(folder) == before
     # results without drawings may lie beside the images
     assert len(detect(Model(), [folder / "deep"], folder / "deep", draw=False).failed) == 0
-
-
-def huge_png():
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def test_bad_images_are_listed_and_do_not_stop_the_others(folder, out):

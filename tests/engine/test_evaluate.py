@@ -13,7 +13,6 @@ from frcnn.data import DatasetError, load_coco
 from frcnn.engine.evaluate import evaluate
 from frcnn.inference.stream import Predictor
 from frcnn.structures import Detections
-from frcnn.zoo.build import build
 
 
 class Oracle(Predictor):
@@ -66,12 +65,6 @@ def test_images_without_detections_count(tiny):
     answers = truth_of(*tiny)
     result = evaluate(Oracle(answers[:3] + nothing(3)), *tiny)
     assert 0.3 < result.metrics["bbox_mAP"] < 0.7
-
-
-@pytest.fixture
-def model(recipe):
-    torch.manual_seed(0)
-    return build(recipe, class_names=("bar", "square"))
 
 
 def test_both_forms_whatever_the_batch_size_and_the_threads(tiny, model, tmp_path):

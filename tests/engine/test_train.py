@@ -89,7 +89,7 @@ def test_training_writes_checkpoints_logs_and_metrics(recipe, tiny, tmp_path):
 
 
 def test_the_model_learns(recipe, tiny, tmp_path):
-    """It finds the images that it has learnt by heart.
+    """It finds the images that it has learned by heart.
 
     The total loss is no measure: it rises when the first proposals hit an object and the box loss begins.
     Over five seeds and three kinds of CPU the objectness loss fell from 0.69 to 0.04 to 0.10, and AP50 was

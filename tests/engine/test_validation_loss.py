@@ -23,12 +23,6 @@ train = partial(train_module.train, device="cpu", workers=0)
 NAMES = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss"]
 
 
-@pytest.fixture
-def model(recipe):
-    torch.manual_seed(0)
-    return build(recipe, class_names=("bar", "square"))
-
-
 def by_hand(model, annotations, images, indices=range(6)):
     """The mean over images of the losses of a batch that holds one of them."""
     dataset = load_coco(annotations, images)

@@ -38,9 +38,9 @@ def test_digits_stand_out_from_their_ground(written):
     dataset = load_coco(files["train"], folder / "images")
     contrasts = []
     for index in range(len(dataset)):
-        grey = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_GRAYSCALE).astype(float)
+        gray = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_GRAYSCALE).astype(float)
         for x1, y1, x2, y2 in dataset.boxes_of(index)[0].astype(int):
-            low, high = np.percentile(grey[y1:y2, x1:x2], [5, 95])
+            low, high = np.percentile(gray[y1:y2, x1:x2], [5, 95])
             contrasts.append(high - low)
     assert np.percentile(contrasts, 5) > 40
 
@@ -56,13 +56,13 @@ def test_the_same_seed_makes_the_same_data(written, tmp_path):
 
 def test_held_out_digits_are_other_originals(monkeypatch, tmp_path):
     seen = []
-    original = digits._picture
+    original = digits._draw_image
 
-    def picture(source, originals, rng):
+    def draw_image(source, originals, rng):
         seen.append(set(originals.tolist()))
         return original(source, originals, rng)
 
-    monkeypatch.setattr(digits, "_picture", picture)
+    monkeypatch.setattr(digits, "_draw_image", draw_image)
     digits.write_digits(tmp_path, 1, 1)
     train, held_out = seen
     assert not train & held_out and len(train | held_out) == 1797

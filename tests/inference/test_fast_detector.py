@@ -15,7 +15,7 @@ from frcnn.detector import FasterRCNN
 from frcnn.inference.fast_detector import CompiledByShape, FastDetector, compare_detections
 from frcnn.inference.fold import FoldedConv, fold, fold_norm
 from frcnn.inference.hardware import available_cpus, check_precision, cpu_computes, limit_threads
-from frcnn.preprocess import normalise, pad, resize
+from frcnn.preprocess import normalize, pad, resize
 from frcnn.structures import Detections
 from frcnn_ops import reference
 
@@ -28,15 +28,7 @@ SMALL = ModelConfig(
 )
 DATA = DataConfig(size=(160, 96))
 FIELDS = ("boxes", "scores", "labels")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Images this small are slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # images this small are slower with more
 
 
 def with_backbone(**changes):
@@ -173,7 +165,7 @@ def test_selection_is_exact_with_ties(agnostic, count, limit, missing, monkeypat
         assert (labels[image, kept:] == -1).all()
 
 
-class ForbidSynchronisation(TorchDispatchMode):
+class ForbidSynchronization(TorchDispatchMode):
     """Raises at any operator that reads a value on the host or whose result's shape depends on values."""
 
     forbidden = (
@@ -200,21 +192,21 @@ class ForbidSynchronisation(TorchDispatchMode):
             index is not None and index.dtype == torch.bool for index in args[1]
         )
         if bool_index or name in self.forbidden or name.startswith("aten::_unique"):
-            raise AssertionError(f"{name} synchronises")
+            raise AssertionError(f"{name} synchronizes")
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("config", [SMALL, with_head(class_agnostic=True)])
 @pytest.mark.parametrize("form", [lambda model: model, fold], ids=["plain", "folded"])
-def test_detection_never_synchronises(config, form):
+def test_detection_never_synchronizes(config, form):
     model = confident(config)
     network = form(model)
     inputs = torch.zeros(2, 64, 96, 3, dtype=torch.uint8), torch.tensor([[50.0, 96.0]] * 2), torch.ones(2, 2)
-    with torch.no_grad(), ForbidSynchronisation() as watch:
+    with torch.no_grad(), ForbidSynchronization() as watch:
         network.detect_padded(*inputs)
     assert {"frcnn_ops::nms_padded", "frcnn_ops::roi_align", "frcnn_ops::decode_proposals"} <= watch.seen
 
-    with pytest.raises(AssertionError, match="synchronises"), ForbidSynchronisation():
+    with pytest.raises(AssertionError, match="synchronizes"), ForbidSynchronization():
         (inputs[1] > 60).nonzero()
 
 
@@ -236,15 +228,15 @@ def test_detection_needs_no_values_and_no_other_device():
 @pytest.mark.parametrize(
     "data", [DATA, replace(DATA, rgb=False, mean=(103.53, 116.28, 123.675), std=(1, 1, 1))]
 )
-def test_pixels_are_normalised_to_the_bit(data):
+def test_pixels_are_normalized_to_the_bit(data):
     model = confident(data=data)
     resized = [resize(image, data.size)[0] for image in random_images((50, 120), (30, 40))]
-    expected = pad([normalise(image, data) for image in resized], data.pad_divisor)
+    expected = pad([normalize(image, data) for image in resized], data.pad_divisor)
     pixels = torch.zeros(2, *expected.shape[2:], 3, dtype=torch.uint8)
     for target, image in zip(pixels, resized, strict=True):
         target[: image.shape[0], : image.shape[1]] = torch.from_numpy(image)
     sizes = torch.tensor([image.shape[:2] for image in resized]).float()
-    assert torch.equal(model._normalise(pixels, sizes), expected)
+    assert torch.equal(model._normalize(pixels, sizes), expected)
 
 
 def test_folding_is_exact():

@@ -98,8 +98,8 @@ def test_a_url_is_an_image(server):
 
 def test_urls_without_an_image_are_named(server, monkeypatch):
     for path, reason in (
-        ("absent.png", "could not be had: the server answered 404"),
-        ("cut.png", "could not be had: the transfer broke off after"),
+        ("absent.png", "could not be downloaded: the server answered 404"),
+        ("cut.png", "could not be downloaded: the transfer broke off after"),
         ("text", "is not an image that can be decoded"),
     ):
         with pytest.raises(ImageError, match=f"{server}/{path} {reason}"):

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from same_detections import identical
 from test_cuda_graph import FakeCapture
 
 from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig, RPNConfig
@@ -23,14 +24,7 @@ CONFIG = ModelConfig(
     num_classes=2,
 )
 DATA = DataConfig(size=(96, 64))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +79,6 @@ def test_results_come_in_the_order_of_the_images(fast, batch_size):
     assert all(same(one, other) for one, other in zip(found, expected, strict=True))
     assert not same(expected[0], expected[3])
     assert fast.predict([]) == []
-
-
-def identical(one, other):
-    return all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
-    )
 
 
 @pytest.mark.parametrize("form", ["plain", "fast"])

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from same_detections import identical
 from test_cuda_graph import FakeCapture
 
 from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig, RPNConfig
@@ -57,12 +58,6 @@ IMAGES = [
 ]
 
 
-def equal(one, other):
-    return all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels")
-    )
-
-
 def check(predict, expected, count):
     """`count` predictions by threads that start at once."""
     start = threading.Barrier(THREADS)
@@ -72,7 +67,7 @@ def check(predict, expected, count):
         wrong = 0
         for turn in range(count // THREADS):
             index = (thread + turn) % len(IMAGES)
-            wrong += not equal(predict(IMAGES[index]), expected[index])
+            wrong += not identical(predict(IMAGES[index]), expected[index])
         return wrong
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -179,4 +174,4 @@ def test_weights_are_laid_out_once_for_all_threads(model):
     for _ in range(3):
         fast = model.optimize()
         with ThreadPoolExecutor(THREADS) as pool:
-            assert all(equal(found, expected) for found in pool.map(fast.predict, [IMAGES[0]] * THREADS))
+            assert all(identical(found, expected) for found in pool.map(fast.predict, [IMAGES[0]] * THREADS))

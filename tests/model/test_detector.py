@@ -59,14 +59,14 @@ def test_every_trained_parameter_gets_a_finite_gradient(counts, box_loss):
 def test_a_training_step_lowers_the_loss():
     model = make()
     batch = make_batch()
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     history = []
     for _ in range(8):
         torch.manual_seed(0)
         loss = sum(model(batch).values())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.8 * history[0]
 
@@ -136,10 +136,10 @@ def confident(config=SMALL):
 @pytest.mark.parametrize(
     "config", [SMALL, replace(SMALL, roi_head=replace(SMALL.roi_head, class_agnostic=True))]
 )
-def test_predict_returns_boxes_inside_the_original_picture(config):
+def test_predict_returns_boxes_inside_the_original_image(config):
     model = confident(config)
-    picture = np.random.default_rng(0).integers(0, 256, (50, 120, 3), dtype=np.uint8)
-    found = model.predict(picture, size=(160, 96))
+    image = np.random.default_rng(0).integers(0, 256, (50, 120, 3), dtype=np.uint8)
+    found = model.predict(image, size=(160, 96))
     assert len(found) > 0
     assert found.class_names == ("a", "b", "c")
     assert found.boxes.dtype == torch.float32 and found.labels.dtype == torch.long
@@ -150,12 +150,12 @@ def test_predict_returns_boxes_inside_the_original_picture(config):
     assert len(found) <= 100
 
 
-def test_predict_of_a_list_matches_single_pictures():
+def test_predict_of_a_list_matches_single_images():
     model = confident()
-    pictures = [np.random.default_rng(i).integers(0, 256, (64, 96, 3), dtype=np.uint8) for i in range(3)]
-    together = model.predict(pictures, size=(96, 64), batch_size=2)
-    for picture, found in zip(pictures, together, strict=True):
-        single = model.predict(picture, size=(96, 64))
+    images = [np.random.default_rng(i).integers(0, 256, (64, 96, 3), dtype=np.uint8) for i in range(3)]
+    together = model.predict(images, size=(96, 64), batch_size=2)
+    for image, found in zip(images, together, strict=True):
+        single = model.predict(image, size=(96, 64))
         assert torch.allclose(found.boxes, single.boxes, atol=1e-3)
         assert torch.equal(found.labels, single.labels)
     assert model.predict([]) == []

@@ -1,6 +1,6 @@
-"""Batches of differently sized pictures, against MMDetection's rules written out box by box.
+"""Batches of differently sized images, against MMDetection's rules written out box by box.
 
-The reference cases hold one picture each; what a second one changes (padding, anchors beyond a picture's own
+The reference cases hold one image each; what a second one changes (padding, anchors beyond an image's own
 area, averages over the batch) is checked here with plain loops over the same network outputs.
 """
 
@@ -16,7 +16,7 @@ from small_recipe import small
 
 import frcnn
 from frcnn.detector import FasterRCNN
-from frcnn.preprocess import normalise, pad, read_image, resize
+from frcnn.preprocess import normalize, pad, read_image, resize
 from frcnn.structures import Batch
 from frcnn.zoo.verify import CASES, draw_weights
 
@@ -38,18 +38,18 @@ def model():
 
 @pytest.fixture(scope="module")
 def batch(model):
-    """A landscape and a portrait picture whose own padded areas are smaller than the batch's."""
-    picture = read_image(CASES / "image0.png")
-    landscape, _ = resize(picture[:150], (250, 117))
-    portrait, _ = resize(picture.transpose(1, 0, 2).copy(), (180, 135))
-    pictures = [landscape, portrait]
-    images = pad([normalise(image, model.data) for image in pictures], 32)
+    """A landscape and a portrait image whose own padded areas are smaller than the batch's."""
+    image = read_image(CASES / "image0.png")
+    landscape, _ = resize(image[:150], (250, 117))
+    portrait, _ = resize(image.transpose(1, 0, 2).copy(), (180, 135))
+    resized = [landscape, portrait]
+    images = pad([normalize(image, model.data) for image in resized], 32)
     boxes = (
         torch.tensor([[10.0, 12, 80, 90], [100, 20, 160, 75], [5, 5, 25, 30], [240, 100, 249, 110]]),
         torch.tensor([[20.0, 30, 120, 160], [60, 90, 100, 110]]),
     )
     labels = torch.tensor([0, 2, 1, 1]), torch.tensor([1, 0])
-    sizes = tuple(image.shape[:2] for image in pictures)
+    sizes = tuple(image.shape[:2] for image in resized)
     assert images.shape[-2:] == (192, 256) and sizes == ((117, 250), (180, 135))
     return Batch(images, sizes, boxes, labels)
 
@@ -94,17 +94,17 @@ def assigned(boxes, gts, positive, negative, low_quality):
 
 def encoded(boxes, targets, stds):
     sizes, target_sizes = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
-    centres, target_centres = (boxes[:, 2:] + boxes[:, :2]) / 2, (targets[:, 2:] + targets[:, :2]) / 2
-    deltas = torch.cat([(target_centres - centres) / sizes, (target_sizes / sizes).log()], 1)
+    centers, target_centers = (boxes[:, 2:] + boxes[:, :2]) / 2, (targets[:, 2:] + targets[:, :2]) / 2
+    deltas = torch.cat([(target_centers - centers) / sizes, (target_sizes / sizes).log()], 1)
     return deltas / torch.tensor(stds)
 
 
 def decoded(boxes, deltas, size):
-    sizes, centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+    sizes, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
     limit = abs(math.log(16 / 1000))
-    centres = centres + deltas[:, :2] * sizes
+    centers = centers + deltas[:, :2] * sizes
     sizes = sizes * deltas[:, 2:].clamp(-limit, limit).exp()
-    found = torch.cat([centres - sizes / 2, centres + sizes / 2], 1)
+    found = torch.cat([centers - sizes / 2, centers + sizes / 2], 1)
     return torch.minimum(found.clamp(min=0), torch.tensor([size[1], size[0]] * 2).float())
 
 
@@ -153,7 +153,7 @@ def proposals(model, batch, outputs):
     return found
 
 
-def test_proposals_lie_in_their_own_picture(model, batch, outputs, proposals):
+def test_proposals_lie_in_their_own_image(model, batch, outputs, proposals):
     _, logits, deltas = outputs
     sizes = torch.tensor(batch.sizes, dtype=torch.float32)
     boxes, scores = model.rpn_head.propose(logits, deltas, sizes, training=True)
@@ -209,7 +209,7 @@ def test_losses_average_over_the_batch(model, batch, outputs, proposals):
     assert float(losses["loss_bbox"]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_each_picture_of_a_batch_is_detected_as_on_its_own(model, batch):
+def test_each_image_of_a_batch_is_detected_as_on_its_own(model, batch):
     model.eval()
     together = model.detect(batch, [(0.5, 0.4), (1.0, 2.0)])
     for index, scale in enumerate([(0.5, 0.4), (1.0, 2.0)]):

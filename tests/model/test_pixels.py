@@ -1,4 +1,4 @@
-"""Preprocessing of real photographs, pixel for pixel, against cv2 and numpy used as MMDetection does."""
+"""Preprocessing of real images, pixel for pixel, against cv2 and numpy used as MMDetection does."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import pytest
 import torch
 
 import frcnn
-from frcnn.preprocess import fit_size, normalise, pad, read_image, resize
+from frcnn.preprocess import fit_size, normalize, pad, read_image, resize
 from frcnn.zoo.verify import CASES
 
-PHOTOGRAPH = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"
+BLOOD_CELLS = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"
 SIZES = [(1333, 800), (1333, 640), (1333, 736), (1333, 768), (1000, 600), (320, 240), (333, 500), (97, 61)]
 
 
 @pytest.fixture(scope="module")
 def images():
-    """A photograph and the package's half-size image of it, upright and on their side."""
-    upright = [cv2.imread(str(path)) for path in (PHOTOGRAPH, CASES / "image0.png")]
+    """An image and the package's half-size copy of it, upright and on their side."""
+    upright = [cv2.imread(str(path)) for path in (BLOOD_CELLS, CASES / "image0.png")]
     return [*upright, *(np.ascontiguousarray(image.transpose(1, 0, 2)[:, 3:]) for image in upright)]
 
 
 def expected(image, size, style):
-    """Resize by the smaller of the two ratios, sizes rounded half up; then normalise in float64."""
+    """Resize by the smaller of the two ratios, sizes rounded half up; then normalize in float64."""
     height, width = image.shape[:2]
     scale = min(max(size) / max(height, width), min(size) / min(height, width))
     new = (int(width * scale + 0.5), int(height * scale + 0.5))
@@ -40,7 +40,7 @@ def expected(image, size, style):
 
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
 @pytest.mark.parametrize("size", SIZES)
-def test_photographs(size, style, images):
+def test_real_images(size, style, images):
     name = "faster_rcnn_r50_fpn_1x_coco" if style == "pytorch" else "faster_rcnn_r50_caffe_fpn_1x_coco"
     data = frcnn.recipe(name).data
     for original in images:
@@ -49,7 +49,7 @@ def test_photographs(size, style, images):
         assert np.array_equal(resized, wanted)
         assert scale == pytest.approx(wanted_scale, abs=1e-12)
         assert fit_size(*original.shape[:2], size) == wanted.shape[:2]
-        image = normalise(resized, data)
+        image = normalize(resized, data)
         assert image.dtype == torch.float32
         # float32 subtraction at 255 is exact to 2**-17; dividing by a std of 57 makes the bound smaller still
         assert np.abs(image.permute(1, 2, 0).numpy() - values).max() < 2**-16
@@ -61,14 +61,14 @@ def test_an_image_of_the_right_size_is_not_touched():
     assert np.array_equal(resized, image) and scale == (1.0, 1.0)
 
 
-def test_the_half_size_photograph_of_the_cases_is_what_resizing_gives():
-    resized, scale = resize(read_image(PHOTOGRAPH), (320, 240))
+def test_the_half_size_image_of_the_cases_is_what_resizing_gives():
+    resized, scale = resize(read_image(BLOOD_CELLS), (320, 240))
     assert np.array_equal(resized, read_image(CASES / "image0.png")) and scale == (0.5, 0.5)
 
 
-def test_padding_is_zero_after_normalisation():
+def test_padding_is_zero_after_normalization():
     original = read_image(CASES / "image0.png")[:233, :301]
-    image = normalise(original, frcnn.recipe("faster_rcnn_r50_fpn_1x_coco").data)
+    image = normalize(original, frcnn.recipe("faster_rcnn_r50_fpn_1x_coco").data)
     batch = pad([image, image[:, :100, :320]], 32)
     assert batch.shape == (2, 3, 256, 320)
     assert torch.equal(batch[0, :, :233, :301], image)

@@ -10,7 +10,7 @@ from frcnn.preprocess import (
     as_bgr,
     check_size,
     fit_size,
-    normalise,
+    normalize,
     pad,
     prepare,
     read_image,
@@ -46,12 +46,12 @@ def test_resize_refuses_what_would_vanish():
         resize(np.zeros((2, 4000, 3), np.uint8), (100, 80))
 
 
-def test_normalise_orders_channels_by_style():
+def test_normalize_orders_channels_by_style():
     image = np.zeros((1, 1, 3), np.uint8)
     image[0, 0] = (10, 20, 30)  # blue, green, red
-    rgb = normalise(image, DataConfig(mean=(1, 2, 3), std=(2, 4, 8)))
+    rgb = normalize(image, DataConfig(mean=(1, 2, 3), std=(2, 4, 8)))
     assert rgb.flatten().tolist() == [(30 - 1) / 2, (20 - 2) / 4, (10 - 3) / 8]
-    bgr = normalise(image, DataConfig(mean=(1, 2, 3), std=(1, 1, 1), rgb=False))
+    bgr = normalize(image, DataConfig(mean=(1, 2, 3), std=(1, 1, 1), rgb=False))
     assert bgr.flatten().tolist() == [9, 18, 27]
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, no synchronisation, repeatable bits, streams, half, torch.compile.
+"""What only a GPU can show: graphs, no synchronization, repeatable bits, streams, half, torch.compile.
 
 Agreement with the CPU in float32 and float64 is shown by the other files here, which run on every device, and
 without a GPU by tests/cpp.
@@ -145,7 +145,7 @@ def test_roi_align_of_nchw_features(dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_does_not_synchronise(name):
+def test_does_not_synchronize(name):
     call = to_gpu(calls(torch.float16)[name])
     run(call)
     torch.cuda.synchronize()

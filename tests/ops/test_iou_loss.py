@@ -113,7 +113,7 @@ def test_gradcheck_ciou_where_alpha_is_off(device):
 
 def test_known_values(device):
     pred = torch.tensor([[0.0, 0, 10, 10]], device=device)
-    target = torch.tensor([[5.0, 0, 15, 10]], device=device)  # IoU 1/3, hull 15 x 10, centres 5 apart
+    target = torch.tensor([[5.0, 0, 15, 10]], device=device)  # IoU 1/3, hull 15 x 10, centers 5 apart
     for mode, expected in [
         ("log", math.log(3)),
         ("linear", 2 / 3),

@@ -1,4 +1,4 @@
-"""Every recipe builds, loads a checkpoint-shaped file strictly, trains a step and detects in a photograph."""
+"""Every recipe builds, loads a checkpoint-shaped file strictly, trains a step and detects in a real image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 import frcnn
 from frcnn.config import BackboneConfig
-from frcnn.preprocess import normalise, pad, read_image, resize
+from frcnn.preprocess import normalize, pad, read_image, resize
 from frcnn.structures import Batch
 from frcnn.zoo import COCO_CLASSES
 from frcnn.zoo.verify import CASES
@@ -92,18 +92,18 @@ def random_state(shapes: dict[str, tuple[int, ...]], input_std: float) -> Ordere
 
 
 @pytest.fixture(scope="module")
-def photograph():
-    """A real picture and its boxes, at the small size."""
-    picture = read_image(CASES / "image0.png")
+def sample():
+    """A real image and its boxes, at the small size."""
+    image = read_image(CASES / "image0.png")
     with np.load(CASES / "r50.npz") as case:
         boxes, labels = torch.from_numpy(case["gt_boxes0"]), torch.from_numpy(case["gt_labels0"])
-    resized, scale = resize(picture, SIZE)
-    return picture, resized, boxes * torch.tensor(scale * 2).float(), labels
+    resized, scale = resize(image, SIZE)
+    return image, resized, boxes * torch.tensor(scale * 2).float(), labels
 
 
 @pytest.mark.parametrize("name", frcnn.list_recipes())
-def test_recipe(name, photograph):
-    picture, resized, boxes, labels = photograph
+def test_recipe(name, sample):
+    image, resized, boxes, labels = sample
     recipe = frcnn.recipe(name)
     model = frcnn.build(name)
     shapes = published_shapes(recipe.model.backbone)
@@ -112,7 +112,7 @@ def test_recipe(name, photograph):
     frcnn.load_checkpoint(model, {"meta": {"CLASSES": COCO_CLASSES}, "state_dict": state})
     assert torch.equal(model.backbone.layer4[2].conv2.weight, state["backbone.layer4.2.conv2.weight"])
 
-    found = model.predict(picture, size=SIZE)
+    found = model.predict(image, size=SIZE)
     assert found.class_names == COCO_CLASSES
     assert len(found) <= 100 and found.boxes.shape == (len(found), 4)
     assert found.scores.isfinite().all() and (found.scores > 0.05).all()
@@ -120,7 +120,7 @@ def test_recipe(name, photograph):
 
     torch.manual_seed(0)
     model.train()
-    images = pad([normalise(resized, recipe.data)], recipe.data.pad_divisor)
+    images = pad([normalize(resized, recipe.data)], recipe.data.pad_divisor)
     losses = model(Batch(images, (resized.shape[:2],), (boxes,), (labels,)))
     assert list(losses) == ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"]
     total = sum(losses.values())

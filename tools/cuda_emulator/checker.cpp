@@ -2,7 +2,7 @@
 // this file's own. Device and shared memory live in one arena whose every byte has a cell: whether it is
 // allocated, who wrote it last and who has read it since. An access is
 //   out of bounds    if its cell is not allocated (allocations are exact and lie apart),
-//   uninitialised    if it reads a cell that nobody wrote,
+//   uninitialized    if it reads a cell that nobody wrote,
 //   a race           if it meets another thread's access, one of the two writes, and nothing orders them.
 // Ordered are: two accesses of one thread; of one block with a __syncthreads between; of one warp with a
 // __syncwarp between; of two blocks if the first fenced and then did an atomic on a location on which the
@@ -190,7 +190,7 @@ void read(const void* address, size_t bytes, const void* pc) {
     Cell& cell = cells[offset + i];
     const uint32_t writer = cell.writer & ~kAtomic;
     if (writer == kFree) return complain("out-of-bounds read", address, bytes, pc, 0);
-    if (writer == kUnwritten) return complain("uninitialised read", address, bytes, pc, 0);
+    if (writer == kUnwritten) return complain("uninitialized read", address, bytes, pc, 0);
     if (writer >= first_segment && !ordered(writer, kThread, now))
       complain("race: read", address, bytes, pc, writer);
     const uint32_t last = cell.reader & 0x3fffffffu;
@@ -218,7 +218,7 @@ void write(const void* address, size_t bytes, const void* pc, bool atomic) {
     const uint32_t writer = cell.writer & ~kAtomic;
     if (writer == kFree)
       return complain(atomic ? "out-of-bounds atomic" : "out-of-bounds write", address, bytes, pc, 0);
-    if (atomic && writer == kUnwritten) complain("uninitialised atomic", address, bytes, pc, 0);
+    if (atomic && writer == kUnwritten) complain("uninitialized atomic", address, bytes, pc, 0);
     const bool both_atomic = atomic && (cell.writer & kAtomic) != 0;
     if (writer >= first_segment && !both_atomic && !ordered(writer, kThread, now))
       complain(kind, address, bytes, pc, writer);

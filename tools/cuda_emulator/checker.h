@@ -1,4 +1,4 @@
-// The memory checker of the emulator: bounds, initialisation and races of every access to device memory.
+// The memory checker of the emulator: bounds, initialization and races of every access to device memory.
 #pragma once
 
 #include <cstddef>

@@ -4,7 +4,7 @@
 //
 // Two builds. Checked: the kernels are compiled with -fsanitize=thread, but linked against the memory checker
 // (checker.cpp) in place of that sanitizer's runtime. Sanitized: compiled with the address and
-// undefined-behaviour sanitizers; device and shared memory are then exact heap blocks.
+// undefined-behavior sanitizers; device and shared memory are then exact heap blocks.
 #include <sys/mman.h>
 #include <ucontext.h>
 

@@ -10,7 +10,7 @@ enum Bug {
   kMissingWarpBarrier,
   kRace,
   kOutOfBounds,
-  kUninitialised,
+  kUninitialized,
   kDivergentBarrier,
   kMissingFence,
   kSharedOutOfBounds,
@@ -21,13 +21,13 @@ enum Bug {
 __global__ void reverse_kernel(const float* in, float* out, int bug) {
   FRCNN_SHARED(values, float[64]);
   const int t = static_cast<int>(threadIdx.x);
-  if (bug != kUninitialised || t != 5)
+  if (bug != kUninitialized || t != 5)
     values[bug == kSharedOutOfBounds ? t + 1 : t] = in[blockIdx.x * 64 + t];
   if (bug != kMissingBarrier && (bug != kDivergentBarrier || t < 40)) __syncthreads();
   out[blockIdx.x * 64 + t + (bug == kOutOfBounds ? 1 : 0)] = values[63 - t];
 }
 
-// Neighbours swap through shared memory, within a warp.
+// Neighbors swap through shared memory, within a warp.
 __global__ void swap_kernel(const float* in, float* out, int bug) {
   FRCNN_SHARED(values, float[64]);
   const int t = static_cast<int>(threadIdx.x);

@@ -27,9 +27,9 @@ frcnn.FasterRCNN, frcnn.build
 seconds["detector"] = lap()
 import numpy
 model = frcnn.build("faster_rcnn_r50_fpn_1x_coco")
-picture = numpy.full((int(sys.argv[2]), int(sys.argv[3]), 3), 127, numpy.uint8)
+image = numpy.full((int(sys.argv[2]), int(sys.argv[3]), 3), 127, numpy.uint8)
 lap()
-model.predict(picture)
+model.predict(image)
 seconds["first_prediction"] = lap()
 print(json.dumps(seconds))
 """
@@ -38,7 +38,7 @@ print(json.dumps(seconds))
 
 def start_up(threads: int, height: int = 480, width: int = 640, repeats: int = 3) -> dict[str, float]:
     """Seconds, the least of several processes: `import torch`, then `import frcnn`, then the detector's own
-    modules, and the first prediction of R-50-FPN in memory on a picture of height x width at 800x1333.
+    modules, and the first prediction of R-50-FPN in memory on an image of height x width at 800x1333.
     """
     runs = []
     for _ in range(repeats):
