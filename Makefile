@@ -4,6 +4,8 @@
 #              their counts
 # make sanitize    tests and fuzzes the operators in a build of their own, under build/, that stops at the first
 #              access out of bounds and at undefined behavior; needs gcc; FUZZ_CALLS is how many calls (100000)
+# make test-gpu-emulated    runs the CUDA path without a GPU, on the emulated device of tools/cuda_emulator; needs
+#              nvcc, and a second environment with a CUDA build of torch (GPU_VENV says where; several GB)
 # make lint    checks style and types; make format applies the style
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
@@ -29,7 +31,7 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
     $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 CPP := $(shell find csrc tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test stress sanitize test-gpu lint format cuda-check cuda-link install clean
+.PHONY: demo test stress sanitize test-gpu test-gpu-emulated lint format cuda-check cuda-link install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -63,6 +65,24 @@ test-gpu: $(INSTALLED)
 	any('cuda' in devices for devices in ops.values()) or sys.exit( \
 	'frcnn_ops was built without CUDA: make clean, then FORCE_CUDA=1 make test-gpu')"
 	$(BIN)/python -m pytest tests $(TEST_ARGS)
+
+# Outside the checkout, so that it is made once. The extension is built for one architecture beside the CPU's own.
+GPU_VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/frcnn/emulated-gpu
+GPU_BIN := $(GPU_VENV)/bin
+GPU_LIB := build/emulated-gpu/lib
+CUDA_HOME ?= /usr/local/cuda
+GPU_TESTS ?= tests/ops tests/emulated_gpu tests/engine/test_train.py tests/inference/test_cuda_graph.py
+$(GPU_VENV)/.installed: requirements/emulated_gpu.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	@touch $@
+
+test-gpu-emulated: $(GPU_VENV)/.installed
+	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(GPU_BIN)/python setup.py --quiet build \
+	    --build-base build/emulated-gpu --build-lib $(GPU_LIB)
+	PYTHONPATH=$(CURDIR)/$(GPU_LIB) CUDA_HOME=$(CUDA_HOME) OMP_NUM_THREADS=1 $(GPU_BIN)/python \
+	    tools/cuda_emulator/emulated_gpu.py --devices 2 $(GPU_BIN)/pytest $(GPU_TESTS) -n auto --dist loadfile \
+	    -k "cuda or emulated_gpu or engine" $(TEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from frcnn.inference.stream import Predictor
 from frcnn.preprocess import normalize, pad, padded, prepare
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
-from frcnn.structures import Batch, Detections
+from frcnn.structures import Batch, Detections, upload
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class FasterRCNN(nn.Module, Predictor):
         return fingerprint(self, self.config, self.data, self.class_names)
 
     def _sizes(self, batch: Batch) -> Tensor:
-        return torch.tensor(batch.sizes, dtype=torch.float32).to(batch.images.device, non_blocking=True)
+        return upload(batch.sizes, batch.images.device, torch.float32)
 
     def _check(self, batch: Batch) -> None:
         images = len(batch.images)

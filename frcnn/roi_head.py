@@ -96,7 +96,8 @@ class RoIHead(nn.Module):
         labels = gt.labels.gather(1, matched).masked_fill(~samples.positive, self.num_classes).flatten()
         boxes = boxes.gather(1, samples.index[..., None].expand(-1, -1, 4))
         # an unused slot still passes through the head, as any small box
-        boxes = torch.where(samples.used[..., None], boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        unit = F.pad(boxes.new_zeros(2), (0, 2), value=1.0)  # made on the device: an upload would stall it
+        boxes = torch.where(samples.used[..., None], boxes, unit)
         targets = torch.where(samples.positive[..., None], matched_boxes, boxes).flatten(0, 1)
 
         logits, deltas, _ = self(features, boxes.unbind())

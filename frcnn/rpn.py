@@ -16,6 +16,7 @@ import frcnn_ops
 from frcnn.config import RPNConfig
 from frcnn.conv import Conv
 from frcnn.losses import delta_loss, objectness_loss
+from frcnn.structures import upload
 from frcnn.targets import GroundTruth, sample
 
 
@@ -159,18 +160,21 @@ class RPNHead(nn.Module):
         device: torch.device,
     ) -> Tensor | None:
         """bool [B, N]: anchors whose position lies in their image's own padded area; None if all do."""
-        per_image = []
-        for height, width in padded_sizes:
-            levels = []
-            for (rows, columns), stride in zip(shapes, self.strides, strict=True):
-                inside = torch.zeros(
-                    rows, columns, len(self.config.scales) * len(self.config.ratios), dtype=torch.bool
-                )
-                inside[: -int(-height // stride), : -int(-width // stride)] = True
-                levels.append(inside.flatten())
-            per_image.append(torch.cat(levels))
-        inside = torch.stack(per_image)
-        return None if inside.all() else inside.to(device, non_blocking=True)
+        limits = [[(-int(-h // s), -int(-w // s)) for h, w in padded_sizes] for s in self.strides]
+        if all(
+            rows <= most_rows and columns <= most_columns
+            for (rows, columns), level in zip(shapes, limits, strict=True)
+            for most_rows, most_columns in level
+        ):
+            return None
+        per_position = len(self.config.scales) * len(self.config.ratios)
+        levels = []
+        for (rows, columns), limit in zip(shapes, upload(limits, device), strict=True):
+            row = torch.arange(rows, device=device) < limit[:, :1]
+            column = torch.arange(columns, device=device) < limit[:, 1:]
+            inside = row[:, :, None] & column[:, None]
+            levels.append(inside[..., None].expand(-1, -1, -1, per_position).flatten(1))
+        return torch.cat(levels, 1)
 
 
 def position_major(level: Tensor, numbers: int) -> Tensor:

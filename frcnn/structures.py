@@ -27,6 +27,12 @@ CLASSES_SHOWN = 8
 """By the repr."""
 
 
+def upload(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of Python numbers on a device; a GPU does not wait for it."""
+    tensor = torch.tensor(numbers, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Batch:
     """The network's input.

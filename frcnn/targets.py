@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frcnn.structures import upload
+
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -28,7 +30,7 @@ class GroundTruth:
     @staticmethod
     def pad(boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device) -> GroundTruth:
         images, most = len(boxes), max(1, *(len(image_boxes) for image_boxes in boxes))
-        counts = torch.tensor([len(image_boxes) for image_boxes in boxes]).to(device, non_blocking=True)
+        counts = upload([len(image_boxes) for image_boxes in boxes], device)
         padded_boxes = torch.zeros(images, most, 4, device=device)
         padded_labels = torch.zeros(images, most, dtype=torch.long, device=device)
         for index, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):

@@ -23,11 +23,16 @@
 #include <c10/cuda/CUDAStream.h>
 
 namespace frcnn {
-// A launcher refuses what its 32-bit counters and grids cannot hold, before it launches anything.
+// A launcher refuses what its 32-bit counters and grids cannot hold, before it launches anything, and what
+// needs more shared memory than the GPU has.
 inline void expect_launched(const char* op, int error) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next operator, which has done nothing wrong, would report it
   TORCH_CHECK(
       error != cudaErrorInvalidValue, op,
       ": the sizes are more than the CUDA kernel counts in 32 bits; split the call over images or boxes");
+  TORCH_CHECK(error != cudaErrorLaunchOutOfResources, op,
+              ": a block of the CUDA kernel needs more shared memory for these sizes than this GPU has");
   C10_CUDA_CHECK(static_cast<cudaError_t>(error));
 }
 inline FrcnnStream stream() { return c10::cuda::getCurrentCUDAStream().stream(); }

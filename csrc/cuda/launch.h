@@ -23,10 +23,31 @@ namespace frcnn {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Launches without synchronizing; the error is the launch's own.
+// Lets a kernel have all the shared memory that a block of this GPU can have, and says whether that is
+// enough: without it the static and dynamic bytes may be 48 KB together. Always the same limit, so threads
+// may race.
+inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
+  cudaFuncAttributes attributes{};
+  int device = 0, most = 0;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  most -= static_cast<int>(attributes.sharedSizeBytes);
+  if (bytes > static_cast<size_t>(most)) return cudaErrorLaunchOutOfResources;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
+// Launches without synchronizing; the error is the launch's own, or cudaErrorLaunchOutOfResources where the
+// GPU has too little shared memory.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    Args&&... args) {
+  if (shared_bytes > 0) {
+    const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

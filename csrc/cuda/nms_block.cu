@@ -115,11 +115,6 @@ extern "C" int frcnn_cuda_nms(int64_t type, const void* boxes, const void* score
   int size = 1;
   while (size < n) size *= 2;
   const size_t bytes = static_cast<size_t>(size) * (sizeof(unsigned long long) + sizeof(Box<float>));
-  if (bytes > (48 << 10)) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        nms_block_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
   return launch(nms_block_kernel, dim3(static_cast<unsigned>(segments)), dim3(kNmsThreads), bytes, stream,
                 static_cast<const float*>(boxes), static_cast<const float*>(scores), groups,
                 static_cast<int>(n), size, static_cast<float>(iou_threshold), max_keep, drop_absent, indices,

@@ -251,9 +251,6 @@ int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* works
       error = cudaMemsetAsync(problem->indices, 0xff,
                               static_cast<size_t>(problem->segments * problem->max_keep) * sizeof(int64_t),
                               stream);
-    if (error == cudaSuccess)
-      error = cudaFuncSetAttribute(chunk_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(bytes));
     for (int64_t round = 0; error == cudaSuccess && round * kChunk<T> < longest; ++round) {
       if (round > 0)
         error = launch(prune_kernel<T>, dim3(kChunk<T> / kPruneBoxes, kPruneSplits, longer),

@@ -249,7 +249,6 @@ extern "C" int frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, 
         (kTableBytes / axes - static_cast<int64_t>(sizeof(int))) / static_cast<int64_t>(sizeof(Tap<C>));
     const int capacity = static_cast<int>(clamp_to(room, 0, kMostTaps));
     const size_t bytes = static_cast<size_t>(axes) * (capacity * sizeof(Tap<C>) + sizeof(int));
-    if (bytes > (48 << 10)) return cudaErrorInvalidValue;
     const C* const boxes = static_cast<const C*>(rois);
     T* const to = static_cast<T*>(out);
     if (pooling->channels_last) {

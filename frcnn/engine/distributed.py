@@ -108,7 +108,8 @@ def started_processes(device: str | None, timeout: float = 600.0) -> Iterator[tu
     chosen = resolve_device(device)
     if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(chosen)
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)  # its random state is saved, and what is pinned belongs to it
     if "RANK" not in os.environ or distributed.is_initialized():
         yield Processes.current(), chosen
         return

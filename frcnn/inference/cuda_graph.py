@@ -30,6 +30,10 @@ class CudaCapture:
     a stream of its own, because libraries choose algorithms and allocate workspaces on first use.
     """
 
+    def __init__(self) -> None:
+        # one for each device: a library keeps its workspace for every stream that it has seen
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
     @cached_property
     def _pool(self) -> Any:  # torch keeps its type to itself
         return torch.cuda.graph_pool_handle()
@@ -39,12 +43,12 @@ class CudaCapture:
         torch.backends.cudnn.benchmark = True  # the choice is made once per shape, in the warm-up
         try:
             with torch.cuda.device(inputs[0].device):
-                return self._capture(function, inputs)
+                stream = self._streams.setdefault(inputs[0].device, torch.cuda.Stream())
+                return self._capture(function, inputs, stream)
         finally:
             torch.backends.cudnn.benchmark = benchmark
 
-    def _capture(self, function: Function, inputs: Sequence[Tensor]) -> Captured:
-        stream = torch.cuda.Stream()
+    def _capture(self, function: Function, inputs: Sequence[Tensor], stream: torch.cuda.Stream) -> Captured:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -52,7 +56,7 @@ class CudaCapture:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # other threads may prepare their images meanwhile, which must not break the capture
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             outputs = function(*inputs)
         return Captured(outputs, graph.replay)
 

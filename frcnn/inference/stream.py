@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -23,7 +23,7 @@ from frcnn.config import DataConfig, ModelConfig
 from frcnn.inference.hardware import available_cpus
 from frcnn.inference.sources import expand
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
-from frcnn.structures import Batch, Detections, unpad
+from frcnn.structures import Batch, Detections, unpad, upload
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -189,18 +189,18 @@ class Predictor:
     ) -> Callable[[], list[Detections]]:
         """Give a batch to the device, on a GPU without waiting for it; what is returned waits."""
         on_gpu = self.device.type == "cuda"
-        geometry = torch.tensor([*sizes, *scales], dtype=torch.float32)
-        geometry = geometry.pin_memory() if on_gpu else geometry
-        images, geometry = (tensor.to(self.device, non_blocking=True) for tensor in (images, geometry))
-        size, scale = geometry.split(len(images))
-        boxes, scores, labels, counts, *more = self._run(images, size, scale, details)
-        ready = None
-        if on_gpu:
-            # copied now, so that reading them later does not wait for the batches launched in between
-            on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-            counts = on_host.copy_(counts, non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record()
+        # events, graphs and libraries work on the current device, whatever device the tensors are on
+        with torch.cuda.device(self.device) if on_gpu else nullcontext():
+            size, scale = upload([*sizes, *scales], self.device, torch.float32).split(len(images))
+            images = images.to(self.device, non_blocking=True)
+            boxes, scores, labels, counts, *more = self._run(images, size, scale, details)
+            ready = None
+            if on_gpu:
+                # copied now, so that reading them later does not wait for the batches launched in between
+                on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+                counts = on_host.copy_(counts, non_blocking=True)
+                ready = torch.cuda.Event()
+                ready.record()
 
         def finish() -> list[Detections]:
             if ready is not None:

@@ -10,11 +10,10 @@ has detections, in the frozen form that detects ("folded", see `frcnn.inference.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import platform
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -29,6 +28,7 @@ from frcnn.checked import unknown
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.inference.fold import fold
+from frcnn.inference.hardware import fp32_arithmetic
 from frcnn.preprocess import normalize, pad
 from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
@@ -188,11 +188,12 @@ def verify_case(path: Path, device: torch.device | str = "cpu") -> list[Result]:
     model = FasterRCNN(_without_sampling(entry), entry.data)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     model.load_state_dict(draw_weights(shapes, int(case["seed"]), float(case["input_std"])))
+    device = torch.device(device)
     model.to(device)
     batch = case_batch(case, entry).to(device)
     if batch.images.shape != tuple(case["batch_shape"]):
         return [Result(path.stem, remark=f"the batch has shape {tuple(batch.images.shape)}")]
-    with _full_precision():
+    with fp32_arithmetic("ieee", device):  # and not TF32, which GPUs use for convolutions by default
         plain, folded = Result(path.stem), []
         if "fpn0" in case:
             plain = _compare_inference(model.eval(), case, batch, plain)
@@ -356,18 +357,6 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _some(names: set[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """float32 throughout: TF32, which GPUs use for convolutions by default, is off."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def _heading(device: torch.device) -> str:

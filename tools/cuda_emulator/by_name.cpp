@@ -31,7 +31,8 @@ std::string readable(const char* mangled) {
   return result;
 }
 
-// A template's parameter types stand in its name as they are declared, so these are looked up as compilers do.
+// A template's parameter types stand in its name as they are declared, so these are looked up as compilers
+// do.
 std::string resolved(std::string text) {
   static const std::pair<const char*, const char*> known[] = {
       {"frcnn::Compute<double>::type", "double"},

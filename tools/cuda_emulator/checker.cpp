@@ -8,8 +8,8 @@
 // __syncwarp between; of two blocks if the first fenced and then did an atomic on a location on which the
 // second did one later; and of two launches. Accesses outside the arena (stacks, parameters) are not checked.
 //
-// In the build for the address sanitizer the memory is that sanitizer's instead, and nothing here checks; nor in
-// the one for the emulated device (-DEMULATOR_UNCHECKED), whose memory is the runtime's.
+// In the build for the address sanitizer the memory is that sanitizer's instead, and nothing here checks; nor
+// in the one for the emulated device (-DEMULATOR_UNCHECKED), whose memory is the runtime's.
 #include "checker.h"
 
 #include <cxxabi.h>

@@ -57,6 +57,7 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchOutOfResources = 701,
   cudaErrorLaunchFailure = 719
 };
 using cudaStream_t = struct CUstream_st*;
@@ -68,6 +69,10 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs = 0;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes = 0;  // not known to a compiler for the host
+};
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 
 extern const uint3& threadIdx;
 extern const uint3& blockIdx;
@@ -79,6 +84,8 @@ extern const dim3& gridDim;
 namespace emulator {
 
 using Location = std::source_location;
+
+constexpr int kMostShared = 99 << 10;  // a block's, on the least of the architectures built for (sm_120)
 
 // Runs one grid. Returns cudaErrorLaunchFailure if anything was reported (see errors() in emulator.cpp).
 cudaError_t run(const void* kernel, const cudaLaunchConfig_t& config, const std::function<void()>& thread);
@@ -119,7 +126,7 @@ T shuffle(WarpOp op, unsigned mask, T value, int argument, Location where) {
 #define FRCNN_DYNAMIC_SHARED(name) \
   unsigned char* const name = static_cast<unsigned char*>(emulator::dynamic_shared_memory())
 
-// ---- launches by name, for the emulated device (by_name.cpp) ------------------------------------------------
+// ---- launches by name, for the emulated device (by_name.cpp) ---------------------------------------------
 
 namespace emulator {
 
@@ -167,9 +174,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   (void)emulator::Signature<Params...>::registered;
   return emulator::run(reinterpret_cast<const void*>(kernel), *config, [&] { kernel(args...); });
 }
-template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
-  return emulator::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), bytes);
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  return emulator::allow_dynamic_shared(kernel, bytes);
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int*) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emulator::kMostShared;
+  return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t stream);
 

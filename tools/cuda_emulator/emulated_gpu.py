@@ -1,8 +1,8 @@
 """Runs a command on an emulated GPU: `python tools/cuda_emulator/emulated_gpu.py COMMAND …`
 
-The interpreter must have a CUDA build of torch and frcnn_ops compiled for CUDA (FORCE_CUDA=1). Nothing here needs a
-GPU or a driver. `--arch 8.6` chooses the GPU, `--devices 2` how many. Within the command, `record` counts what
-happens on the device.
+The interpreter must have a CUDA build of torch and frcnn_ops compiled for CUDA (FORCE_CUDA=1). Nothing here
+needs a GPU or a driver. `--arch 8.6` chooses the GPU, `--devices 2` how many. Within the command, `record`
+counts what happens on the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 RUNTIME = HERE / "runtime"
 
 
-# ---- in the process that starts the command ------------------------------------------------------------------
+# ---- in the process that starts the command ----------------------------------------------------------------
 
 
 def build() -> dict[str, str]:
@@ -38,13 +38,14 @@ def build() -> dict[str, str]:
     if torch.version.cuda is None:
         raise SystemExit(f"{sys.executable} has torch {torch.__version__}, which was built without CUDA")
     include = [f"-I{cuda_home() / 'include'}"]
-    sources = sorted(set(RUNTIME.glob("*.cpp")) - {RUNTIME / "aten.cpp"})
+    of_torch = [RUNTIME / "aten.cpp", RUNTIME / "cudnn.cpp"]
+    sources = sorted(set(RUNTIME.glob("*.cpp")) - set(of_torch))
     library = link("libemulated_gpu.so", sources, ["-std=c++17", *include], ["-ldl", "-pthread"])
     driver = link("libcuda.so.1", [RUNTIME / "driver.c"], ["-x", "c"], [])
     installed = Path(torch.__file__).parent
     headers = [f"-isystem{installed / 'include'}", f"-isystem{installed / 'include/torch/csrc/api/include'}"]
     libraries = [f"-L{installed / 'lib'}", "-lc10", "-lc10_cuda", "-ltorch_cpu", "-ltorch_cuda"]
-    aten = link("libemulated_aten.so", [RUNTIME / "aten.cpp"], ["-std=c++20", *include, *headers], libraries)
+    aten = link("libemulated_aten.so", of_torch, ["-std=c++20", *include, *headers], libraries)
     kernels = build_kernels("device")
     symbols = Path(f"{kernels}.symbols")
     if not symbols.exists():
@@ -52,7 +53,9 @@ def build() -> dict[str, str]:
         symbols.write_text(listed)
     return {
         "LD_PRELOAD": str(library),
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(driver.parent), os.environ.get("LD_LIBRARY_PATH")])),
+        "LD_LIBRARY_PATH": os.pathsep.join(
+            filter(None, [str(driver.parent), os.environ.get("LD_LIBRARY_PATH")])
+        ),
         "EMULATED_GPU_LIBRARY": str(library),
         "EMULATED_GPU_ATEN": str(aten),
         "EMULATED_GPU_KERNELS": str(kernels),
@@ -62,7 +65,16 @@ def build() -> dict[str, str]:
 
 def link(name: str, sources: list[Path], flags: list[str], libraries: list[str]) -> Path:
     """A shared library of this name, in a folder of its own for every version of its sources."""
-    command = [os.environ.get("CXX", "g++"), "-O1", "-g1", "-fPIC", "-shared", *flags, *map(str, sources), *libraries]
+    command = [
+        os.environ.get("CXX", "g++"),
+        "-O1",
+        "-g1",
+        "-fPIC",
+        "-shared",
+        *flags,
+        *map(str, sources),
+        *libraries,
+    ]
     read = b"".join(file.read_bytes() for file in [*sources, *sorted(RUNTIME.glob("*.h"))])
     version = hashlib.sha256(read + repr(command).encode()).hexdigest()[:16]
     library = HERE.parents[1] / "build" / "emulated" / "gpu" / version / name
@@ -112,11 +124,13 @@ def main() -> None:
     environment = {**os.environ, **build()}
     environment |= {"EMULATED_GPU_ARCH": arguments.arch, "EMULATED_GPUS": str(arguments.devices)}
     # every Python process of the command puts the operators in place before it does anything else
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "site"), os.environ.get("PYTHONPATH")]))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(HERE / "site"), os.environ.get("PYTHONPATH")])
+    )
     os.execvpe(arguments.command[0], arguments.command, environment)
 
 
-# ---- in a process on the emulated device ---------------------------------------------------------------------
+# ---- in a process on the emulated device ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ namespace {
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = size_t{64} << 10;  // the address sanitizer clears all of it at every switch
 constexpr size_t kDefaultShared = size_t{48} << 10;
-constexpr size_t kMostShared = size_t{99} << 10;  // the least of the architectures built for (sm_120)
 
 enum class State { kReady, kAtBarrier, kInCollective, kDone };
 
@@ -319,7 +318,8 @@ void* shared_memory(const void* tag, size_t bytes, size_t alignment) {
     if (s.tag == tag) return s.address;
     total += s.bytes;
   }
-  if (total > kMostShared) fail("a block uses more shared memory than the smallest GPU has");
+  if (total > static_cast<size_t>(kMostShared))
+    fail("a block uses more shared memory than the smallest GPU has");
   machine.shared.push_back({tag, checker::allocate(bytes, alignment, "shared memory"), bytes});
   return machine.shared.back().address;
 }
@@ -335,7 +335,7 @@ void atomic_access(const void* address, size_t bytes) { checker::atomic_access(a
 // ---- called by launchers ----------------------------------------------------------------------------------
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
-  if (bytes < 0 || static_cast<size_t>(bytes) > kMostShared) return cudaErrorInvalidValue;
+  if (bytes < 0 || bytes > kMostShared) return cudaErrorInvalidValue;
   machine.allowed_shared[kernel] = static_cast<size_t>(bytes);
   return cudaSuccess;
 }

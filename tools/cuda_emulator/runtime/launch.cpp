@@ -44,7 +44,8 @@ struct Emulator {
   // The addresses among the arguments, as many as returned.
   size_t (*addresses)(const void* launch, const void** out, size_t most) = nullptr;
   // What was wrong, or null.
-  const char* (*run)(const void* launch, const unsigned* grid, const unsigned* block, size_t dynamic) = nullptr;
+  const char* (*run)(const void* launch, const unsigned* grid, const unsigned* block,
+                     size_t dynamic) = nullptr;
   void (*discard)(void* launch) = nullptr;
 };
 
@@ -102,15 +103,16 @@ cudaError_t check(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic) {
                   cudaErrorInvalidConfiguration);
   if (kernel.resources.shared < 0) return cudaSuccess;
   const size_t fixed = static_cast<size_t>(kernel.resources.shared), all = fixed + dynamic;
-  const size_t allowed = kernel.allowed_dynamic < 0 ? Properties::kSharedPerBlock
-                                                    : std::max<size_t>(Properties::kSharedPerBlock,
-                                                                       fixed + kernel.allowed_dynamic);
+  const size_t allowed = kernel.allowed_dynamic < 0
+                             ? Properties::kSharedPerBlock
+                             : std::max<size_t>(Properties::kSharedPerBlock, fixed + kernel.allowed_dynamic);
   if (all > allowed || all > static_cast<size_t>(properties().shared_per_block_optin))
     return refuse(std::to_string(fixed) + " + " + std::to_string(dynamic) + " bytes of shared memory, of " +
                       std::to_string(allowed) + " allowed",
                   cudaErrorInvalidValue);
   // registers are given out by the warp, in units of 256
-  const size_t warps = (threads + 31) / 32, each = (size_t(kernel.resources.registers) * 32 + 255) / 256 * 256;
+  const size_t warps = (threads + 31) / 32,
+               each = (size_t(kernel.resources.registers) * 32 + 255) / 256 * 256;
   if (warps * each > Properties::kRegistersPerBlock)
     return refuse(std::to_string(warps) + " warps of " + std::to_string(kernel.resources.registers) +
                       " registers a thread",
@@ -180,7 +182,7 @@ cudaError_t limit(const void* function, cudaFuncAttribute attribute, int value) 
 
 using gpu::Guard;
 
-// ---- what nvcc's host code calls ----------------------------------------------------------------------------
+// ---- what nvcc's host code calls -------------------------------------------------------------------------
 
 EXPORT void** __cudaRegisterFatBinary(void*) { return static_cast<void**>(std::calloc(2, sizeof(void*))); }
 EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
@@ -191,8 +193,7 @@ EXPORT void __cudaRegisterFunction(void**, const char* function, char*, const ch
                                    dim3*, dim3*, int*) {
   const Guard guard(gpu::lock());
   const auto found = gpu::resources().find(name);
-  gpu::kernels()[function] = {
-      name, found == gpu::resources().end() ? gpu::Resources{} : found->second, -1};
+  gpu::kernels()[function] = {name, found == gpu::resources().end() ? gpu::Resources{} : found->second, -1};
 }
 EXPORT cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
   *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(function));
@@ -208,7 +209,8 @@ struct Configuration {
 thread_local std::vector<Configuration> configurations;
 }  // namespace
 
-EXPORT unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, struct CUstream_st* stream) {
+EXPORT unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared,
+                                            struct CUstream_st* stream) {
   configurations.push_back({grid, block, shared, stream});
   return 0;
 }
@@ -223,10 +225,10 @@ EXPORT cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* s
   return cudaSuccess;
 }
 
-// ---- launches -----------------------------------------------------------------------------------------------
+// ---- launches --------------------------------------------------------------------------------------------
 
-EXPORT cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
-                                    cudaStream_t stream) {
+EXPORT cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
+                                    size_t shared, cudaStream_t stream) {
   return gpu::launch(function, grid, block, arguments, shared, stream);
 }
 EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
@@ -241,8 +243,8 @@ EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const v
 EXPORT cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   return gpu::limit(function, attribute, value);
 }
-EXPORT cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t kernel, cudaFuncAttribute attribute, int value,
-                                                   int) {
+EXPORT cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t kernel, cudaFuncAttribute attribute,
+                                                   int value, int) {
   return gpu::limit(kernel, attribute, value);
 }
 EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function) {
@@ -256,13 +258,13 @@ EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* fu
   out->ptxVersion = out->binaryVersion = gpu::properties().major * 10 + gpu::properties().minor;
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads,
-                                                                          size_t, unsigned) {
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*,
+                                                                          int threads, size_t, unsigned) {
   *blocks = std::max(1, gpu::properties().threads_per_multiprocessor / std::max(threads, 1));
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
-                                                                 size_t shared) {
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function,
+                                                                 int threads, size_t shared) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }
 EXPORT cudaError_t cudaPeekAtLastError() {

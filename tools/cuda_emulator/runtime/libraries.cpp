@@ -41,12 +41,12 @@ EXPORT cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, un
   return cudaGetDriverEntryPointByVersion(name, function, 0, 0, result);
 }
 
-// ---- cuBLAS -------------------------------------------------------------------------------------------------
+// ---- cuBLAS ----------------------------------------------------------------------------------------------
 
-#define PRODUCT(name)           \
-  EXPORT int name(...) {        \
+#define PRODUCT(name)        \
+  EXPORT int name(...) {     \
     gpu::log("gemm", #name); \
-    return 0;                   \
+    return 0;                \
   }
 
 EXPORT int cublasCreate_v2(void** handle) {

@@ -45,7 +45,7 @@ bool in_operator() { return !current_op.empty(); }
 
 }  // namespace gpu
 
-// ---- called by emulated_gpu.py and aten.cpp -----------------------------------------------------------------
+// ---- called by emulated_gpu.py and aten.cpp --------------------------------------------------------------
 
 extern "C" {
 

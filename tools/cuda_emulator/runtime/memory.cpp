@@ -50,7 +50,8 @@ size_t used(int device) {
 cudaError_t allocate(void** address, size_t bytes, Place place) {
   const Guard guard(lock());
   const bool on_device = place == Place::kDevice;
-  if (const cudaError_t error = forbidden_in_capture(on_device ? "cudaMalloc" : "cudaHostAlloc")) return error;
+  if (const cudaError_t error = forbidden_in_capture(on_device ? "cudaMalloc" : "cudaHostAlloc"))
+    return error;
   const int device = current_device();
   if (on_device && used(device) + bytes > properties().memory) return cudaErrorMemoryAllocation;
   *address = map_pages(bytes);

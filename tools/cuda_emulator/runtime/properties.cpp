@@ -70,22 +70,51 @@ EXPORT cudaError_t cudaDeviceGetStreamPriorityRange(int* lowest, int* highest) {
 EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const Properties& p = gpu::properties();
   switch (attribute) {
-    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
-    case cudaDevAttrMultiProcessorCount: *value = p.multiprocessors; break;
-    case cudaDevAttrMaxThreadsPerBlock: *value = Properties::kThreadsPerBlock; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = p.threads_per_multiprocessor; break;
-    case cudaDevAttrMaxBlocksPerMultiprocessor: *value = p.blocks_per_multiprocessor; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = Properties::kSharedPerBlock; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = p.shared_per_block_optin; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = p.shared_per_multiprocessor; break;
-    case cudaDevAttrMaxRegistersPerBlock: *value = Properties::kRegistersPerBlock; break;
-    case cudaDevAttrWarpSize: *value = 32; break;
-    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-    case cudaDevAttrMaxGridDimX: *value = INT_MAX; break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = p.major;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = p.minor;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = p.multiprocessors;
+      break;
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = Properties::kThreadsPerBlock;
+      break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *value = p.threads_per_multiprocessor;
+      break;
+    case cudaDevAttrMaxBlocksPerMultiprocessor:
+      *value = p.blocks_per_multiprocessor;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = Properties::kSharedPerBlock;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = p.shared_per_block_optin;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = p.shared_per_multiprocessor;
+      break;
+    case cudaDevAttrMaxRegistersPerBlock:
+      *value = Properties::kRegistersPerBlock;
+      break;
+    case cudaDevAttrWarpSize:
+      *value = 32;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 50 << 20;
+      break;
+    case cudaDevAttrMaxGridDimX:
+      *value = INT_MAX;
+      break;
     case cudaDevAttrMaxGridDimY:
-    case cudaDevAttrMaxGridDimZ: *value = 65535; break;
-    default: *value = 0;
+    case cudaDevAttrMaxGridDimZ:
+      *value = 65535;
+      break;
+    default:
+      *value = 0;
   }
   return cudaSuccess;
 }

@@ -5,8 +5,8 @@
 
 namespace gpu {
 
-// From the tables "Technical Specifications per Compute Capability" of the CUDA programming guide; the counts of
-// multiprocessors are those of T4, A100, RTX 3090, RTX 4090, H100, B200 and RTX 5090.
+// From the tables "Technical Specifications per Compute Capability" of the CUDA programming guide; the counts
+// of multiprocessors are those of T4, A100, RTX 3090, RTX 4090, H100, B200 and RTX 5090.
 struct Properties {
   int major, minor, multiprocessors;
   int threads_per_multiprocessor, blocks_per_multiprocessor;

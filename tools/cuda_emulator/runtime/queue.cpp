@@ -141,9 +141,9 @@ cudaError_t forbidden_in_capture(const char* call) {
   if (thread_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
   for (const auto& capture : captures()) {
     const bool own = capture->thread == std::this_thread::get_id();
-    const bool forbidden =
-        capture->mode == cudaStreamCaptureModeGlobal ? own || thread_mode == cudaStreamCaptureModeGlobal
-                                                     : own && capture->mode != cudaStreamCaptureModeRelaxed;
+    const bool forbidden = capture->mode == cudaStreamCaptureModeGlobal
+                               ? own || thread_mode == cudaStreamCaptureModeGlobal
+                               : own && capture->mode != cudaStreamCaptureModeRelaxed;
     if (!forbidden) continue;
     capture->invalid = true;
     fault(std::string(call) + " breaks a capture" + (own ? "" : " of another thread"));
@@ -175,7 +175,7 @@ EXPORT cudaError_t cudaDeviceSynchronize() {
   return gpu::waited("cudaDeviceSynchronize", [] { gpu::wait_for_all(); });
 }
 
-// ---- streams ------------------------------------------------------------------------------------------------
+// ---- streams ---------------------------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) { return gpu::created(s); }
 EXPORT cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return gpu::created(s); }
@@ -215,7 +215,8 @@ EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) 
   }
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t callback, void* data, unsigned) {
+EXPORT cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t callback, void* data,
+                                         unsigned) {
   gpu::enqueue(gpu::stream_of(s), [=] { callback(s, cudaSuccess, data); });
   return cudaSuccess;
 }
@@ -225,14 +226,16 @@ EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t function, voi
   return cudaSuccess;
 }
 
-// ---- events -------------------------------------------------------------------------------------------------
+// ---- events ----------------------------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
   *e = reinterpret_cast<cudaEvent_t>(new gpu::Event{gpu::device, nullptr});
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
-EXPORT cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }  // its ticket may still be waited for
+EXPORT cudaError_t cudaEventDestroy(cudaEvent_t) {
+  return cudaSuccess;
+}  // its ticket may still be waited for
 EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return gpu::recorded(e, s); }
 EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned) {
   return gpu::recorded(e, s);
@@ -256,7 +259,7 @@ EXPORT cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEv
   return cudaSuccess;
 }
 
-// ---- captures -----------------------------------------------------------------------------------------------
+// ---- captures --------------------------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
   std::swap(*mode, gpu::thread_mode);

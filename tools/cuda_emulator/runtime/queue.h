@@ -37,7 +37,7 @@ struct Ticket {
 };
 
 struct Work {
-  Action action;                   // or null
+  Action action;                    // or null
   std::shared_ptr<Ticket> awaited;  // is done first, or null
   std::shared_ptr<Ticket> reached;  // is marked as done, or null
 };

@@ -1,0 +1,108 @@
+"""The detector and its training step on the emulated device: the CPU's numbers, and no needless wait."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from emulated_gpu import record
+from small_recipe import small
+
+from frcnn.detector import FasterRCNN
+from frcnn.engine.step import gradients, sgd
+from frcnn.structures import Batch
+from frcnn.zoo.recipes import recipe
+from frcnn.zoo.verify import CASES, case_names, verify_case
+
+
+@pytest.fixture(scope="module")
+def entry():
+    return small(recipe("faster_rcnn_r50_fpn_1x_coco"))
+
+
+def model(entry, device):
+    torch.manual_seed(0)
+    return FasterRCNN(entry.model, entry.data).to(device).eval()
+
+
+def images(count):
+    generator = np.random.default_rng(0)
+    shapes = [(90, 120), (120, 90), (90, 120), (100, 100)]
+    return [generator.integers(0, 255, (*shapes[index % 4], 3), dtype=np.uint8) for index in range(count)]
+
+
+def same(ours, wanted):
+    for a, b in zip(ours, wanted, strict=True):
+        assert len(a) == len(b)
+        assert torch.equal(a.labels.cpu(), b.labels)
+        torch.testing.assert_close(a.boxes.cpu(), b.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(a.scores.cpu(), b.scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_detections_are_the_cpus(entry, mode):
+    """Several shapes, batches, and in graph mode replays."""
+    wanted = model(entry, "cpu").predict(images(6), (128, 96))
+    fast = model(entry, "cuda").optimize(mode=mode)
+    same(list(fast.stream(images(6), (128, 96), batch_size=2)), wanted)
+    same(fast.predict(images(6), (128, 96)), wanted)
+
+
+def test_a_batch_waits_once(entry):
+    fast = model(entry, "cuda").optimize()
+    fast.predict(images(1), (128, 96))
+    _, rows = record(lambda: fast.predict(images(1), (128, 96)))
+    kinds = Counter(row.kind for row in rows)
+    assert kinds["sync"] == 1
+    assert kinds["layout"] == 0 and kinds["conv"] > 20
+    assert not [row for row in rows if "pageable" in row.name and row.kind == "memcpy"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_a_model_on_the_second_device(entry):
+    """cuda:0 is current all the while."""
+    wanted = model(entry, "cpu").predict(images(4), (128, 96))
+    for mode in ("eager", "graph"):
+        fast = model(entry, "cuda:1").optimize(mode=mode)
+        same(list(fast.stream(images(4), (128, 96))), wanted)
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("name", case_names(CASES))
+def test_a_reference_case_is_reached_through_cudnn(name):
+    results, rows = record(lambda: verify_case(CASES / f"{name}.npz", torch.device("cuda")))
+    assert all(result.passed for result in results)
+    assert any(row.op == "aten::cudnn_convolution" for row in rows if row.kind == "conv")
+
+
+def batch_of(device):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, 5, 2, generator=generator) * 60
+    boxes = torch.cat([corner, corner + 8 + torch.rand(2, 5, 2, generator=generator) * 50], 2)
+    labels = torch.randint(0, 80, (2, 5), generator=generator)
+    pixels = torch.randn(2, 3, 96, 128, generator=generator)
+    batch = Batch(pixels, ((96, 128), (80, 100)), tuple(boxes), tuple(labels))
+    return (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
+
+
+def test_a_training_step_stalls_only_for_its_numbers(entry):
+    """What waits is the one transfer of the numbers that are looked at."""
+    device = torch.device("cuda")
+    trained = model(entry, device).to(memory_format=torch.channels_last).train()
+    optimizer = sgd(trained, entry.schedule)
+
+    def step():
+        values = gradients(trained, optimizer, batch_of(device), 0.01, False, None)
+        optimizer.step()
+        return values
+
+    step()
+    values, rows = record(step)
+    kinds = Counter(row.kind for row in rows)
+    assert all(np.isfinite(list(values.values())))
+    assert kinds["sync"] == 1
+    # the gradients of the RPN's joined output layer, one a level: 15 channels each
+    layouts = {row.name for row in rows if row.kind == "layout"}
+    assert kinds["layout"] <= 5 and layouts <= {"gradient of a convolution's output"}
+    uploads = [row for row in rows if row.kind == "memcpy" and row.name.startswith("pageable")]
+    assert not uploads
