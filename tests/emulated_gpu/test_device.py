@@ -1,10 +1,13 @@
 """The emulated device does what a GPU does: late, on its streams, within its limits."""
 
+import threading
+
 import pytest
 import torch
 from emulated_gpu import record
 
 import frcnn_ops
+from frcnn.inference.cuda_graph import GraphCache
 
 
 def pinned(tensor):
@@ -73,6 +76,35 @@ def test_a_synchronization_breaks_a_capture(without_faults):
     with pytest.raises(RuntimeError, match=r"captur"), torch.cuda.graph(graph):
         x.sum().item()
     without_faults.append("cudaMemcpy in a capture")
+
+
+def test_a_thread_that_pins_memory_does_not_break_a_capture():
+    def double(x):
+        other = threading.Thread(target=lambda: torch.empty(1 << 22, dtype=torch.uint8, pin_memory=True))
+        other.start()
+        other.join()
+        return (x * 2,)
+
+    graphs = GraphCache(double)
+    for value in (1.0, 3.0):
+        assert graphs(torch.full((2,), value, device="cuda"))[0].tolist() == [2 * value] * 2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_operators_work_where_their_arguments_are():
+    """cuda:0 is current all the while."""
+    torch.manual_seed(0)
+    corner = torch.rand(60, 2) * 100
+    boxes = torch.cat([corner, corner + torch.rand(60, 2) * 50], 1)
+    features, rois = torch.rand(1, 8, 20, 20), torch.cat([torch.zeros(60, 1), boxes], 1)
+    calls = [
+        lambda d: frcnn_ops.box_iou(boxes.to(d), boxes.to(d)),
+        lambda d: frcnn_ops.nms(boxes.to(d), boxes[:, 0].contiguous().to(d), 0.5),
+        lambda d: frcnn_ops.roi_align(features.to(d), rois.to(d), 7, 0.2),
+        lambda d: frcnn_ops.encode_boxes(boxes.to(d), boxes.to(d) + 3),
+    ]
+    for call in calls:
+        torch.testing.assert_close(call("cuda:1").cpu(), call("cpu"))
 
 
 @pytest.mark.parametrize("n", [1024, 1025, 2048, 2049, 4096])
