@@ -136,6 +136,10 @@ class ModelConfig(Checked):
         self._expect(weights <= LARGEST_BOX_HEAD, "roi_head", f"one of at most {LARGEST_BOX_HEAD} weights")
 
 
+MAX_INPUT = 1 << 26
+"""Pixels of the network's input: at 8192x8192 the first layer's result alone takes 4 GB."""
+
+
 @dataclass(frozen=True)
 class DataConfig(Checked):
     """From an image to the network's input."""
@@ -158,6 +162,7 @@ class DataConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._expect(self.size[0] >= self.size[1], "size", "the long side first")
+        self._expect(self.size[0] * self.size[1] <= MAX_INPUT, "size", f"at most {MAX_INPUT} pixels in all")
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def check_dense(tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError, naming them, for weights that are integers, not finite, or a negative variance.
+    """Raises CheckpointError, naming them, for integers, what float32 cannot hold, negative variances.
 
     Batch norms' ``num_batches_tracked`` may be integers.
     """
@@ -230,6 +230,7 @@ def check_numbers(tensors: Mapping[str, Tensor]) -> None:
                 integers.append(f"{name} ({value.dtype})")
         elif value.numel():
             least, most = (value if value.itemsize > 1 else value.float()).aminmax()  # NaN if there is one
+            least, most = least.float(), most.float()  # as the model will hold them
             if not least.isfinite() or not most.isfinite():
                 infinite.append(name)
             elif least < 0 and name.endswith("running_var"):

@@ -11,6 +11,7 @@ The checkpoint has the layout that `frcnn.checkpoint.save` describes, and beside
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from functools import reduce
@@ -77,6 +78,12 @@ def _numbers(value: Any) -> bool:
     return all(type(number) in (int, float) for number in value.values())
 
 
+def _log(sums: Any, count: Any) -> bool:
+    """Whether these are finite sums of `count` steps, or nothing yet."""
+    finite = all(type(value) in (int, float) and math.isfinite(value) for value in sums.values())
+    return finite and _natural(count) and (count > 0 or not sums)
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "state_dict": lambda value: all(isinstance(tensor, Tensor) for tensor in value.values()),
     "optimizer.state": lambda value: all(
@@ -100,7 +107,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
             _natural(index) and _natural(times) and isinstance(reason, str) for index, times, reason in value
         )
     ),
-    "training.log": lambda value: value is None or (_numbers(value["sums"]) and _natural(value["count"])),
+    "training.log": lambda value: value is None or _log(value["sums"], value["count"]),
 }
 """What resuming reads, by its place in the file."""
 

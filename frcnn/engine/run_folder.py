@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from frcnn.checkpoint.load import CheckpointError, compare
+from frcnn.checkpoint.load import CheckpointError, check_numbers, compare
 from frcnn.checkpoint.plain import to_plain
 from frcnn.checkpoint.run_state import FORMAT, read_training_state, remedy_for, set_random_state
 from frcnn.checkpoint.save import checksum, save_checkpoint, weights_content
@@ -112,6 +112,10 @@ class RunFolder:
             difference = compare(state.model.state_dict(), content["state_dict"])
             if difference:
                 raise CheckpointError(f"the weights do not fit the model\n{difference}")
+            check_numbers(content["state_dict"])
+            for name, own in state.model.state_dict().items():
+                if (kind := content["state_dict"].get(name, own).dtype) != own.dtype:
+                    raise CheckpointError(f"state_dict.{name} is {kind}, and training keeps {own.dtype}")
             state.model.load_state_dict(content["state_dict"])
             _restore_momentum(state.optimizer, content["optimizer"]["state"])
             set_random_state(training["random_states"][rank])
@@ -133,10 +137,18 @@ def _restore_momentum(optimizer: torch.optim.SGD, saved: dict[int, dict[str, Any
     """The rest of its state, as rates, follows from recipe and settings, which have been compared."""
     own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    missing = sorted(set(range(len(parameters))) - saved.keys())
+    if missing:  # a step leaves a momentum with every parameter
+        raise CheckpointError(
+            f"optimizer.state lacks the momentum of {len(missing)} parameters: {missing[:3]}"
+        )
     for index, entry in saved.items():
-        momentum = entry["momentum_buffer"]
-        if momentum is not None and momentum.shape != parameters[index].shape:
-            raise CheckpointError(f"optimizer.state.{index}: momentum of another shape than its parameter")
+        momentum, parameter = entry["momentum_buffer"], parameters[index]
+        if momentum is not None:
+            if (momentum.shape, momentum.dtype) != (parameter.shape, parameter.dtype):
+                raise CheckpointError(f"optimizer.state.{index}: momentum of another kind than its parameter")
+            if not momentum.isfinite().all():
+                raise CheckpointError(f"optimizer.state.{index}: its momentum is not finite")
         own["state"][index] = {"momentum_buffer": None if momentum is None else momentum.clone()}
     optimizer.load_state_dict(own)
 

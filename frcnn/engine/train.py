@@ -236,7 +236,7 @@ class _Run:
         self.total = schedule.epochs * self.batches.steps_per_epoch
         if self.state.steps > self.total:
             raise CheckpointError(
-                f"{self.folder.last}: meta.iter is {self.state.steps} of {self.total} steps"
+                f"{self.folder.last}: it is at step {self.state.steps} of {self.total}; train anew"
             )
         if processes.first:
             self.folder.prepare()

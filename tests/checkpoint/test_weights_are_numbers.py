@@ -123,6 +123,7 @@ NO_NUMBERS = {
     "nan": (NAME, lambda value: spoilt(value, float("nan")), "not finite"),
     "inf": (NAME, lambda value: spoilt(value, float("-inf")), "not finite"),
     "half inf": (NAME, lambda value: spoilt(value.half(), float("inf")), "not finite"),
+    "more than float32 holds": (NAME, lambda value: spoilt(value.double(), 1e200), "not finite"),
     "counter": ("backbone.bn1.num_batches_tracked", lambda _: torch.tensor(float("nan")), "not finite"),
     "negative variance": (VARIANCE, lambda value: spoilt(value, -1e-3), "negative variances"),
     "int8": (NAME, lambda value: value.to(torch.int8), "not floating-point numbers"),

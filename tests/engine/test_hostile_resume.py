@@ -48,6 +48,11 @@ WRONG = [
     ("training.bad_images", [[10**6, 1, "x"]]),
     ("training.log", []),
     ("training.log", {"sums": {"loss": "x"}, "count": 1}),
+    ("training.log", {"sums": {"loss": float("inf")}, "count": 1}),
+    ("training.log", {"sums": {"loss": 1.0}, "count": 0}),
+    ("optimizer.state", {}),
+    ("state_dict.roi_head.bbox_head.fc_cls.bias", torch.full((3,), torch.nan)),
+    ("state_dict.roi_head.bbox_head.fc_cls.bias", torch.ones(3, dtype=torch.float64)),
 ]
 
 
