@@ -8,9 +8,9 @@
 //
 // Bound by operations if every pair is computed (268,569 anchors x 100 gts x 2 passes, about 30 each: 1.6
 // GFLOP, a modeled 25 us at 60 TFLOP/s without contraction), by bytes otherwise: 4.3 MB of anchors read
-// and 3.2 MB written make 2.3 us at 3.35 TB/s. Anchors are ordered by position, so most gts miss the bounding
-// box of a warp's 32 anchors and are skipped by four compares; pass 2 skips boxes whose own best IoU is below
-// every gt's best, which is nearly all of them.
+// and 3.2 MB written make a modeled 2.3 us at 3.35 TB/s. Anchors are ordered by position, so most gts miss
+// the bounding box of a warp's 32 anchors and are skipped by four compares; pass 2 skips boxes whose own best
+// IoU is below every gt's best, which is nearly all of them.
 //
 // Versions: v1, this one. Not yet measured on a GPU.
 #include "../box.h"

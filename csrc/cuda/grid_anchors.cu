@@ -1,8 +1,9 @@
 // Anchors of every level in one launch; a thread makes one anchor and stores it as 16 bytes.
 //
 // Bound by bytes written: 16 per anchor. R-50-FPN at 800 x 1344: 268,569 anchors, 4.3 MB, nothing read; the
-// floor is 1.3 us at 3.35 TB/s, below the time of a launch. Base anchors are recomputed by each thread (one
-// square root and one division): that hides behind the stores and needs no second launch and no table.
+// floor is a modeled 1.3 us at 3.35 TB/s, below the time of a launch. Base anchors are recomputed by each
+// thread (one square root and one division): that hides behind the stores and needs no second launch and no
+// table.
 //
 // Versions: v1, this one. Not yet measured on a GPU.
 #include "../box.h"

@@ -9,9 +9,9 @@
 //
 // Bound by bytes: written once, 46 MB (all maps of one image of R-50-FPN in half), plus 25 MB of gradients of
 // 1000 RoIs, which stay in L2 while the tiles re-read them (about 7 columns x 1.3 x 30 rows x 512 bytes per
-// RoI, 140 MB): floor 21 us at 3.35 TB/s for one image. Atomics would move 36 to 64 read-modify-writes of 32
-// bytes per 16 bytes of gradient instead. Multiply-adds: 64 per 16 bytes loaded for the about 40 % of a tile
-// row's cells that a bin touches.
+// RoI, 140 MB): a modeled floor of 21 us at 3.35 TB/s for one image. Atomics would move 36 to 64
+// read-modify-writes of 32 bytes per 16 bytes of gradient instead. Multiply-adds: 64 per 16 bytes loaded for
+// the about 40 % of a tile row's cells that a bin touches.
 //
 // Versions: v1, this one. Not yet measured on a GPU. To try: tiles of 4 x 16, two
 // gradients in flight per warp.
