@@ -42,9 +42,11 @@ class CudaCapture:
         benchmark = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True  # the choice is made once per shape, in the warm-up
         try:
-            with torch.cuda.device(inputs[0].device):
-                stream = self._streams.setdefault(inputs[0].device, torch.cuda.Stream())
-                return self._capture(function, inputs, stream)
+            device = inputs[0].device
+            with torch.cuda.device(device):
+                if device not in self._streams:
+                    self._streams[device] = torch.cuda.Stream()
+                return self._capture(function, inputs, self._streams[device])
         finally:
             torch.backends.cudnn.benchmark = benchmark
 
