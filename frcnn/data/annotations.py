@@ -107,9 +107,6 @@ def read_annotations(path: Path) -> AnnotationFile:
             report.add(UNKNOWN_IMAGES, _described(entries, position))
         elif label is None:
             report.add(UNKNOWN_CATEGORIES, f"{_described(entries, position)}: {category_id}")
-        elif box is None:
-            reason = f"boxes with a coordinate that is not finite or beyond {MAX_COORDINATE}"
-            report.add(reason, _described(entries, position))
         else:
             kept.append(position)
             rows.append(row)
@@ -237,8 +234,8 @@ def _image(entry: dict) -> tuple[int, str, int, int]:
     return _whole(entry, "id"), name, width, height
 
 
-def _annotation(entry: dict) -> tuple[int, int, list[float] | None, float | None, bool]:
-    """image_id, category_id, bbox (None where a number is no pixel), area (None where absent), iscrowd."""
+def _annotation(entry: dict) -> tuple[int, int, list[float], float | None, bool]:
+    """image_id, category_id, bbox, area (None where absent), iscrowd."""
     area, crowd = entry.get("area", 0), entry.get("iscrowd", 0)
     if type(area) not in (int, float) or not 0 <= area <= MAX_COORDINATE**2:
         raise _wrong("area", f"a number from 0 to {MAX_COORDINATE**2}, or absent", area)
@@ -248,16 +245,15 @@ def _annotation(entry: dict) -> tuple[int, int, list[float] | None, float | None
     return image_id, category_id, _box(entry), area if "area" in entry else None, bool(crowd)
 
 
-def _box(entry: dict) -> list[float] | None:
+def _box(entry: dict) -> list[float]:
     box = _value(entry, "bbox")
     if type(box) is not list or len(box) != 4:
         raise _wrong("bbox", "[x, y, width, height]", box)
-    plausible = True
     for number in box:
-        if type(number) is not float and type(number) is not int and number is not None:
-            raise _wrong("bbox", "[x, y, width, height], four numbers", box)
-        plausible = plausible and number is not None and -MAX_COORDINATE <= number <= MAX_COORDINATE
-    return box if plausible else None
+        if type(number) not in (int, float) or not -MAX_COORDINATE <= number <= MAX_COORDINATE:
+            expected = f"[x, y, width, height], four numbers from {-MAX_COORDINATE} to {MAX_COORDINATE}"
+            raise _wrong("bbox", expected, box)
+    return box
 
 
 def _value(entry: dict, key: str) -> object:

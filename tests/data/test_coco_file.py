@@ -73,9 +73,6 @@ def test_fields_that_other_tools_leave_out_are_not_needed(tiny):
         ({"bbox": [3, 4, 20, 0.5]}, "less than one pixel wide or high"),
         ({"bbox": [70, 4, 10, 10]}, "outside their image"),
         ({"bbox": [-10, 4, 10, 10]}, "outside their image"),
-        ({"bbox": [3, float("nan"), 10, 10]}, "not finite"),
-        ({"bbox": [3, 4, float("inf"), 10]}, "not finite"),
-        ({"bbox": [3, 4, None, 10]}, "not finite"),
         ({"area": 0}, "without area"),
         ({"image_id": 12345}, "unknown image id"),
         ({"category_id": 3}, "unknown category id"),
@@ -165,7 +162,7 @@ def test_each_list_is_needed_and_must_not_be_empty(tiny, key):
         ),
         (lambda c: c["annotations"][2].pop("bbox"), r"annotations\[2\]: no 'bbox'"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotations\[2\]: 'bbox' must be \[x, y,"),
-        (lambda c: c["annotations"][2].update(bbox=[1, 2, "3", 4]), "four numbers, got \\[1, 2, '3', 4\\]"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, "3", 4]), "four numbers from .*, got \\[1, 2, '3', 4\\]"),
     ],
 )
 def test_malformed_entries_are_located(tiny, edit, message):
