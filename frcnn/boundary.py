@@ -22,7 +22,8 @@ from frcnn.checked import OptionError
 
 PROGRAM = "frcnn"
 DEBUG = "FRCNN_DEBUG"
-FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell counts signals
+FAILED, MISUSED = 1, 2
+INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143  # as a shell counts signals
 
 
 def exit_code(
@@ -49,16 +50,14 @@ def exit_code(
             print(end="", flush=True)
             return code or 0
         except KeyboardInterrupt:
-            _say("interrupted")
-            return INTERRUPTED
+            return _interrupted(interrupts)
         except BrokenPipeError:
             # The reader, `head` for example, has seen enough. Python flushes once more when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED
         except Exception as error:
             if interrupts:
-                _say("interrupted")
-                return INTERRUPTED
+                return _interrupted(interrupts)
             message = user_message(error)
             if message is None or os.environ.get(DEBUG, "0") != "0":
                 traceback.print_exc()
@@ -124,24 +123,33 @@ def version() -> str:
     return f"{PROGRAM} {__version__}, torch {torch}"
 
 
+def _interrupted(signals: Sequence[int]) -> int:
+    terminated = signal.SIGTERM in signals
+    _say("terminated" if terminated else "interrupted")
+    return TERMINATED if terminated else INTERRUPTED
+
+
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C is raised and noted: torch, while it imports numpy, swallows it, and something breaks later."""
+    """SIGINT (Ctrl-C) and SIGTERM are raised and noted: torch, while it imports numpy, swallows what is
+    raised, and something breaks later."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
         raise KeyboardInterrupt
 
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ours = ours and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, note)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = {number: handler for number, handler in usual.items() if signal.getsignal(number) is handler}
+    if threading.current_thread() is not threading.main_thread():
+        ours = {}
+    for number in ours:
+        signal.signal(number, note)
     try:
         yield noted
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 def _say(message: str) -> None:

@@ -140,6 +140,20 @@ def test_a_swallowed_ctrl_c_is_no_bug(capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_termination_is_one_word(capsys, swallowed):
+    """It ended `frcnn eval` without any, and left no time to close what was open."""
+
+    def command():
+        with contextlib.suppress(KeyboardInterrupt) if swallowed else contextlib.nullcontext():
+            signal.raise_signal(signal.SIGTERM)
+        return {}["key"]
+
+    assert boundary.exit_code(command, {}) == 143
+    assert capsys.readouterr().err == "frcnn: terminated\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 @pytest.mark.parametrize(
     ("shell", "code", "told"),
     [

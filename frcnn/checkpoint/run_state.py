@@ -28,6 +28,12 @@ from frcnn.checkpoint.torch_file import CheckpointError, read_torch_file, readin
 
 FORMAT = 2
 
+SUMMED = {
+    *("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"),
+    *("loss", "acc", "grad_norm", "time", "data_time"),
+}
+"""What the log sums up of every step."""
+
 
 def read_training_state(path: Path) -> dict[str, Any]:
     """The whole content of a last.pth that training wrote, each field of the kind that training writes.
@@ -74,14 +80,16 @@ def _natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**53
 
 
-def _numbers(value: Any) -> bool:
-    return all(type(number) in (int, float) for number in value.values())
+def _evaluation(entry: Any) -> bool:
+    """Whether these are an epoch and its metrics; losses among them may be infinite."""
+    numbers = all(type(number) in (int, float) for number in entry.values())
+    return numbers and _natural(entry["epoch"]) and math.isfinite(entry["bbox_mAP"])
 
 
 def _log(sums: Any, count: Any) -> bool:
     """Whether these are finite sums of `count` steps, or nothing yet."""
     finite = all(type(value) in (int, float) and math.isfinite(value) for value in sums.values())
-    return finite and _natural(count) and (count > 0 or not sums)
+    return finite and _natural(count) and sums.keys() == (SUMMED if count else set())
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
@@ -97,10 +105,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "training.random_states": lambda value: (
         isinstance(value, list) and all(isinstance(state, dict) for state in value)
     ),
-    "training.history": lambda value: (
-        isinstance(value, list)
-        and all(_numbers(entry) and _natural(entry["epoch"]) and "bbox_mAP" in entry for entry in value)
-    ),
+    "training.history": lambda value: isinstance(value, list) and all(_evaluation(entry) for entry in value),
     "training.bad_images": lambda value: (
         isinstance(value, list)
         and all(

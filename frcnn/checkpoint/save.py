@@ -102,10 +102,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         with replacing(path) as file:
             torch.save({**content, "checksum": checksum(content)}, file)
     except (OSError, RuntimeError) as error:
-        # Where a write fails, torch complains of the position in its archive; the cause is the context.
-        cause = error if isinstance(error, OSError) else error.__context__
+        # Where a write fails, or a signal handler raises in its midst (a loader's worker has died), torch
+        # complains of the position in its archive; the cause is the context.
+        cause = error if isinstance(error, OSError) else error.__context__ or error
         if not isinstance(cause, OSError):
-            raise
+            raise cause from None
         raise OSError(
             cause.errno,
             f"{path} could not be written ({cause.strerror or cause}): make room, then "

@@ -158,7 +158,8 @@ class _WrittenOut:
             return type(value)([self.copy(item) for item in value])
         if value is None or isinstance(value, Tensor | str | bytes | int | float):
             return value
-        raise UnpickleError(f"it holds an object of {shown(getattr(value, 'path', type(value).__name__))}")
+        kind = shown(getattr(value, "path", type(value).__name__))
+        raise CheckpointError(f"it holds an object of {kind}; only plain values and tensors are read")
 
 
 class _Numbers:

@@ -134,9 +134,9 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     - categories: `id` a whole number, `name` text; neither may repeat.
     - images: `id` a whole number that does not repeat, `file_name` a path inside the folder, `width` and
       `height` whole numbers from 1 to 2**24.
-    - annotations: `image_id` and `category_id` whole numbers, `bbox` four numbers [x, y, width, height]
-      from -2**24 to 2**24; `area`, if there, a number from 0 to 2**48 (absent: width times height); `iscrowd`,
-      if there, 0 or 1 or false or true. An annotation's own `id`, `segmentation` and all else are not looked at.
+    - annotations: `image_id` and `category_id` whole numbers, `bbox` four numbers [x, y, width, height] from
+      -2**24 to 2**24; `area`, if there, a number from 0 to 2**48 (absent: width times height); `iscrowd`, if
+      there, 0 or 1 or false or true. An annotation's own `id`, `segmentation` and all else are not looked at.
 
     A whole number may be written 3 or 3.0, lies within 64 bits, and is neither text nor true. Text has 1 to
     4096 characters. NaN and Infinity are read as Python's json reads them.

@@ -133,7 +133,8 @@ def detect(
     started = time.perf_counter()
     # Threads read ahead and one draws, so that the model waits for neither.
     stream = model.results(todo, read, batch_size)
-    with lines, StopRequest("this image") as stop, ThreadPoolExecutor(1) as artist, closing(stream):
+    stopping = StopRequest("this image", "at once; the results of the images before are kept")
+    with lines, stopping as stop, ThreadPoolExecutor(1) as artist, closing(stream):
         drawings: deque[Future[None]] = deque()
         results = tqdm(stream, total=len(todo), desc="detecting", unit="img", disable=None)
         for done, (image, detections) in enumerate(results, resumed + 1):

@@ -45,11 +45,12 @@ class StopRequest:
     `SAME_REQUEST`, kills the child processes and ends this one with exit code 128 + its number.
 
     A context manager. Signals reach the main thread only; elsewhere it never becomes set.
-    finishing: what is still done after the first signal, in words.
+    finishing: what is still done after the first signal, in words; ending: how a second one ends.
     """
 
-    def __init__(self, finishing: str = "this step") -> None:
+    def __init__(self, finishing: str = "this step", ending: str = "without saving") -> None:
         self.finishing = finishing
+        self.ending = ending
         self.number: int | None = None
         """The first signal's."""
         self._at_once = False
@@ -100,7 +101,7 @@ class StopRequest:
         if self._at_once:
             raise KeyboardInterrupt
         # not by print: the handler may have interrupted one
-        _tell(f"stopping after {self.finishing}; again in {SAME_REQUEST:.0f} s or later: ends without saving")
+        _tell(f"stopping after {self.finishing}; again in {SAME_REQUEST:.0f} s or later: ends {self.ending}")
 
     def _watch(self) -> None:
         first: tuple[int, float] | None = None
@@ -114,16 +115,15 @@ class StopRequest:
                 if first is None:
                     first = number, now
                 elif number != first[0] or now - first[1] > SAME_REQUEST:
-                    _end(number)
+                    self._end(number)
 
-
-def _end(number: int) -> None:
-    _tell("ended without saving")
-    children = multiprocessing.active_children()
-    # nothing between the kills and the exit: the main thread must not get to report a lost child
-    for child in children:
-        child.kill()
-    os._exit(128 + number)
+    def _end(self, number: int) -> None:
+        _tell(f"ended {self.ending}")
+        children = multiprocessing.active_children()
+        # nothing between the kills and the exit: the main thread must not get to report a lost child
+        for child in children:
+            child.kill()
+        os._exit(128 + number)
 
 
 def _tell(text: str) -> None:

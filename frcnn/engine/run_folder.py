@@ -52,7 +52,7 @@ class RunFolder:
     def check(self, resume: bool) -> None:
         """Raise CheckpointError where there is nothing to resume, or another run to overwrite."""
         check_folder(self.path)
-        if resume and not self.last.is_file():
+        if resume and not self.last.exists():
             raise CheckpointError(
                 f"nothing to resume: {self.last} does not exist; leave out resume=True to start"
             )

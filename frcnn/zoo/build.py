@@ -29,6 +29,12 @@ from frcnn.inference.hardware import resolve_device
 from frcnn.zoo.coco import COCO_CLASSES
 from frcnn.zoo.recipes import recipe as recipe_named
 
+LARGE_INPUT = 1 << 24
+"""Pixels of an input, beyond which `load` tells how much memory a stranger's recipe will take."""
+
+BYTES_PER_PIXEL = 370
+"""Of the input: what R-50-FPN takes to detect in float32, measured on a CPU at 2048x2048 and 3072x3072."""
+
 
 def build(
     name_or_recipe: str | Recipe,
@@ -116,6 +122,14 @@ def load(
     if recipe is None:
         with reading(checkpoint.origin):
             entry = from_plain(Recipe, checkpoint.recipe)
+        width, height = entry.data.size
+        if width * height > LARGE_INPUT:
+            gigabytes = width * height * BYTES_PER_PIXEL / 1e9
+            warnings.warn(
+                f"{checkpoint.origin}: its recipe asks for {width}x{height} (data.size), which takes "
+                f"{gigabytes:.0f} GB or more for each; another size=(1333, 800) needs less",
+                stacklevel=2,
+            )
         return build(entry, weights=checkpoint, device=device)
     return build(recipe, weights=checkpoint, num_classes=class_count(checkpoint), device=device)
 

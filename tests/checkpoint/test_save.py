@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import stat
 from dataclasses import replace
@@ -12,7 +14,7 @@ from safetensors import safe_open
 
 import frcnn
 from frcnn.checkpoint.load import CheckpointError
-from frcnn.checkpoint.save import checksum, save_weights
+from frcnn.checkpoint.save import checksum, save_checkpoint, save_weights
 
 NAMES = ("red cell", "white cell", "Plättchen")
 ENDINGS = (".pth", ".safetensors")
@@ -100,6 +102,20 @@ def test_a_failed_write_leaves_the_old_file(model, tmp_path, monkeypatch, ending
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_signal_raises_during_a_write_is_what_is_reported(tmp_path, monkeypatch):
+    """torch raises the death of a loader's worker wherever the main thread is; torch.save hid it."""
+
+    class Interrupted(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 200:
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+            return super().write(data)
+
+    monkeypatch.setattr("frcnn.checkpoint.save.replacing", lambda path: contextlib.nullcontext(Interrupted()))
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid 1\)"):
+        save_checkpoint(tmp_path / "x.pth", {"state_dict": {"weight": torch.ones(3)}})
+
+
 def test_weights_that_could_not_be_loaded_are_not_saved(model, tmp_path):
     with torch.no_grad():
         model.rpn_head.rpn_cls.bias[0] = float("nan")
@@ -128,6 +144,14 @@ def test_a_given_recipe_goes_before_the_files(model, tmp_path):
     eager = replace(model.config, roi_head=replace(model.config.roi_head, score_threshold=0.5))
     again = frcnn.load(tmp_path / "x.pth", recipe=frcnn.Recipe("eager", eager))
     assert equal(again, model) and again.config.roi_head.score_threshold == 0.5
+
+
+def test_a_recipe_that_takes_gigabytes_is_named(model, tmp_path):
+    path = tmp_path / "large.safetensors"
+    model.data = replace(model.data, size=(8192, 8192))
+    model.save(path)
+    with pytest.warns(UserWarning, match=r"large\.safetensors: .* 8192x8192 \(data\.size\), .* 25 GB"):
+        frcnn.load(path)
 
 
 def test_a_name_that_is_no_text_is_a_checkpoint_error(tmp_path):

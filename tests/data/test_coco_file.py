@@ -162,7 +162,10 @@ def test_each_list_is_needed_and_must_not_be_empty(tiny, key):
         ),
         (lambda c: c["annotations"][2].pop("bbox"), r"annotations\[2\]: no 'bbox'"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotations\[2\]: 'bbox' must be \[x, y,"),
-        (lambda c: c["annotations"][2].update(bbox=[1, 2, "3", 4]), "four numbers from .*, got \\[1, 2, '3', 4\\]"),
+        (
+            lambda c: c["annotations"][2].update(bbox=[1, 2, "3", 4]),
+            "four numbers from .*, got \\[1, 2, '3', 4\\]",
+        ),
     ],
 )
 def test_malformed_entries_are_located(tiny, edit, message):

@@ -319,13 +319,14 @@ def test_a_file_of_another_kind_is_not_resumed(folder, out):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_the_image(folder, out, number):
+def test_a_signal_stops_after_the_image(folder, out, number, capfd):
     def interrupt(seen):
         if seen == 1:
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted, match=r"stopped after 2 of 3 images; their results are in .*jsonl"):
         detect(Model(before=interrupt), [folder], out)
+    assert "ends at once; the results of the images before are kept" in capfd.readouterr().err
     assert len(lines_of(out)) == 3 and len(list(out.rglob("*.png"))) == 2
     assert detect(Model(), [folder], out, resume=True).resumed == 2
 

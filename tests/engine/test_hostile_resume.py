@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 
 import numpy as np
 import pytest
 import torch
 
-from frcnn.checkpoint.run_state import random_state, read_training_state, set_random_state
+from frcnn.checkpoint.run_state import SUMMED, random_state, read_training_state, set_random_state
 from frcnn.checkpoint.save import save_checkpoint
 from frcnn.checkpoint.torch_file import CheckpointError
 from frcnn.engine.train import train
@@ -44,12 +45,15 @@ WRONG = [
     ("training.history", "x"),
     ("training.history", [{}]),
     ("training.history", [{"epoch": 1, "bbox_mAP": "high"}]),
+    ("training.history", [{"epoch": 1, "bbox_mAP": float("nan")}]),
     ("training.bad_images", [[0]]),
     ("training.bad_images", [[10**6, 1, "x"]]),
     ("training.log", []),
     ("training.log", {"sums": {"loss": "x"}, "count": 1}),
     ("training.log", {"sums": {"loss": float("inf")}, "count": 1}),
     ("training.log", {"sums": {"loss": 1.0}, "count": 0}),
+    ("training.log", {"sums": {"loss": 1.0}, "count": 1}),
+    ("training.log", {"sums": dict.fromkeys([*SUMMED, "\x1b[2J"], 1.0), "count": 1}),
     ("optimizer.state", {}),
     ("state_dict.roi_head.bbox_head.fc_cls.bias", torch.full((3,), torch.nan)),
     ("state_dict.roi_head.bbox_head.fc_cls.bias", torch.ones(3, dtype=torch.float64)),
@@ -74,6 +78,20 @@ def test_content_that_training_never_writes_is_refused(recipe, tiny, tmp_path):
         assert len(said) < 3000 and said.replace("\n", "").isprintable(), place
     save_checkpoint(run / "last.pth", good)
     train(recipe, *tiny, work_dir=run, resume=True)
+
+
+def test_what_is_no_checkpoint_is_called_what_it_is(recipe, tiny, tmp_path):
+    run = tmp_path / "run"
+    train(recipe, *tiny, work_dir=run)
+    good = read_training_state(run / "last.pth")
+    with open(run / "last.pth", "wb") as file:
+        pickle.dump({**good, "state_dict": {"weight": print}}, file)
+    with pytest.raises(CheckpointError, match=r"last\.pth: it holds an object of builtins\.print; only"):
+        train(recipe, *tiny, work_dir=run, resume=True)
+    (run / "last.pth").unlink()
+    (run / "last.pth").mkdir()
+    with pytest.raises(CheckpointError, match=r"last\.pth: a folder, not a file"):
+        train(recipe, *tiny, work_dir=run, resume=True)
 
 
 def test_a_random_state_that_points_beyond_its_numbers_is_refused():
