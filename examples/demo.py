@@ -34,6 +34,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TRAIN_IMAGES, HELD_OUT_IMAGES = 700, 150
+DRAWN_FROM = 0.5
+"""Lowest score of what is drawn."""
+
 SHEET_COLUMNS, SHEET_ROWS, TILE = 4, 3, (384, 384)
 
 
@@ -100,7 +103,7 @@ def draw_detections(model: frcnn.FasterRCNN, images: list[Path], folder: Path) -
         image = cv2.imread(str(path))
         scale = min(TILE[0] / image.shape[1], TILE[1] / image.shape[0])
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        drawn = replace(found, boxes=found.boxes * scale).draw(image, min_score=0.5)
+        drawn = replace(found, boxes=found.boxes * scale).draw(image, min_score=DRAWN_FROM)
         cv2.imwrite(str(folder / path.name), drawn)
         tile = np.full((*TILE[::-1], 3), 255, dtype=np.uint8)
         top, left = (TILE[1] - drawn.shape[0]) // 2, (TILE[0] - drawn.shape[1]) // 2
@@ -124,7 +127,7 @@ def draw_curves(log: Path, file: Path) -> None:
         )
     losses.set(title="training losses", xlabel="epoch", ylim=(0, None))
     losses.legend()
-    rate.plot(epochs, [line["lr"] for line in training])
+    rate.step(epochs, [line["lr"] for line in training])  # a line's rate is that of the steps before it
     rate.set(title="learning rate", xlabel="epoch", yscale="log")
     for name, label in (("bbox_mAP_50", "AP50"), ("bbox_mAP_75", "AP75"), ("bbox_mAP", "AP")):
         points = [(line["epoch"], line[name]) for line in validation]
@@ -152,7 +155,10 @@ def summary(evaluation: Evaluation, result: TrainResult, seconds: float) -> str:
         + " | ".join(f"{metrics[n]:.3f}" for n in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_AR_100"))
         + " |",
         "",
-        f"COCO metrics on {HELD_OUT_IMAGES} images of digits that training did not see.",
+        f"COCO metrics on {HELD_OUT_IMAGES} images of digits that training did not see; 1 is best. AP is the",
+        "mean precision over all recalls, averaged over the digits and over how well a box must fit (an IoU",
+        "of 0.5 to 0.95); AP50 and AP75 ask for 0.5 and for 0.75. AR100 is the share of digits found",
+        "among 100 boxes per image, averaged alike.",
         "",
         "| digit | AP | AP50 |",
         "|---|---|---|",
@@ -161,6 +167,9 @@ def summary(evaluation: Evaluation, result: TrainResult, seconds: float) -> str:
         "| epoch | AP | AP50 |",
         "|---|---|---|",
         *(f"| {e['epoch']} | {e['bbox_mAP']:.3f} | {e['bbox_mAP_50']:.3f} |" for e in result.history),
+        "",
+        "Each box says which digit it is taken for, and its score, which is 1 where the model is sure. Boxes",
+        f"with a score below {DRAWN_FROM} are not drawn, but count in AP.",
         "",
         "![detections](contact_sheet.jpg)",
         "",

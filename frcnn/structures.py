@@ -198,7 +198,7 @@ class Detections:
         from frcnn.preprocess import as_bgr
 
         shown = self.above(min_score).to("cpu")
-        captions = [f"{found.name} {found.score:.2f}" for found in shown]
+        captions = [f"{found.name}: {found.score:.2f}" for found in shown]
         return draw_boxes(as_bgr(image, rgb), shown.boxes.numpy(), shown.labels.tolist(), captions)
 
     def _fields(self) -> dict[str, Tensor]:
