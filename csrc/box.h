@@ -135,6 +135,12 @@ FRCNN_HD Box<T> clip(const Box<T>& b, T height, T width) {
           clamp(b.y2, T(0), height)};
 }
 
+// In the pixels of the image that was resized by these factors (x, y).
+template <typename T>
+FRCNN_HD Box<T> unscale(const Box<T>& b, const T* scale) {
+  return {b.x1 / scale[0], b.y1 / scale[1], b.x2 / scale[0], b.y2 / scale[1]};
+}
+
 // Gradient of clip() with respect to the box; a coordinate on the border still gets its gradient.
 template <typename T>
 FRCNN_HD Box<T> clip_grad(const Box<T>& b, T height, T width, const Box<T>& grad) {

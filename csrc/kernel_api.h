@@ -114,6 +114,24 @@ struct FrcnnLargeNms {
 int64_t frcnn_cuda_nms_large_workspace(int64_t type, int64_t total);
 int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* workspace, FrcnnStream stream);
 
+// The best detections of each image, in host memory but for the pointers: probabilities [B, P, C + 1], the
+// last of them background; deltas [B, P, 4 * C], or [B, P, 4] if class_agnostic; proposals [B, P, 4], present
+// [B, P]; sizes [B, 2], (height, width) that boxes are clipped to; scales [B, 2], (x, y) that they are
+// divided by. On CUDA at most kFrcnnNmsBlock proposals and detections.
+struct FrcnnSelection {
+  const float *probabilities, *deltas, *proposals, *sizes, *scales;
+  const bool* present;
+  const double* stds;  // host, four
+  int64_t images, proposals_per_image, classes;
+  bool class_agnostic;
+  double score_threshold, iou_threshold;
+  int64_t max_detections;
+};
+// -> boxes [B, D, 4], scores [B, D], labels and rows [B, D] (-1 where unused), counts [B]
+FRCNN_WORKSPACE(select_detections, const FrcnnSelection* selection);
+FRCNN_KERNEL(select_detections, const FrcnnSelection* selection, void* workspace, float* boxes, float* scores,
+             int64_t* labels, int64_t* rows, int64_t* counts);
+
 // mode: as frcnn::IouLoss counts; reduction: a FrcnnReduction; weight and boxes may be null.
 enum FrcnnReduction { kFrcnnNone = 0, kFrcnnSum = 1, kFrcnnMean = 2 };
 FRCNN_WORKSPACE(iou_loss, int64_t n);

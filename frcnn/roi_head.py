@@ -154,46 +154,26 @@ class RoIHead(nn.Module):
         Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B];
         with details also class probabilities [B, D, C + 1] and box features [B, D, F], float32 (0).
         """
-        config, classes = self.config, self.num_classes
+        config = self.config
         images, count = present.shape
         proposals = proposals.where(present[..., None], 0.0)  # nothing to pool for an absent box
         logits, deltas, box_features = self(features, proposals.unbind())
-        probabilities = logits.view(images, count, classes + 1).softmax(-1)
-        scores = probabilities[..., :-1]
-        wanted = (scores > config.score_threshold) & present[..., None]
-        scores = scores.masked_fill(~wanted, -torch.inf).transpose(1, 2).contiguous()  # [B, C, P]
-
-        boxes = frcnn_ops.decode_boxes(proposals.flatten(0, 1), deltas, config.stds)
-        boxes = boxes.view(images, count, -1, 4).transpose(1, 2)  # [B, C or 1, P, 4]
-        limits = sizes.flip(-1).repeat(1, 2)[:, None, None]
-        boxes = boxes.clamp(min=0).minimum(limits) / scales.repeat(1, 2)[:, None, None]
-        boxes = boxes.expand(-1, classes, -1, -1).contiguous()
-
-        most = min(count, config.max_detections)
-        keep, _ = frcnn_ops.nms_padded(boxes.flatten(0, 1), scores.flatten(0, 1), config.nms_iou, most)
-        keep = keep.view(images, classes, most)
-        box = keep.clamp(min=0)
-        kept_scores = scores.gather(2, box)
-
-        # One integer orders by score (a positive float's bits order like the float), then by proposal, then
-        # by class, so that equal scores come out in the same order everywhere.
-        rank = box * classes + torch.arange(classes, device=box.device)[:, None]
-        key = (kept_scores.view(torch.int32).long() << 32) - rank
-        key = key.masked_fill(keep < 0, -(2**62)).flatten(1)
-        best, index = key.topk(min(config.max_detections, key.shape[1]), dim=1)
-        used = best > -(2**62)
-
-        label, proposal = index // most, box.flatten(1).gather(1, index)
-        source = label * count + proposal
-        boxes = boxes.view(images, -1, 4).gather(1, source[..., None].expand(-1, -1, 4))
-        found = (
-            boxes.where(used[..., None], 0.0),
-            scores.flatten(1).gather(1, source).masked_fill(~used, 0.0),
-            label.masked_fill(~used, -1),
-            used.sum(1),
+        probabilities = logits.view(images, count, -1).softmax(-1)
+        boxes, scores, labels, rows, counts = frcnn_ops.select_detections(
+            probabilities,
+            deltas.view(images, count, -1),
+            proposals,
+            present,
+            sizes,
+            scales,
+            config.stds,
+            config.score_threshold,
+            config.nms_iou,
+            config.max_detections,
         )
+        found = boxes, scores, labels, counts
         if not details:
             return found
-        row = torch.arange(images, device=proposal.device)[:, None] * count + proposal
+        row = torch.arange(images, device=rows.device)[:, None] * count + rows.clamp(min=0)
         described = (probabilities.flatten(0, 1), box_features.float())
-        return *found, *(rows[row].where(used[..., None], 0.0) for rows in described)
+        return *found, *(values[row].where(rows[..., None] >= 0, 0.0) for values in described)

@@ -12,6 +12,7 @@ from .grid_anchors import grid_anchors
 from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_loss
 from .nms import batched_nms, nms, nms_padded
 from .roi_align import pyramid_roi_align, roi_align
+from .select_detections import select_detections
 from .winograd_conv import winograd_available, winograd_conv, winograd_fits, winograd_weight
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "nms_padded",
     "pyramid_roi_align",
     "roi_align",
+    "select_detections",
     "winograd_available",
     "winograd_conv",
     "winograd_fits",

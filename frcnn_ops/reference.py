@@ -225,6 +225,33 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: in
     return indices, counts
 
 
+def select_detections(
+    probabilities, deltas, proposals, present, sizes, scales,
+    stds, score_threshold, iou_threshold, max_detections,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    _C.check_selection(stds, score_threshold, iou_threshold, max_detections)
+    images, count, columns = probabilities.shape
+    boxes = probabilities.new_zeros(images, max_detections, 4)
+    scores = probabilities.new_zeros(images, max_detections)
+    labels = torch.full((images, max_detections), -1, dtype=torch.int64, device=boxes.device)
+    rows, counts = labels.clone(), labels.new_zeros(images)
+    for image in range(images):
+        found = []
+        decoded = decode_boxes(proposals[image], deltas[image], stds, sizes[image].tolist())
+        decoded = decoded.view(count, deltas.shape[2] // 4, 4) / scales[image].repeat(2)
+        for label in range(columns - 1):
+            score, box = probabilities[image, :, label], decoded[:, label % max(decoded.shape[1], 1)]
+            wanted = ((score > score_threshold) & present[image]).nonzero().flatten()
+            kept = wanted[nms(box[wanted], score[wanted], None, iou_threshold)].tolist()
+            found += [(-score[row].item(), row, label, box[row]) for row in kept]
+        found.sort(key=lambda one: one[:3])
+        for place, (score, row, label, box) in enumerate(found[:max_detections]):
+            boxes[image, place], scores[image, place] = box, -score
+            labels[image, place], rows[image, place] = label, row
+        counts[image] = min(len(found), max_detections)
+    return boxes, scores, labels, rows, counts
+
+
 # ---- IoU losses ------------------------------------------------------------------------------------------
 
 

@@ -148,6 +148,15 @@ inline void expect_maps(const char* op, at::IntArrayRef sizes, size_t levels, in
   expect_count(op, "batch", batch, 0, kMostAlongOne);
 }
 
+inline void expect_selection(at::ArrayRef<double> stds, double score_threshold, double iou_threshold,
+                             int64_t max_detections) {
+  const char* op = "select_detections";
+  expect_stds(op, stds);
+  expect_between(op, "score_threshold", score_threshold, 0, 1);
+  expect_between(op, "iou_threshold", iou_threshold, 0, 1);
+  expect_count(op, "max_detections", max_detections, 0, kMostAlongOne);
+}
+
 inline void expect_max_keep(int64_t max_keep) {
   expect_count("nms_padded", "max_keep", max_keep, 0, kMostAlongOne);
 }

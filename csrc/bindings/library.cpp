@@ -67,6 +67,9 @@ void check_pooling(Name op, Ints bins, Floats scales, int64_t sampling_ratio, do
   frcnn::expect_bins(op.c_str(), "output_size", bins);
   frcnn::expect_pooling(op.c_str(), scales, sampling_ratio, finest_scale);
 }
+void check_selection(Floats stds, double score_threshold, double iou_threshold, int64_t max_detections) {
+  frcnn::expect_selection(stds, score_threshold, iou_threshold, max_detections);
+}
 void check_maps(Name op, Ints sizes, size_t levels, int64_t batch) {
   frcnn::expect_maps(op.c_str(), sizes, levels, batch);
 }
@@ -84,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_pooling", for_python(&check_pooling));
   m.def("check_maps", for_python(&check_maps));
   m.def("check_max_keep", for_python(&frcnn::expect_max_keep));
+  m.def("check_selection", for_python(&check_selection));
   m.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = FRCNN_TORCH_VERSION;

@@ -12,6 +12,7 @@
 //
 // Versions: v1, this one. Not yet measured on a GPU.
 #include "nms_suppress.h"
+#include "order_in_block.h"
 
 namespace frcnn {
 namespace {
@@ -23,23 +24,6 @@ __device__ __forceinline__ unsigned score_key(float score) {
   if (!(score == score)) return kNan;
   const unsigned bits = __float_as_uint(score == 0.0f ? 0.0f : score);
   return (bits & 0x80000000u) != 0 ? bits : 0x7fffffffu - bits;
-}
-
-// Bitonic sort, ascending; `size` is a power of two. Ends with a barrier.
-__device__ __forceinline__ void sort_in_block(unsigned long long* keys, int size) {
-  for (int run = 2; run <= size; run *= 2) {
-    for (int step = run / 2; step > 0; step /= 2) {
-      for (int i = static_cast<int>(threadIdx.x); i < size / 2; i += kNmsThreads) {
-        const int low = 2 * i - (i & (step - 1)), high = low + step;
-        const unsigned long long a = keys[low], b = keys[high];
-        if ((a > b) == ((low & run) == 0)) {
-          keys[low] = b;
-          keys[high] = a;
-        }
-      }
-      __syncthreads();
-    }
-  }
 }
 
 // grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a
@@ -74,7 +58,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   }
   if (own_present > 0) atomicAdd(&present, own_present);
   __syncthreads();
-  sort_in_block(keys, size);
+  sort_in_block<kNmsThreads>(keys, size);
 
   const int count = present;
   // The keys' memory is done with once each thread has read its own; it then holds the places.
