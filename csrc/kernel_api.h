@@ -60,6 +60,25 @@ FRCNN_KERNEL(decode_proposals, int64_t type, const FrcnnAnchors* grid, const Frc
              const float* image_sizes, int64_t batch, const double* stds, double min_size, float* boxes,
              bool* valid);
 
+// One level of select_proposals, in host memory; the pointers are to device memory.
+struct FrcnnRPNLevel {
+  const float *logits, *deltas;  // [B, A, H, W] and [B, A*4, H, W]: strides of batch, channel, row, column
+  int64_t height, width;
+  int64_t logit_strides[4], delta_strides[4];
+};
+struct FrcnnProposals {
+  const FrcnnAnchors* grid;
+  const FrcnnRPNLevel* levels;
+  const float* image_sizes;  // [B, 2]
+  const double* stds;        // host, four
+  int64_t batch;
+  double min_size, iou_threshold;
+  int64_t pre_nms, count;  // per level, and of all levels; on CUDA at most kFrcnnNmsBlock
+};
+// -> boxes [B, count, 4], scores [B, count], best first; unused ones are 0 and -inf
+FRCNN_WORKSPACE(select_proposals, const FrcnnProposals* proposals);
+FRCNN_KERNEL(select_proposals, const FrcnnProposals* proposals, void* workspace, float* boxes, float* scores);
+
 // What the two directions of roi_align share, in host memory. On CUDA at most kFrcnnMostBins bin rows and
 // columns.
 enum { kFrcnnMostBins = 512 };

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import frcnn_ops
@@ -61,37 +60,20 @@ class RPNHead(nn.Module):
             if training
             else (config.pre_nms_test, config.post_nms_test)
         )
-        flat = [position_major(level, 1).squeeze(-1) for level in logits]
-        most = min(pre_nms, max(level.shape[1] for level in flat))
-        scores, indices = [], []
-        for level in flat:
-            score, index = level.topk(min(most, level.shape[1]), dim=1)
-            spare = most - index.shape[1]
-            scores.append(F.pad(score, (0, spare), value=-torch.inf))
-            indices.append(F.pad(index, (0, spare)))
-
-        boxes, valid = frcnn_ops.decode_proposals(
+        anchors = sum(min(pre_nms, level[0].numel()) for level in logits)
+        return frcnn_ops.select_proposals(
+            logits,
             deltas,
-            indices,
             sizes,
             self.strides,
             config.scales,
             config.ratios,
-            stds=config.stds,
-            min_size=config.min_size,
+            config.stds,
+            config.min_size,
+            config.nms_iou,
+            pre_nms,
+            min(post_nms, anchors),
         )
-        score = torch.cat(scores, 1).masked_fill(~valid, -torch.inf)
-
-        images, levels = len(sizes), len(flat)
-        keep, _ = frcnn_ops.nms_padded(
-            boxes.view(images * levels, most, 4), score.view(images * levels, most), config.nms_iou, most
-        )
-        first = torch.arange(levels, device=keep.device).mul(most)[:, None]
-        kept = (keep.clamp(min=0).view(images, levels, most) + first).flatten(1)
-        kept_score = score.gather(1, kept).masked_fill(keep.view(images, -1) < 0, -torch.inf)
-        best, order = kept_score.topk(min(post_nms, kept_score.shape[1]), dim=1)
-        kept = kept.gather(1, order)
-        return boxes.gather(1, kept[..., None].expand(-1, -1, 4)), best
 
     def losses(
         self,

@@ -13,6 +13,7 @@ from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_los
 from .nms import batched_nms, nms, nms_padded
 from .roi_align import pyramid_roi_align, roi_align
 from .select_detections import select_detections
+from .select_proposals import select_proposals
 from .winograd_conv import winograd_available, winograd_conv, winograd_fits, winograd_weight
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "pyramid_roi_align",
     "roi_align",
     "select_detections",
+    "select_proposals",
     "winograd_available",
     "winograd_conv",
     "winograd_fits",

@@ -225,6 +225,35 @@ def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: in
     return indices, counts
 
 
+def select_proposals(
+    logits, deltas, image_sizes, strides, scales, ratios, center_offset, stds,
+    min_size, iou_threshold, pre_nms, count,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _C.check_proposals(strides, scales, ratios, center_offset, stds, min_size, iou_threshold, pre_nms, count)
+    boxes = image_sizes.new_zeros(len(image_sizes), count, 4)
+    scores = image_sizes.new_full((len(image_sizes), count), -math.inf)
+    for image, (height, width) in enumerate(image_sizes.tolist()):
+        found, found_scores = [], []
+        for level, stride in enumerate(strides):
+            sizes = list(logits[level].shape[2:])
+            anchors = grid_anchors(sizes, [stride], scales, ratios, center_offset, image_sizes.device)
+            logit = logits[level][image].permute(1, 2, 0).flatten()
+            delta = deltas[level][image].permute(1, 2, 0).reshape(-1, 4)
+            proposing = (logit > -math.inf).nonzero().flatten()
+            best = proposing[logit[proposing].sort(descending=True, stable=True).indices[:pre_nms]]
+            box = decode_boxes(anchors[best], delta[best], stds, (height, width))
+            valid = ((box[:, 2:] - box[:, :2]) > min_size).all(1)
+            box, logit = box[valid], logit[best[valid]]
+            kept = nms(box, logit, None, iou_threshold)
+            found.append(box[kept])
+            found_scores.append(logit[kept])
+        logit, order = torch.cat(found_scores).sort(descending=True, stable=True)
+        used = min(count, len(order))
+        boxes[image, :used] = torch.cat(found)[order[:used]]
+        scores[image, :used] = logit[:used]
+    return boxes, scores
+
+
 def select_detections(
     probabilities, deltas, proposals, present, sizes, scales,
     stds, score_threshold, iou_threshold, max_detections,

@@ -128,6 +128,18 @@ inline void expect_grid(const char* op, at::IntArrayRef sizes, at::ArrayRef<doub
   expect_sizes(op, sizes, strides.size(), static_cast<int64_t>(scales.size() * ratios.size()));
 }
 
+inline void expect_proposals(at::ArrayRef<double> strides, at::ArrayRef<double> scales,
+                             at::ArrayRef<double> ratios, double center_offset, at::ArrayRef<double> stds,
+                             double min_size, double iou_threshold, int64_t pre_nms, int64_t count) {
+  const char* op = "select_proposals";
+  expect_anchors(op, strides, scales, ratios, center_offset);
+  expect_stds(op, stds);
+  TORCH_CHECK(min_size >= 0, op, ": min_size is ", min_size, ", expected a number of pixels, 0 or more");
+  expect_between(op, "iou_threshold", iou_threshold, 0, 1);
+  expect_count(op, "pre_nms", pre_nms, 0, kMostAlongOne);
+  expect_count(op, "count", count, 0, kMostAlongOne);
+}
+
 inline void expect_bins(const char* op, const char* name, at::IntArrayRef bins) {
   const auto fits = [](int64_t along_one) { return along_one >= 1 && along_one <= kMostBinsAlongOne; };
   TORCH_CHECK(bins.size() == 2 && fits(bins[0]) && fits(bins[1]), op, ": ", name, " is ", bins,

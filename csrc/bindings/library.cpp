@@ -67,6 +67,11 @@ void check_pooling(Name op, Ints bins, Floats scales, int64_t sampling_ratio, do
   frcnn::expect_bins(op.c_str(), "output_size", bins);
   frcnn::expect_pooling(op.c_str(), scales, sampling_ratio, finest_scale);
 }
+void check_proposals(Floats strides, Floats scales, Floats ratios, double center_offset, Floats stds,
+                     double min_size, double iou_threshold, int64_t pre_nms, int64_t count) {
+  frcnn::expect_proposals(strides, scales, ratios, center_offset, stds, min_size, iou_threshold, pre_nms,
+                          count);
+}
 void check_selection(Floats stds, double score_threshold, double iou_threshold, int64_t max_detections) {
   frcnn::expect_selection(stds, score_threshold, iou_threshold, max_detections);
 }
@@ -87,6 +92,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_pooling", for_python(&check_pooling));
   m.def("check_maps", for_python(&check_maps));
   m.def("check_max_keep", for_python(&frcnn::expect_max_keep));
+  m.def("check_proposals", for_python(&check_proposals));
   m.def("check_selection", for_python(&check_selection));
   m.def("build_info", [] {
     pybind11::dict info;

@@ -17,15 +17,6 @@
 namespace frcnn {
 namespace {
 
-constexpr unsigned kAbsent = 0xffffffffu, kNan = 0xfffffffeu;
-
-// Ascends from the best score to the worst.
-__device__ __forceinline__ unsigned score_key(float score) {
-  if (!(score == score)) return kNan;
-  const unsigned bits = __float_as_uint(score == 0.0f ? 0.0f : score);
-  return (bits & 0x80000000u) != 0 ? bits : 0x7fffffffu - bits;
-}
-
 // grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a
 // power of two.
 __global__ void __launch_bounds__(kNmsThreads)
@@ -46,7 +37,7 @@ __global__ void __launch_bounds__(kNmsThreads)
   __syncthreads();
   int own_present = 0;
   for (int i = t; i < size; i += kNmsThreads) {
-    unsigned key = kAbsent;
+    unsigned key = kAbsentScore;
     if (i < n) {
       const float score = own_scores[i];
       if (!drop_absent || score != -INFINITY) {

@@ -18,10 +18,9 @@ struct Kept {
   int most;
 };
 
-// Ascends from the best detection to the worst: by score, which is positive, then by proposal, then by class.
+// Ascends from the best detection to the worst: by score, then by proposal, then by class.
 __device__ __forceinline__ Key key_of(float score, int64_t row, int64_t label, int64_t classes) {
-  return static_cast<Key>(0x7fffffffu - __float_as_uint(score)) << 32 |
-         static_cast<unsigned>(row * classes + label);
+  return static_cast<Key>(score_key(score)) << 32 | static_cast<unsigned>(row * classes + label);
 }
 __device__ __forceinline__ unsigned place_of(Key key) { return static_cast<unsigned>(key & 0xffffffffu); }
 
@@ -99,38 +98,14 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
                         int64_t* __restrict__ rows, int64_t* __restrict__ counts) {
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(order, OrderShared);
-  FRCNN_SHARED(present, int);
-  FRCNN_SHARED(chosen, int);
   Key* const keys = reinterpret_cast<Key*>(memory);
   const int t = static_cast<int>(threadIdx.x);
   const int64_t image = blockIdx.x;
-  const unsigned classes = static_cast<unsigned>(s.classes), each = static_cast<unsigned>(kept.most);
-  const int64_t total = s.classes * kept.most;
+  const unsigned classes = static_cast<unsigned>(s.classes);
   const int most = static_cast<int>(s.max_detections);
-  const Key* const own_keys = kept.keys + image * total;
-  const int* const own_counts = kept.counts + image * s.classes;
-
-  if (t == 0) present = chosen = 0;
-  __syncthreads();
-  int sum = 0;
-  for (int64_t label = t; label < s.classes; label += kNmsThreads) sum += own_counts[label];
-  if (sum > 0) atomicAdd(&present, sum);
-  __syncthreads();
-  const int count = present < most ? present : most;
-  if (count > 0) {
-    const auto key = [&](int64_t at) {
-      const unsigned i = static_cast<unsigned>(at), label = i / each;
-      return static_cast<int>(i - label * each) < own_counts[label] ? own_keys[i] : kLastKey;
-    };
-    const Key limit = limit_of_lowest<kNmsThreads>(key, total, count, order);
-    for (int64_t i = t; i < total; i += kNmsThreads) {
-      const Key own = key(i);
-      if (own <= limit) keys[atomicAdd(&chosen, 1)] = own;
-    }
-  }
-  for (int i = count + t; i < size; i += kNmsThreads) keys[i] = kLastKey;
-  __syncthreads();
-  sort_in_block<kNmsThreads>(keys, size);
+  const KeyLists lists{kept.keys + image * s.classes * kept.most, kept.counts + image * s.classes, s.classes,
+                       static_cast<unsigned>(kept.most)};
+  const int count = lowest_of_lists<kNmsThreads>(lists, most, size, keys, order);
 
   for (int i = t; i < most; i += kNmsThreads) {
     const int64_t out = image * most + i;
@@ -138,7 +113,7 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
     const int64_t row = used ? int64_t{place_of(keys[i]) / classes} : -1;
     const int64_t label = used ? int64_t{place_of(keys[i]) % classes} : -1;
     store_box(boxes + out * 4, used ? decoded(s, stds, image, row, label) : Box<float>{0, 0, 0, 0});
-    scores[out] = used ? __uint_as_float(0x7fffffffu - static_cast<unsigned>(keys[i] >> 32)) : 0.0f;
+    scores[out] = used ? score_of(static_cast<unsigned>(keys[i] >> 32)) : 0.0f;
     labels[out] = label;
     rows[out] = row;
   }
