@@ -1,6 +1,8 @@
 // From the logits and deltas of all levels to each image's proposals. The best anchors of a level are found
 // without sorting all: a first pass counts the logits by their upper bits, a second takes the anchors of the
 // bins that hold the best. Only what is taken is decoded.
+#include <memory>
+
 #include "anchors.h"
 #include "nms_suppress.h"
 
@@ -8,61 +10,53 @@ namespace frcnn {
 namespace {
 
 constexpr int kBinBits = 12, kBins = 1 << kBinBits;
-
-struct Anchor {
-  uint32_t order;  // ascends from the best logit to the worst
-  float logit;
-  int64_t index;
-};
-bool before(const Anchor& a, const Anchor& b) {
-  return a.order != b.order ? a.order < b.order : a.index < b.index;
-}
+constexpr uint32_t kAbsent = 0xffffffffu;  // in the last bin, which no number reaches
 
 struct Proposal {
   Box<float> box;
   float score;
 };
 
+// Ascends from the best logit to the worst; -0 equals 0, NaN and -inf are absent.
 uint32_t order_of(float logit) {
-  logit = logit == 0.0f ? 0.0f : logit;  // -0 equals 0
+  logit = logit == 0.0f ? 0.0f : logit;
   uint32_t bits;
   std::memcpy(&bits, &logit, sizeof(bits));
-  return (bits & 0x80000000u) != 0 ? bits : 0x7fffffffu - bits;
+  return !(logit > -INFINITY) ? kAbsent : (bits & 0x80000000u) != 0 ? bits : 0x7fffffffu - bits;
 }
+float logit_of(uint32_t order) { return float_of((order & 0x80000000u) != 0 ? order : 0x7fffffffu - order); }
 
-// Calls f(logit, index) for every anchor of a level that proposes: not for NaN and -inf.
-template <typename F>
-void for_anchors(const FrcnnRPNLevel& level, int64_t image, int64_t per_cell, const F& f) {
+// (order of the logit, anchor) of a level's best anchors, ascending: equal logits by anchor.
+std::vector<uint64_t> best_anchors(const FrcnnRPNLevel& level, int64_t image, int64_t per_cell,
+                                   int64_t most) {
   const int64_t* const steps = level.logit_strides;
-  int64_t index = 0;
+  const int64_t count = level.height * level.width * per_cell;
+  const std::unique_ptr<uint32_t[]> orders(new uint32_t[count]);
+  std::vector<int64_t> bins(kBins);
+  uint32_t* next = orders.get();
   for (int64_t y = 0; y < level.height; ++y) {
     const float* row = level.logits + image * steps[0] + y * steps[2];
     for (int64_t x = 0; x < level.width; ++x) {
-      for (int64_t a = 0; a < per_cell; ++a, ++index) {
-        const float logit = row[x * steps[3] + a * steps[1]];
-        if (logit > -INFINITY) f(logit, index);
+      for (int64_t a = 0; a < per_cell; ++a) {
+        const uint32_t order = order_of(row[x * steps[3] + a * steps[1]]);
+        ++bins[order >> (32 - kBinBits)];
+        *next++ = order;
       }
     }
   }
-}
-
-// The best anchors of a level, in order: equal logits by index.
-std::vector<Anchor> best_anchors(const FrcnnRPNLevel& level, int64_t image, int64_t per_cell, int64_t most) {
-  std::vector<int64_t> bins(kBins);
-  for_anchors(level, image, per_cell,
-              [&](float logit, int64_t) { ++bins[order_of(logit) >> (32 - kBinBits)]; });
-  int64_t listed = 0, last = 0;
-  while (last < kBins - 1 && listed + bins[last] < most) listed += bins[last++];
-  std::vector<Anchor> best;
-  best.reserve(listed + bins[last]);
-  for_anchors(level, image, per_cell, [&](float logit, int64_t index) {
-    const uint32_t order = order_of(logit);
-    if (order >> (32 - kBinBits) <= last) best.push_back({order, logit, index});
-  });
+  int64_t listed = bins[0];
+  uint32_t last = 0;
+  while (last < kBins - 2 && listed < most) listed += bins[++last];
+  const uint32_t limit = (last << (32 - kBinBits)) | ((1u << (32 - kBinBits)) - 1);
+  std::vector<uint64_t> best;
+  best.reserve(listed);
+  for (int64_t i = 0; i < count; ++i) {
+    if (orders[i] <= limit) best.push_back(uint64_t{orders[i]} << 32 | static_cast<uint64_t>(i));
+  }
   most = std::min(most, static_cast<int64_t>(best.size()));
-  std::nth_element(best.begin(), best.begin() + most, best.end(), before);
+  std::nth_element(best.begin(), best.begin() + most, best.end());
   best.resize(most);
-  std::sort(best.begin(), best.end(), before);
+  std::sort(best.begin(), best.end());
   return best;
 }
 
@@ -75,22 +69,23 @@ std::vector<Proposal> proposals_of(const FrcnnProposals& p, int64_t image, int64
   const float *size = p.image_sizes + image * 2, *deltas = level.deltas + image * level.delta_strides[0];
   std::vector<Box<float>> boxes;
   std::vector<Candidate<float>> candidates;
-  for (const Anchor& anchor : best_anchors(level, image, per_cell, p.pre_nms)) {
-    const int64_t cell = anchor.index / per_cell, a = anchor.index % per_cell;
+  for (const uint64_t key : best_anchors(level, image, per_cell, p.pre_nms)) {
+    const int64_t index = static_cast<int64_t>(key & 0xffffffffu);
+    const int64_t cell = index / per_cell, a = index % per_cell;
     const int64_t y = cell / level.width, x = cell % level.width, step = level.delta_strides[1];
     const float* d = deltas + a * 4 * step + y * level.delta_strides[2] + x * level.delta_strides[3];
     const Delta<float> delta{d[0], d[step], d[2 * step], d[3 * step]};
     const auto own = shift(base[a], static_cast<float>(x) * stride, static_cast<float>(y) * stride);
     const auto box = clip(decode(own, delta, unit), size[0], size[1]);
     if (!(box.width() > least && box.height() > least)) continue;
-    candidates.push_back({0, anchor.logit, static_cast<int64_t>(boxes.size())});
+    candidates.push_back({0, logit_of(static_cast<uint32_t>(key >> 32)), static_cast<int64_t>(boxes.size())});
     boxes.push_back(box);
   }
   std::vector<Proposal> kept;
   const int64_t count = static_cast<int64_t>(boxes.size());
   for (const auto& k : suppress(reinterpret_cast<const float*>(boxes.data()), candidates.data(), count,
                                 static_cast<float>(p.iou_threshold), p.count))
-    kept.push_back({boxes[k.index], k.score == 0.0f ? 0.0f : k.score});
+    kept.push_back({boxes[k.index], k.score});
   return kept;
 }
 
