@@ -79,27 +79,20 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """[B, 3, H, W] -> four feature maps with strides 4, 8, 16, 32; their widths are `channels`."""
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
         block = BasicBlock if config.depth < 50 else Bottleneck
         self.conv1 = Conv(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        in_channels = 64
-        for stage, (blocks, channels) in enumerate(
-            zip(STAGE_BLOCKS[config.depth], STAGE_CHANNELS, strict=True), 1
-        ):
-            layers = []
+        in_channels, stages = 64, []
+        for blocks, channels in zip(STAGE_BLOCKS[config.depth], STAGE_CHANNELS, strict=True):
+            stages.append(nn.Sequential())
             for index in range(blocks):
-                stride = 2 if index == 0 and stage > 1 else 1
-                layers.append(block(in_channels, channels, stride, config))
+                stride = 2 if index == 0 and len(stages) > 1 else 1
+                stages[-1].append(block(in_channels, channels, stride, config))
                 in_channels = channels * block.expansion
-            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = tuple(channels * block.expansion for channels in STAGE_CHANNELS)
         self._initialize()
         self._freeze()

@@ -30,6 +30,14 @@ def unknown(kind: str, word: str, known: Collection[str]) -> OptionError:
     return OptionError(f"no {kind} {word!r}{hint}")
 
 
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise OptionError for a value that is not a whole number in that range."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        upper = "or more" if most is None else f"to {most}"
+        raise OptionError(f"{name}={value!r}: it is a whole number, {least} {upper}")
+
+
 @dataclass(frozen=True)
 class Range:
     """Least and greatest value of a number, or length of a tuple. NaN lies in no range."""

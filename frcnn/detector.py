@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import normalize, pad, padded, prepare
+from frcnn.preprocess import padded
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
 from frcnn.structures import Batch, Detections, upload
@@ -95,9 +94,10 @@ class FasterRCNN(nn.Module, Predictor):
         """
         self._check(batch)
         gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
+        sizes = upload(batch.sizes, batch.images.device, torch.float32)
         features = self.neck(self.backbone(batch.images))
         logits, deltas = self.rpn_head(features)
-        proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch), training=True)
+        proposals, scores = self.rpn_head.propose(logits, deltas, sizes, training=True)
         padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
         rpn_losses = self.rpn_head.losses(logits, deltas, gt, padded_sizes, generator)
         roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt, generator)
@@ -149,15 +149,6 @@ class FasterRCNN(nn.Module, Predictor):
 
         return FastDetector(self, precision, mode)
 
-    def preprocess(
-        self, images: Sequence[np.ndarray], size: tuple[int, int]
-    ) -> tuple[Batch, list[tuple[float, float]]]:
-        """Images -> the network's input on its device, and each image's (x, y) scale."""
-        prepared = [prepare(image, self.data, size) for image in images]
-        pixels = pad([normalize(item.pixels, self.data) for item in prepared], self.data.pad_divisor)
-        batch = Batch(pixels, tuple(item.size for item in prepared)).to(self.device)
-        return batch, [item.scale for item in prepared]
-
     def save(self, path: str | Path) -> None:
         """Write the model to a .pth or .safetensors file, for `frcnn.load`; see `frcnn.checkpoint.save`."""
         save_model(self, path)
@@ -165,9 +156,6 @@ class FasterRCNN(nn.Module, Predictor):
     def fingerprint(self) -> str:
         """Equal for models of equal weights and configuration, on any device."""
         return fingerprint(self, self.config, self.data, self.class_names)
-
-    def _sizes(self, batch: Batch) -> Tensor:
-        return upload(batch.sizes, batch.images.device, torch.float32)
 
     def _check(self, batch: Batch) -> None:
         images = len(batch.images)

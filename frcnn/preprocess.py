@@ -94,30 +94,35 @@ def read_image(path: str | Path) -> np.ndarray:
         return _read_url(str(path))
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such image: {path}")
-    try:
+    with _read_from(path):
         if not os.path.isfile(path):
             raise ImageError("is not a file")
         with open(path, "rb") as file:
             return _decode(file)
-    except ImageError as error:
-        raise ImageError(f"{path} {error}") from None
-    except Exception as error:
-        # whatever a decoder raises at damaged data: OSError, SyntaxError, struct.error, MemoryError, …
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"{path} cannot be read; it may be damaged or cut short ({reason})") from error
 
 
 def _read_url(address: str) -> np.ndarray:
     from frcnn.checkpoint.transfer import BrokenTransfer, DownloadError, fetch
 
+    with _read_from(address):
+        try:
+            content = fetch(address, URL_BYTES, URL_SECONDS)
+        except (BrokenTransfer, DownloadError) as error:
+            raise ImageError(f"could not be downloaded: {error}") from None
+        return _decode(io.BytesIO(content))
+
+
+@contextlib.contextmanager
+def _read_from(name: str | Path) -> Iterator[None]:
+    """Errors of the block are ImageErrors that begin with the name."""
     try:
-        return _decode(io.BytesIO(fetch(address, URL_BYTES, URL_SECONDS)))
-    except (BrokenTransfer, DownloadError) as error:
-        raise ImageError(f"{address} could not be downloaded: {error}") from None
+        yield
     except ImageError as error:
-        raise ImageError(f"{address} {error}") from None
-    except Exception as error:  # as in read_image
-        raise ImageError(f"{address} cannot be read; it may be damaged or cut short ({error})") from error
+        raise ImageError(f"{name} {error}") from None
+    except Exception as error:
+        # whatever a decoder raises at damaged data: OSError, SyntaxError, struct.error, MemoryError, …
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{name} cannot be read; it may be damaged or cut short ({reason})") from error
 
 
 def _decode(file: BinaryIO) -> np.ndarray:
@@ -224,14 +229,10 @@ def as_bgr(image: Image, rgb: bool = False) -> np.ndarray:
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, PIL.Image.Image):
-        try:
+        with _read_from("the Pillow image"):  # perhaps of a file that it has opened, but not decoded yet
             bits = _bits(image)
             image.load()
             return _pixels(image, bits)
-        except ImageError as error:
-            raise ImageError(f"the Pillow image {error}") from None
-        except Exception as error:  # of a file that Pillow has opened, but not decoded yet
-            raise ImageError(f"the Pillow image cannot be read ({error})") from error
     if isinstance(image, Tensor):
         image = channels_last(image)
         image = (image.float() if image.is_floating_point() else image).cpu().numpy()

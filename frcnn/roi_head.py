@@ -92,9 +92,9 @@ class RoIHead(nn.Module):
         samples = sample(gt_index, config.samples, config.pos_fraction, generator)
 
         matched = (gt_index.gather(1, samples.index) - 1).clamp(min=0)
-        matched_boxes = gt.boxes.gather(1, matched[..., None].expand(-1, -1, 4))
+        matched_boxes = gt.boxes.take_along_dim(matched[..., None], 1)
         labels = gt.labels.gather(1, matched).masked_fill(~samples.positive, self.num_classes).flatten()
-        boxes = boxes.gather(1, samples.index[..., None].expand(-1, -1, 4))
+        boxes = boxes.take_along_dim(samples.index[..., None], 1)
         # an unused slot still passes through the head, as any small box
         unit = F.pad(boxes.new_zeros(2), (0, 2), value=1.0)  # made on the device: an upload would stall it
         boxes = torch.where(samples.used[..., None], boxes, unit)
@@ -134,8 +134,8 @@ class RoIHead(nn.Module):
         """[R, 4*C] -> [R, 4], each box's deltas for its own class (any class for background)."""
         if self.config.class_agnostic:
             return deltas
-        index = labels.clamp(max=self.num_classes - 1)[:, None, None].expand(-1, 1, 4)
-        return deltas.view(-1, self.num_classes, 4).gather(1, index).squeeze(1)
+        index = labels.clamp(max=self.num_classes - 1)[:, None, None]
+        return deltas.view(-1, self.num_classes, 4).take_along_dim(index, 1).squeeze(1)
 
     def detect(
         self,

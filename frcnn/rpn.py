@@ -96,31 +96,33 @@ class RPNHead(nn.Module):
             )
         )
         inside = self._inside(shapes, padded_sizes, anchors.device)
-        if inside is None:
-            gt_index, _ = self._assign(anchors, gt)
-        else:
-            # an empty box overlaps nothing, so an excluded anchor takes no ground-truth box from the others
-            gt_index, _ = self._assign(anchors.expand(len(inside), -1, -1) * inside[..., None], gt)
+        # an empty box overlaps nothing, so an excluded anchor takes no ground-truth box from the others
+        gt_index, _ = frcnn_ops.assign_max_iou(
+            anchors if inside is None else anchors * inside[..., None],
+            gt.boxes,
+            config.pos_iou,
+            config.neg_iou,
+            config.min_pos_iou,
+            gt_counts=gt.counts,
+        )
+        if inside is not None:
             gt_index = gt_index.masked_fill(~inside, -1)
         samples = sample(gt_index, config.samples, config.pos_fraction, generator)
 
         index, positive = samples.index, samples.positive
-        picked_logits = (
-            torch.cat([position_major(level, 1) for level in logits], 1).squeeze(-1).gather(1, index)
-        )
-        picked_deltas = torch.cat([position_major(level, 4) for level in deltas], 1).gather(
-            1, index[..., None].expand(-1, -1, 4)
-        )
+        logit = torch.cat([position_major(level, 1) for level in logits], 1).squeeze(-1).gather(1, index)
+        delta = torch.cat([position_major(level, 4) for level in deltas], 1)
+        delta = delta.take_along_dim(index[..., None], 1)
         picked_anchors = anchors[index]
         matched = (gt_index.gather(1, index) - 1).clamp(min=0)
-        targets = gt.boxes.gather(1, matched[..., None].expand(-1, -1, 4))
+        targets = gt.boxes.take_along_dim(matched[..., None], 1)
         targets = torch.where(positive[..., None], targets, picked_anchors)
 
         average_factor = samples.average_factor()
         return {
-            "loss_rpn_cls": objectness_loss(picked_logits, positive, samples.used, average_factor),
+            "loss_rpn_cls": objectness_loss(logit, positive, samples.used, average_factor),
             "loss_rpn_bbox": delta_loss(
-                picked_deltas.flatten(0, 1),
+                delta.flatten(0, 1),
                 picked_anchors.flatten(0, 1),
                 targets.flatten(0, 1),
                 config.stds,
@@ -129,12 +131,6 @@ class RPNHead(nn.Module):
             / average_factor,
         }
 
-    def _assign(self, anchors: Tensor, gt: GroundTruth) -> tuple[Tensor, Tensor]:
-        config = self.config
-        return frcnn_ops.assign_max_iou(
-            anchors, gt.boxes, config.pos_iou, config.neg_iou, config.min_pos_iou, gt_counts=gt.counts
-        )
-
     def _inside(
         self,
         shapes: Sequence[tuple[int, int]],
@@ -142,21 +138,17 @@ class RPNHead(nn.Module):
         device: torch.device,
     ) -> Tensor | None:
         """bool [B, N]: anchors whose position lies in their image's own padded area; None if all do."""
-        limits = [[(-int(-h // s), -int(-w // s)) for h, w in padded_sizes] for s in self.strides]
-        if all(
-            rows <= most_rows and columns <= most_columns
-            for (rows, columns), level in zip(shapes, limits, strict=True)
-            for most_rows, most_columns in level
-        ):
-            return None
-        per_position = len(self.config.scales) * len(self.config.ratios)
+        (rows, columns), stride = shapes[0], self.strides[0]
+        last_row, last_column = (rows - 1) * stride, (columns - 1) * stride
+        if all(height > last_row and width > last_column for height, width in padded_sizes):
+            return None  # what reaches the end of the finest level reaches that of all
+        sizes = upload(padded_sizes, device)
         levels = []
-        for (rows, columns), limit in zip(shapes, upload(limits, device), strict=True):
-            row = torch.arange(rows, device=device) < limit[:, :1]
-            column = torch.arange(columns, device=device) < limit[:, 1:]
-            inside = row[:, :, None] & column[:, None]
-            levels.append(inside[..., None].expand(-1, -1, -1, per_position).flatten(1))
-        return torch.cat(levels, 1)
+        for (rows, columns), stride in zip(shapes, self.strides, strict=True):
+            row = torch.arange(rows, device=device) * stride < sizes[:, :1]
+            column = torch.arange(columns, device=device) * stride < sizes[:, 1:]
+            levels.append((row[:, :, None] & column[:, None]).flatten(1))
+        return torch.cat(levels, 1).repeat_interleave(self.anchors, dim=1)
 
 
 def position_major(level: Tensor, numbers: int) -> Tensor:

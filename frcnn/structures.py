@@ -48,20 +48,15 @@ class Batch:
     labels: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return Batch(
-            move(self.images), self.sizes, tuple(map(move, self.boxes)), tuple(map(move, self.labels))
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return Batch(
-            self.images.pin_memory(),
-            self.sizes,
-            tuple(boxes.pin_memory() for boxes in self.boxes),
-            tuple(labels.pin_memory() for labels in self.labels),
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """This with every tensor changed alike."""
+        boxes, labels = tuple(map(change, self.boxes)), tuple(map(change, self.labels))
+        return Batch(change(self.images), self.sizes, boxes, labels)
 
 
 class Detection(NamedTuple):
@@ -202,38 +197,13 @@ class Detections:
         return draw_boxes(as_bgr(image, rgb), shown.boxes.numpy(), shown.labels.tolist(), captions)
 
     def _fields(self) -> dict[str, Tensor]:
-        fields = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
-        if self.probabilities is not None:
-            fields["probabilities"] = self.probabilities
-        if self.features is not None:
-            fields["features"] = self.features
-        return fields
+        names = ("boxes", "scores", "labels", "probabilities", "features")
+        return {name: field for name in names if (field := getattr(self, name)) is not None}
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Detections:
         """These with every field changed alike."""
         changed = {name: change(field) for name, field in self._fields().items()}
         return replace(self, **changed)  # type: ignore[arg-type]
-
-
-def unpad(
-    class_names: tuple[str, ...],
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    counts: Tensor,
-    *details: Tensor,
-) -> list[Detections]:
-    """Detections of each image from what `FasterRCNN.detect_padded` returns; waits for the counts."""
-    return [
-        Detections(
-            boxes[index, :count],
-            scores[index, :count],
-            labels[index, :count],
-            class_names,
-            *(field[index, :count] for field in details),
-        )
-        for index, count in enumerate(counts.tolist())
-    ]
 
 
 def _optional(package: str) -> Any:

@@ -21,9 +21,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from frcnn.checked import OptionError
+from frcnn.checked import OptionError, check_whole
 from frcnn.engine.interrupt import Interrupted, StopRequest
-from frcnn.engine.options import check_whole
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
 from frcnn.inference.sources import RESULTS, find_images

@@ -15,11 +15,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from frcnn.checked import OptionError
+from frcnn.checked import OptionError, check_whole
 from frcnn.data import CocoDataset, DatasetError, load_coco
 from frcnn.data.loader import BadImage, bad_image, read_annotated
 from frcnn.engine.distributed import Processes
-from frcnn.engine.options import check_parallel, check_whole
+from frcnn.engine.options import check_parallel
 from frcnn.engine.validation_loss import ValidationLosses, means
 from frcnn.files import check_writable, replace_text
 from frcnn.inference.stream import Predictor
@@ -216,18 +216,14 @@ def _detect(
 
 
 def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...]) -> list[dict]:
-    boxes = found.boxes.float().cpu()
-    corners, sizes = boxes[:, :2].tolist(), (boxes[:, 2:] - boxes[:, :2]).tolist()
     return [
         {
             "image_id": image_id,
             "category_id": category_ids[label],
-            "bbox": [*corner, *size],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
         }
-        for corner, size, label, score in zip(
-            corners, sizes, found.labels.tolist(), found.scores.tolist(), strict=True
-        )
+        for (x1, y1, x2, y2), score, label, _ in found
     ]
 
 

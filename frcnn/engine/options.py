@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from frcnn.checked import OptionError
+from frcnn.checked import OptionError, check_whole
 from frcnn.inference.hardware import Precision, available_cpus, check_precision, resolve_device
 
 
@@ -44,11 +43,3 @@ def check_options(
 def check_parallel(name: str, count: int, least: int) -> None:
     """Raise OptionError for fewer processes or threads than `least`, or more than this machine could bear."""
     check_whole(name, count, least, max(64, 4 * available_cpus()))
-
-
-def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raise OptionError for a value that is not a whole number in that range."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        upper = "or more" if most is None else f"to {most}"
-        raise OptionError(f"{name}={value!r}: it is a whole number, {least} {upper}")

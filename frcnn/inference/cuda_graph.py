@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -63,34 +62,24 @@ class CudaCapture:
         return Captured(outputs, graph.replay)
 
 
-@dataclass
-class _Entry:
-    inputs: tuple[Tensor, ...]
-    captured: Captured
-
-
 class GraphCache:
     """Calls `function` by replaying a graph of it, captured once per combination of input shapes.
 
     Threads may share it: they take turns, since a graph has one set of inputs and outputs.
 
     function: tensors -> tuple of tensors, without host synchronization or data-dependent shapes.
-    capacity: graphs kept; beyond it, the least recently used is dropped for a new one.
     capture: how to record a call.
     """
 
+    capacity = 8
+    """Graphs kept; beyond it, the least recently used is dropped for a new one."""
+
     def __init__(
-        self,
-        function: Function,
-        capacity: int = 8,
-        capture: Callable[[Function, Sequence[Tensor]], Captured] | None = None,
+        self, function: Function, capture: Callable[[Function, Sequence[Tensor]], Captured] | None = None
     ):
-        if capacity < 1:
-            raise ValueError(f"a graph cache needs room for at least one graph, got capacity={capacity}")
         self.function = function
-        self.capacity = capacity
         self._capture = capture or CudaCapture()
-        self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
+        self._entries: OrderedDict[tuple, tuple[tuple[Tensor, ...], Captured]] = OrderedDict()
         self._lock = threading.Lock()
         self._last: torch.cuda.Event | None = None
 
@@ -112,14 +101,13 @@ class GraphCache:
         entry = self._entries.get(key)
         if entry is None:
             own = tuple(tensor.clone() for tensor in inputs)
-            entry = self._entries[key] = _Entry(own, self._capture(self.function, own))
+            entry = self._entries[key] = own, self._capture(self.function, own)
             if len(self._entries) > self.capacity:
-                self._entries.popitem(
-                    last=False
-                )  # after the capture: the last graph would take the pool along
-        else:
-            for kept, tensor in zip(entry.inputs, inputs, strict=True):
-                kept.copy_(tensor, non_blocking=True)
+                # after the capture: the last graph would take the pool along
+                self._entries.popitem(last=False)
+        own, (outputs, replay) = entry
+        for kept, tensor in zip(own, inputs, strict=True):
+            kept.copy_(tensor, non_blocking=True)
         self._entries.move_to_end(key)
-        entry.captured.replay()
-        return tuple(output.clone() for output in entry.captured.outputs)
+        replay()
+        return tuple(output.clone() for output in outputs)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import frcnn_ops
-from frcnn.conv import Conv, Linear
+from frcnn.conv import Conv, Linear, affine
 from frcnn.detector import FasterRCNN
 
 
@@ -64,15 +64,15 @@ def _merge(head: nn.Module, first: str, second: str) -> None:
     setattr(head, second, None)
 
 
+@torch.no_grad()
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
     """Weight and bias, float64, of the convolution that equals `conv` and then `norm` in evaluation mode."""
-    weight = conv.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
     if norm is None:
         return weight, bias
-    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
-    scale = norm.weight.detach().double() / (variance + norm.eps).sqrt()
-    return weight * scale[:, None, None, None], (bias - mean) * scale + norm.bias.detach().double()
+    scale, shift = affine(copy.deepcopy(norm).double())
+    return weight * scale[:, None, None, None], bias * scale + shift
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
@@ -110,7 +110,7 @@ class FoldedConv(nn.Module):
     def __init__(self, conv: Conv, norm: nn.BatchNorm2d | None, dtype: torch.dtype, fused: bool):
         super().__init__()
         weight, bias = fold_norm(conv, norm)
-        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+        self.geometry = conv.padding, conv.stride, (1, 1), conv.groups
         self.fused = fused
         self.winograd = dtype == torch.float32 and suits_winograd(conv)
         if self.winograd:
@@ -122,12 +122,9 @@ class FoldedConv(nn.Module):
                 # oneDNN takes by itself suits a batch of small images, and costs 8 % of the time for one of
                 # this size.
                 typical = [1, conv.in_channels, 25, 42]  # the coarsest map of 800x1344
-                weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry(), typical)
+                weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, typical)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias.to(dtype))
-
-    def _geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], int]:
-        return self.padding, self.stride, (1, 1), self.groups
 
     def forward(
         self,
@@ -142,15 +139,14 @@ class FoldedConv(nn.Module):
         if self.winograd:
             return frcnn_ops.winograd_conv(x, self.weight, self.bias, add, relu)
         if self.fused:
-            ops, unary = torch.ops.mkldnn, "relu" if relu else "none"
+            ops, layer = torch.ops.mkldnn, (x, self.weight, self.bias, *self.geometry)
             if add is None:
-                return ops._convolution_pointwise(x, self.weight, self.bias, *self._geometry(), unary, [], "")
+                return ops._convolution_pointwise(*layer, "relu" if relu else "none", [], "")
             # Overwriting the sum's other part is safe: a block without shortcut convolution is its input's
             # only reader, since a stage's first block, which shares its input with the pyramid, has one.
-            return ops._convolution_pointwise_(
-                add, x, self.weight, self.bias, *self._geometry(), "add", 1, unary if relu else None, [], None
-            )
-        out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+            return ops._convolution_pointwise_(add, *layer, "add", 1, "relu" if relu else None, [], None)
+        padding, stride, _, groups = self.geometry
+        out = F.conv2d(x, self.weight, self.bias, stride, padding, groups=groups)
         if add is not None:
             out += add
         return F.relu(out, inplace=True) if relu else out

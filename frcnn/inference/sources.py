@@ -83,12 +83,10 @@ def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -
     not_read: Counter[str] = Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            results = {listing.parent for listing in path.rglob(RESULTS) if listing.parent != path}
-            files = sorted(
-                p
-                for p in path.rglob("*")
-                if p.is_file() and not _within(p, output, path) and results.isdisjoint(p.parents)
-            )
+            results = {listing.parent for listing in path.rglob(RESULTS)} - {path}
+            if output is not None and path.resolve() in Path(output).resolve().parents:
+                results.add(path / Path(output).resolve().relative_to(path.resolve()))
+            files = sorted(p for p in path.rglob("*") if p.is_file() and results.isdisjoint(p.parents))
             inside = [p for p in files if p.suffix.lower() in suffixes]
             others = Counter(p.suffix.lower() for p in files if p.suffix.lower() in NOT_READ)
             if not inside:
@@ -109,14 +107,3 @@ def in_words(not_read: dict[str, int]) -> str:
     """ ", but …" of the files that are images of unsupported formats; "" if there are none."""
     counts = ", ".join(f"{suffix} {count}" for suffix, count in sorted(not_read.items()))
     return f", but files of formats that are not supported: {counts}" if counts else ""
-
-
-def _within(file: Path, output: str | Path | None, folder: Path) -> bool:
-    """Whether a file of a scanned folder lies in the output folder, and that in the scanned one."""
-    if output is None:
-        return False
-    inner, outer = Path(output).resolve(), folder.resolve()
-    if outer not in inner.parents:
-        return False
-    below = inner.relative_to(outer).parts
-    return file.relative_to(folder).parts[: len(below)] == below

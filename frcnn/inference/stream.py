@@ -19,11 +19,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from frcnn.checked import check_whole
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.inference.hardware import available_cpus
 from frcnn.inference.sources import expand
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
-from frcnn.structures import Batch, Detections, unpad, upload
+from frcnn.structures import Batch, Detections, upload
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -153,17 +154,15 @@ class Predictor:
 
         read: called in a thread; returns the image and whatever is wanted beside its detections. In place of
         an image that cannot be used it may return None, whose detections are None.
-        Raises ValueError for options out of range; while it is iterated, what `read` raises.
+        Raises OptionError for options out of range; while it is iterated, what `read` raises.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
         on_cpu = self.device.type == "cpu"
-        if on_cpu:
-            batch_size = 1  # nothing is gained by more, and so results do not depend on it
         if threads is None:
             threads = 1 if on_cpu else min(8, available_cpus())
+        check_whole("batch_size", batch_size, 1)
+        check_whole("threads", threads, 1)
+        if on_cpu:
+            batch_size = 1  # nothing is gained by more, and so results do not depend on it
         ready = prepared_ahead(items, read, threads, ahead=2 * max(threads, batch_size))
         launch = partial(self._launch_prepared, details=details)
         return batched(ready, launch, batch_size, overlap=not on_cpu)
@@ -205,7 +204,12 @@ class Predictor:
         def finish() -> list[Detections]:
             if ready is not None:
                 ready.synchronize()
-            return unpad(self.class_names, boxes, scores, labels, counts, *more)
+            return [
+                Detections(
+                    boxes[i, :n], scores[i, :n], labels[i, :n], self.class_names, *(x[i, :n] for x in more)
+                )
+                for i, n in enumerate(counts.tolist())
+            ]
 
         return finish
 

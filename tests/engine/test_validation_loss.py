@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from float_batch import float_batch
 from tiny_coco import read_content, write_content, write_tiny
 
 from frcnn.checkpoint.run_state import read_training_state
@@ -30,7 +31,7 @@ def by_hand(model, annotations, images, indices=range(6)):
     rows = []
     for index in indices:
         image = read_image(dataset.image_path(index))
-        batch, [(x, y)] = model.preprocess([image], model.data.size)
+        batch, [(x, y)] = float_batch(model, [image], model.data.size)
         boxes, labels = dataset.boxes_of(index)
         boxes, labels = torch.from_numpy(boxes) * torch.tensor([x, y, x, y]), torch.tensor(label_of)[labels]
         batch = Batch(batch.images, batch.sizes, (boxes,), (labels,))

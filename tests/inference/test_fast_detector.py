@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from float_batch import float_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import frcnn_ops
@@ -98,7 +99,7 @@ def test_detections_are_the_models(config):
 def test_batches_of_different_sizes():
     model = confident()
     fast = model.optimize()
-    batch, scales = model.preprocess(random_images((50, 120), (96, 64), (90, 150)), (160, 96))
+    batch, scales = float_batch(model, random_images((50, 120), (96, 64), (90, 150)), (160, 96))
     for one, other in zip(fast.detect(batch, scales), model.detect(batch, scales), strict=True):
         assert_same(one, other)
     for one, other in zip(fast(batch), model(batch), strict=True):

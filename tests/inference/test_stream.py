@@ -146,7 +146,7 @@ def test_graphs_are_replayed_per_shape(fast, monkeypatch):
     images = random_images(8)
     expected = fast.predict(images, batch_size=1)
     capture = FakeCapture()
-    monkeypatch.setattr(fast, "_detect_padded", GraphCache(fast._network.detect_padded, 3, capture))
+    monkeypatch.setattr(fast, "_detect_padded", GraphCache(fast._network.detect_padded, capture))
     found = fast.predict(images, batch_size=1)
     assert all(same(one, other) for one, other in zip(found, expected, strict=True))
     assert capture.replays == 8 and capture.captures == 3
@@ -161,7 +161,7 @@ def test_an_unreadable_file_is_named(fast, tmp_path):
         fast.predict([good, bad, good])
     with pytest.raises(FileNotFoundError, match="missing"):
         fast.predict([tmp_path / "missing.jpg"])
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0: it is a whole number, 1 or more"):
         fast.predict([good], batch_size=0)
 
 
@@ -311,8 +311,8 @@ def test_one_image_is_a_stream_too(fast, tmp_path):
 
 def test_options_are_checked(fast):
     for options, message in (
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: it is a whole number, 1 or more"),
+        ({"threads": 0}, "threads=0: it is a whole number, 1 or more"),
         ({"size": (0, 5)}, "it is two whole numbers"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -89,7 +89,7 @@ def test_every_mode(mode, model, stress, record_property, monkeypatch):
         alone._detect_padded = alone._network.detect_padded
         expected = [alone.predict(image) for image in IMAGES]
         if mode == "graph":
-            fast._detect_padded = GraphCache(fast._network.detect_padded, 2, FakeCapture())
+            fast._detect_padded = GraphCache(fast._network.detect_padded, FakeCapture())
         predict = fast.predict if mode != "stream" else lambda image: next(fast.stream([image]))
     count = 1152 if stress else 96
     check(predict, expected, count)
@@ -142,7 +142,8 @@ def test_a_graph_is_used_by_one_thread_at_a_time():
 
         return Captured(outputs, replay)
 
-    cache = GraphCache(lambda x: (2 * x,), 2, capture)
+    cache = GraphCache(lambda x: (2 * x,), capture)
+    cache.capacity = 2
 
     def work(number):
         given = torch.full((3 + number % 3,), float(number))

@@ -172,8 +172,8 @@ def same(one, other):
 def test_predict_checks_its_options():
     model = confident()
     for options, message in (
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"batch_size": 0}, "batch_size=0: it is a whole number, 1 or more"),
+        ({"batch_size": -1}, "batch_size=-1: it is a whole number, 1 or more"),
         ({"size": (0, 4)}, "it is two whole numbers above 0"),
     ):
         with pytest.raises(ValueError, match=message):

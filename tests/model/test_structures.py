@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from frcnn.structures import Detection, Detections, unpad
+from frcnn.inference.stream import Predictor
+from frcnn.structures import Batch, Detection, Detections
 
 BOXES = [[10.5, 20.0, 30.2, 40.0], [0.0, 0.0, 5.0, 5.0], [1.0, 2.0, 3.0, 4.0]]
 
@@ -145,9 +146,18 @@ def test_to_pandas_and_supervision_give_what_these_take(monkeypatch):
     assert theirs["data"]["class_name"].tolist() == ["dog", "cat", "dog"]
 
 
-def test_unpad_cuts_each_image_at_its_count():
+def test_a_detector_cuts_each_image_at_its_count():
     padded = torch.rand(2, 3, 4), torch.rand(2, 3), torch.zeros(2, 3).long(), torch.tensor([2, 0])
-    first, second = unpad(("cat",), *padded, torch.rand(2, 3, 2), torch.rand(2, 3, 5))
-    assert (len(first), len(second)) == (2, 0)
+
+    class Padded(Predictor):
+        device = torch.device("cpu")
+        class_names = ("cat",)
+
+        def _run(self, images, sizes, scales, details):
+            return *padded, torch.rand(2, 3, 2), torch.rand(2, 3, 5)
+
+    batch = Batch(torch.zeros(2, 3, 32, 32), ((32, 32),) * 2)
+    first, second = Padded().detect(batch, [(1.0, 1.0)] * 2, details=True)
+    assert (len(first), len(second)) == (2, 0) and first[0].name == "cat"
     assert torch.equal(first.boxes, padded[0][0, :2])
     assert first.probabilities.shape == (2, 2) and second.features.shape == (0, 5)
