@@ -1,7 +1,7 @@
 """Region proposal network (Ren et al., "Faster R-CNN", 2015) on a feature pyramid.
 
 Shape shorthand: B images, L levels, A anchors per position, N = sum of H*W*A over the levels,
-K anchors kept per level before NMS, P proposals kept per image.
+P proposals kept per image.
 """
 
 from __future__ import annotations
