@@ -26,7 +26,7 @@ from torch import Tensor
 from frcnn.checkpoint.save import checksum
 from frcnn.checkpoint.torch_file import CheckpointError, read_torch_file, reading
 
-FORMAT = 2
+FORMAT = 3
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
@@ -78,10 +78,10 @@ def _numbers(value: Any) -> bool:
     return all(type(number) in (int, float) for number in value.values())
 
 
-def _log(sums: Any, count: Any) -> bool:
-    """Whether these are finite sums of `count` steps, or nothing yet."""
+def _log(sums: Any, counts: Any) -> bool:
+    """Whether these are finite sums, each of so many numbers."""
     finite = all(type(value) in (int, float) and math.isfinite(value) for value in sums.values())
-    return finite and _natural(count) and (count > 0 or not sums)
+    return finite and sums.keys() == counts.keys() and all(_natural(n) and n > 0 for n in counts.values())
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
@@ -107,7 +107,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
             _natural(index) and _natural(times) and isinstance(reason, str) for index, times, reason in value
         )
     ),
-    "training.log": lambda value: value is None or _log(value["sums"], value["count"]),
+    "training.log": lambda value: value is None or _log(value["sums"], value["counts"]),
 }
 """What resuming reads, by its place in the file."""
 

@@ -53,7 +53,7 @@ class TrainingLog:
         self.steps_per_epoch = steps_per_epoch
         self.file = folder / "log.jsonl"
         self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
+        self.counts: dict[str, int] = defaultdict(int)
         if not active:
             return
         dropped = self._forget_after(start, evaluated)
@@ -83,10 +83,8 @@ class TrainingLog:
             sys.stdout.flush()
 
     def step(self, iteration: int, lr: float, values: dict[str, float], device: torch.device) -> None:
-        """Count one step (counted from 0): losses, acc, time, data_time."""
-        for name, value in values.items():
-            self.sums[name] += value
-        self.count += 1
+        """Count the losses, acc and so on of one step (counted from 0)."""
+        self.count(values)
         if self.active:
             self.bar.update()
             self.bar.set_postfix_str(
@@ -95,11 +93,17 @@ class TrainingLog:
                 refresh=False,
             )
 
+    def count(self, values: dict[str, float]) -> None:
+        """Take numbers into the means of the next line."""
+        for name, value in values.items():
+            self.sums[name] += value
+            self.counts[name] += 1
+
     def write(self, iteration: int, lr: float, device: torch.device) -> None:
         """One line with the means since the last one."""
-        means = {name: total / self.count for name, total in self.sums.items()}
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
         self.sums.clear()
-        self.count = 0
+        self.counts.clear()
         if not self.active:
             return
         epoch, step = divmod(iteration, self.steps_per_epoch)
@@ -139,12 +143,12 @@ class TrainingLog:
 
     def state(self) -> dict[str, Any]:
         """What the next line has summed up so far, as plain values."""
-        return {"sums": dict(self.sums), "count": self.count}
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self.sums.update(state["sums"])
-        self.count = state["count"]
+        self.counts.update(state["counts"])
 
     def close(self) -> None:
         if self.active:

@@ -135,7 +135,6 @@ class RunFolder:
 
 def _restore_momentum(optimizer: torch.optim.SGD, saved: dict[int, dict[str, Any]]) -> None:
     """The rest of its state, as rates, follows from recipe and settings, which have been compared."""
-    own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     missing = sorted(set(range(len(parameters))) - saved.keys())
     if missing:  # a step leaves a momentum with every parameter
@@ -144,13 +143,11 @@ def _restore_momentum(optimizer: torch.optim.SGD, saved: dict[int, dict[str, Any
         )
     for index, entry in saved.items():
         momentum, parameter = entry["momentum_buffer"], parameters[index]
-        if momentum is not None:
-            if (momentum.shape, momentum.dtype) != (parameter.shape, parameter.dtype):
-                raise CheckpointError(f"optimizer.state.{index}: momentum of another kind than its parameter")
-            if not momentum.isfinite().all():
-                raise CheckpointError(f"optimizer.state.{index}: its momentum is not finite")
-        own["state"][index] = {"momentum_buffer": None if momentum is None else momentum.clone()}
-    optimizer.load_state_dict(own)
+        if (momentum.shape, momentum.dtype) != (parameter.shape, parameter.dtype):
+            raise CheckpointError(f"optimizer.state.{index}: momentum of another kind than its parameter")
+        if not momentum.isfinite().all():
+            raise CheckpointError(f"optimizer.state.{index}: its momentum is not finite")
+        optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
 
 
 def _fingerprint(dataset: CocoDataset) -> dict[str, Any]:

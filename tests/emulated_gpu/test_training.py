@@ -1,0 +1,105 @@
+"""Training on the emulated device: the host gives it steps and waits for none; what is wrong is found late."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from emulated_gpu import record
+from small_recipe import small
+from tiny_coco import write_tiny
+from tiny_recipe import STAGE_CHANNELS, tiny_recipe
+
+from frcnn.detector import FasterRCNN
+from frcnn.engine import train as train_module
+from frcnn.engine.distributed import Processes
+from frcnn.engine.not_finite import NonFiniteLoss
+from frcnn.engine.step import Learner
+from frcnn.structures import Batch
+from frcnn.zoo.recipes import recipe
+
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def entry():
+    return small(recipe("faster_rcnn_r50_fpn_1x_coco"))
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Annotation file and image folder, for the tiny recipe."""
+    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", STAGE_CHANNELS)
+    return write_tiny(tmp_path / "tiny")
+
+
+def batch_of():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, 5, 2, generator=generator) * 60
+    boxes = torch.cat([corner, corner + 8 + torch.rand(2, 5, 2, generator=generator) * 50], 2)
+    labels = torch.randint(0, 80, (2, 5), generator=generator)
+    pixels = torch.randn(2, 3, 96, 128, generator=generator)
+    batch = Batch(pixels, ((96, 128), (80, 100)), tuple(boxes), tuple(labels))
+    return batch.pin_memory().to(DEVICE, non_blocking=True)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_waits_for_nothing(entry, clip):
+    torch.manual_seed(0)
+    model = FasterRCNN(entry.model, entry.data).to(DEVICE).to(memory_format=torch.channels_last).train()
+    learner = Learner(model, replace(entry.schedule, clip_grad_norm=clip), False, Processes())
+    learner.step(model, batch_of(), 0.01).read()
+    numbers, rows = record(lambda: learner.step(model, batch_of(), 0.01))
+    assert not numbers.are_there()
+    kinds = Counter(row.kind for row in rows)
+    assert kinds["sync"] == 0 and kinds["conv"] > 60
+    # the gradients of the RPN's joined output layer, one a level: 15 channels each
+    layouts = {row.name for row in rows if row.kind == "layout"}
+    assert kinds["layout"] <= 5 and layouts <= {"gradient of a convolution's output"}
+    assert not [row for row in rows if row.kind == "memcpy" and row.name.startswith("pageable")]
+    values, broken = numbers.read()
+    assert not broken and all(np.isfinite(list(values.values())))
+
+
+def train(tiny, folder, **options):
+    return train_module.train(tiny_recipe(), *tiny, work_dir=folder, workers=0, device="cuda", **options)
+
+
+def test_more_steps_are_no_more_waits(tiny, tmp_path):
+    """An epoch of 6 steps and one of 3, each with one log line and one checkpoint."""
+
+    def waits(batch_size):
+        options = {"epochs": 1, "batch_size": batch_size}
+        result, rows = record(lambda: train(tiny, tmp_path / f"run{batch_size}", **options))
+        lines = [json.loads(line) for line in (result.work_dir / "log.jsonl").read_text().splitlines()]
+        assert [line["iter"] for line in lines] == [6 // batch_size]
+        return sum(row.kind == "sync" for row in rows)
+
+    assert waits(1) == waits(2) > 0
+
+
+def test_a_step_that_was_not_finite_is_found_later_and_described(tiny, tmp_path, monkeypatch):
+    """The next steps have been given to the device by then; they change nothing."""
+    original = FasterRCNN.losses
+    calls, weights = [], []
+
+    def losses(self, batch):
+        calls.append(batch)
+        values, accuracy = original(self, batch)
+        weights.append(self.roi_head.bbox_head.fc_cls.weight.detach().clone())
+        if len(calls) == 2:
+            values["loss_cls"] = values["loss_cls"] * float("nan")
+        return values, accuracy
+
+    monkeypatch.setattr(FasterRCNN, "losses", losses)
+    with pytest.raises(NonFiniteLoss, match=r"step 1: loss_cls, loss, grad_norm not finite.*\.png"):
+        train(tiny, tmp_path / "run", epochs=1, batch_size=1)
+    assert len(calls) > 2
+    assert not torch.equal(weights[0], weights[1]) and all(torch.equal(weights[1], w) for w in weights[2:])
+    evidence = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert evidence["iteration"] == 1 and evidence["values"]["loss_cls"] == "nan"
+    assert "roi_head.bbox_head.fc_cls.weight" in evidence["parameters_with_bad_gradients"]
+    assert [image["boxes"] for image in evidence["images"]] == [boxes.tolist() for boxes in calls[1].boxes]
+    assert not (tmp_path / "run" / "last.pth").exists()
