@@ -96,9 +96,8 @@ class Processes:
                     f"{this} waited in vain for {what}: another process hangs, or needs longer than "
                     "timeout=SECONDS allows"
                 ) from None
-            reason = text.splitlines()[0]
             raise ConnectionError(
-                f"{this} cannot get {what}: another process has ended, and says why ({reason})"
+                f"{this} cannot get {what}: another process was killed, or has failed and says why"
             ) from None
 
 
@@ -125,9 +124,15 @@ def started_processes(device: str | None, timeout: float = 600.0) -> Iterator[tu
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
         )
+    group = distributed.GroupMember.WORLD
+    assert group is not None
+    # what these may complain of is that the others are gone, which has been said by then
     try:
         yield Processes.current(), chosen
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            group.abort()  # a GPU may still wait for what the others will never send
+        raise
     finally:
-        # what it may complain of is that the others are gone, which has been said by then
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,18 +35,24 @@ class RunState:
     steps: int = 0
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Besides recipe and data, what a resumed run must have in common with the interrupted one."""
+
+    seed: int
+    precision: Literal["float32", "bfloat16"]
+    processes: int
+
+
 class RunFolder:
-    """last.pth, best.pth, log.jsonl, recipe.json and tensorboard/ of one run.
+    """last.pth, best.pth, log.jsonl, recipe.json and tensorboard/ of one run."""
 
-    settings: besides recipe and data, what a resumed run must have in common with the interrupted one.
-    """
-
-    def __init__(self, path: Path, recipe: Recipe, settings: dict[str, Any], dataset: CocoDataset):
+    def __init__(self, path: Path, recipe: Recipe, settings: Settings, dataset: CocoDataset):
         self.path = path
         self.last = path / "last.pth"
         self.best = path / "best.pth"
         self.recipe = recipe
-        self.settings = settings
+        self.settings = asdict(settings)
         self.dataset = dataset
 
     def check(self, resume: bool) -> None:

@@ -7,7 +7,6 @@ its learning rate. With the weights, the momentum and the random state it is all
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
-from frcnn.engine.run_folder import RunFolder, RunState
+from frcnn.engine.run_folder import RunFolder, RunState, Settings
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.engine.step import Learner
 from frcnn.engine.unread import Step, UnreadSteps
@@ -148,7 +147,7 @@ def train(
                     else load_coco(val_annotations, val_images),
                     val_losses,
                     Path(work_dir or Path("work_dirs") / recipe.name),
-                    _Settings(seed, precision, processes.count),
+                    Settings(seed, precision, processes.count),
                     workers,
                     max_bad_images,
                     _Start(weights, reinit_heads, resume),
@@ -159,16 +158,10 @@ def train(
             raise Interrupted(
                 "stopped before the first step of this run", stop.number, resumable=resume
             ) from None
-        return run.loop(stop, eval_every, save_every, log_every)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Besides recipe and data, what a resumed run must have in common with the interrupted one."""
-
-    seed: int
-    precision: Literal["float32", "bfloat16"]
-    processes: int
+        try:
+            return run.loop(stop, eval_every, save_every, log_every)
+        except (ConnectionError, TimeoutError) as error:
+            raise type(error)(f"{error}. {run.how_to_go_on()}") from None
 
 
 @dataclass(frozen=True)
@@ -190,7 +183,7 @@ class _Run:
         validation: CocoDataset | None,
         val_losses: bool,
         work_dir: Path,
-        settings: _Settings,
+        settings: Settings,
         workers: int,
         max_bad_images: float,
         begin: _Start,
@@ -201,7 +194,7 @@ class _Run:
         self.dataset, self.validation, self.val_losses = dataset, validation, val_losses
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
-        self.folder = RunFolder(work_dir, self.recipe, dataclasses.asdict(settings), dataset)
+        self.folder = RunFolder(work_dir, self.recipe, settings, dataset)
         self.folder.check(begin.resume)
 
         seed_everything(settings.seed)
@@ -225,6 +218,7 @@ class _Run:
         self.learner = Learner(self.model, schedule, settings.precision == "bfloat16", processes)
         self.state = RunState(self.model, self.learner.optimizer, BadImages(dataset, max_bad_images))
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
+        self.saved = self.state.steps
         self.parallel = processes.parallel(self.model, device)
         self.batches = TrainingBatches(
             dataset.widths >= dataset.heights,
@@ -368,6 +362,13 @@ class _Run:
             self.state.steps, self.state.log = iteration, log.state()
             epoch = iteration // self.batches.steps_per_epoch
             self.folder.save(self.state, epoch, random_states, best)
+        self.saved = iteration
+
+    def how_to_go_on(self) -> str:
+        """After an end without warning."""
+        if not self.saved:
+            return "Nothing has been saved yet: start again"
+        return f"What came after step {self.saved} is not saved: go on from {self.folder.last} by resume=True"
 
     def _introduce(self, log: TrainingLog) -> None:
         log.say(f"training set   {self.dataset.summary()}")

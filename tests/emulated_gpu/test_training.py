@@ -1,4 +1,4 @@
-"""Training on the emulated device: the host gives it steps and waits for none; what is wrong is found late."""
+"""Training on the emulated device: the host gives it steps and waits for none; a bad one is found late."""
 
 import json
 from collections import Counter
