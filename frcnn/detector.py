@@ -95,9 +95,12 @@ class FasterRCNN(nn.Module, Predictor):
         """
         self._check(batch)
         gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
-        features = self.neck(self.backbone(batch.images))
+        images, sizes = batch.images, self._sizes(batch)
+        if images.dtype == torch.uint8:
+            images = self._normalize(images, sizes)
+        features = self.neck(self.backbone(images))
         logits, deltas = self.rpn_head(features)
-        proposals, scores = self.rpn_head.propose(logits, deltas, self._sizes(batch), training=True)
+        proposals, scores = self.rpn_head.propose(logits, deltas, sizes, training=True)
         padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
         rpn_losses = self.rpn_head.losses(logits, deltas, gt, padded_sizes, generator)
         roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt, generator)
