@@ -23,6 +23,7 @@ from frcnn.backbone import ResNet
 from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
+from frcnn.inference.hardware import float32_arithmetic
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import normalize, pad, padded, prepare
 from frcnn.roi_head import RoIHead
@@ -134,7 +135,7 @@ class FasterRCNN(nn.Module, Predictor):
         return features, proposals, scores > -torch.inf
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
-        with evaluating(self):
+        with evaluating(self), float32_arithmetic("float32", self.device):
             return self.detect_padded(images, sizes, scales, details)
 
     def _normalize(self, pixels: Tensor, sizes: Tensor) -> Tensor:

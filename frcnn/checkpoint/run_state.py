@@ -84,6 +84,10 @@ def _log(sums: Any, counts: Any) -> bool:
     return finite and sums.keys() == counts.keys() and all(_natural(n) and n > 0 for n in counts.values())
 
 
+def _scale(value: Any, steps: Any) -> bool:
+    return type(value) is float and 0 < value < math.inf and _natural(steps)
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "state_dict": lambda value: all(isinstance(tensor, Tensor) for tensor in value.values()),
     "optimizer.state": lambda value: all(
@@ -107,6 +111,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
             _natural(index) and _natural(times) and isinstance(reason, str) for index, times, reason in value
         )
     ),
+    "training.loss_scale": lambda value: value is None or _scale(*value),
     "training.log": lambda value: value is None or _log(value["sums"], value["counts"]),
 }
 """What resuming reads, by its place in the file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,7 +18,9 @@ from frcnn.config import Recipe
 from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
 from frcnn.engine.bad_images import BadImages
+from frcnn.engine.loss_scale import LossScale
 from frcnn.files import check_folder, replace_text
+from frcnn.inference.hardware import Precision
 
 
 @dataclass
@@ -28,6 +30,7 @@ class RunState:
     model: FasterRCNN
     optimizer: torch.optim.SGD
     bad_images: BadImages
+    loss_scale: LossScale | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every evaluation, and its epoch."""
     log: dict[str, Any] | None = None
@@ -40,7 +43,7 @@ class Settings:
     """Besides recipe and data, what a resumed run must have in common with the interrupted one."""
 
     seed: int
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     processes: int
 
 
@@ -90,6 +93,7 @@ class RunFolder:
             "history": state.history,
             "bad_images": state.bad_images.state(),
             "log": state.log,
+            "loss_scale": state.loss_scale and state.loss_scale.state(),
         }
         save_checkpoint(
             self.last, {**content, "optimizer": state.optimizer.state_dict(), "training": training}
@@ -126,6 +130,8 @@ class RunFolder:
             _restore_momentum(state.optimizer, content["optimizer"]["state"])
             set_random_state(training["random_states"][rank])
             state.bad_images.restore(training["bad_images"])
+            if state.loss_scale is not None:
+                state.loss_scale.restore(training["loss_scale"])
         state.history, state.log = training["history"], training["log"]
         state.steps = content["meta"]["iter"]
         threads = torch.get_num_threads()

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from frcnn.config import ScheduleConfig
 from frcnn.engine.distributed import Processes
+from frcnn.engine.loss_scale import LossScale
+from frcnn.inference.hardware import DTYPES, Precision, float32_arithmetic
 from frcnn.structures import Batch
 
 
@@ -16,7 +18,8 @@ from frcnn.structures import Batch
 class Numbers:
     """The numbers of a step, on their way from its device to the host.
 
-    names: the losses, acc, their sum loss, and grad_norm, the gradients' norm before it was clipped.
+    names: the losses, acc, their sum loss, and grad_norm, the gradients' norm before it was clipped; in
+    float16 also the step's loss_scale, and skipped, 1 or 0.
     """
 
     names: tuple[str, ...]
@@ -42,10 +45,16 @@ class Learner:
 
     A step that has a loss or a gradient which is NaN or infinite, in any process, breaks training: neither
     that step nor a later one changes weights or momentum. What says so is a flag on the device, so the host
-    can issue steps without knowing how the last ones went.
+    can issue steps without knowing how the last ones went. In float16 such a step is skipped and the loss
+    scaled down; it breaks training only where the scale is down to 1.
+
+    precision: what convolutions and matrix products are computed in. Weights, gradients and momentum are
+    float32 always.
     """
 
-    def __init__(self, model: nn.Module, schedule: ScheduleConfig, bfloat16: bool, processes: Processes):
+    def __init__(
+        self, model: nn.Module, schedule: ScheduleConfig, precision: Precision, processes: Processes
+    ):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # fused: one kernel, which looks at the flag
         self.optimizer = torch.optim.SGD(
@@ -60,25 +69,30 @@ class Learner:
             self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             _keep_layout(parameter)
         self.clip_grad_norm = schedule.clip_grad_norm
-        self.bfloat16 = bfloat16
+        self.precision = precision
         self.processes = processes
-        self.broken = torch.zeros((), device=self.parameters[0].device)
+        device = self.parameters[0].device
+        self.scale = LossScale(device) if precision == "float16" else None
+        self.broken = torch.zeros((), device=device)
 
     def step(self, model: nn.Module, batch: Batch, lr: float) -> Numbers:
         """Learn from a batch on the model's device with this rate.
 
-        model: the one to learn, or what computes the mean gradients of all processes with it. With bfloat16,
-        convolutions and matrix products are computed in that.
+        model: the one to learn, or what computes the mean gradients of all processes with it.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.bfloat16):
-            losses, accuracy = model(batch, with_accuracy=True)
-        loss = sum(losses.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        device, dtype = batch.images.device, DTYPES[self.precision]
+        with float32_arithmetic(self.precision, device):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                losses, accuracy = model(batch, with_accuracy=True)
+            loss = sum(losses.values())
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss if self.scale is None else loss * self.scale.value).backward()
         norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None]))
         norm = torch.linalg.vector_norm(norms)
+        if self.scale is not None:
+            norm = norm / self.scale.value
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
 
@@ -86,10 +100,22 @@ class Learner:
         numbers = torch.stack([value.detach().float() for value in watched.values()])
         # gradients are the same in all processes, losses are not
         unsound = self.processes.highest_on_device((~numbers.isfinite().all()).float(), "the losses")
-        self.broken = torch.maximum(self.broken, unsound)
-        self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]  # as torch's GradScaler does
-        self.optimizer.step()
+        self._take(unsound)
+        if self.scale is not None:
+            watched |= {"loss_scale": self.scale.value, "skipped": unsound}
+            numbers = torch.cat([numbers, torch.stack([self.scale.value, unsound])])
+            self.scale.update(unsound > 0)
         return _on_their_way(tuple(watched), torch.cat([numbers, self.broken[None]]), norms)
+
+    def _take(self, unsound: Tensor) -> None:
+        """Let the optimizer step unless this step is unsound (1, not 0) or training is broken."""
+        breaks = unsound if self.scale is None else unsound * (self.scale.value <= 1)
+        self.broken = torch.maximum(self.broken, breaks)
+        # what torch's GradScaler gives a fused optimizer, which divides the gradients by the scale
+        self.optimizer.found_inf = torch.maximum(self.broken, unsound)  # type: ignore[attr-defined]
+        if self.scale is not None:
+            self.optimizer.grad_scale = self.scale.value  # type: ignore[attr-defined]
+        self.optimizer.step()
 
 
 def _keep_layout(parameter: nn.Parameter) -> None:

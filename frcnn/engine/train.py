@@ -11,7 +11,6 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -34,6 +33,7 @@ from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.engine.step import Learner
 from frcnn.engine.unread import Step, UnreadSteps
 from frcnn.engine.validation_loss import ValidationLosses
+from frcnn.inference.hardware import Precision
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
 from frcnn.zoo.recipes import recipe as recipe_named
@@ -71,7 +71,7 @@ def train(
     workers: int = 2,
     seed: int = 0,
     device: str | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     weights: str | Path | None = None,
     reinit_heads: bool = False,
     resume: bool = False,
@@ -92,6 +92,10 @@ def train(
     where it names none, or from `weights`: a checkpoint's path, "coco" for the recipe's published one, or
     "random" (which warns where a frozen backbone would never learn).
     `reinit_heads` leaves out that checkpoint's class and box layer, to train other classes.
+
+    `precision` is what convolutions and matrix products are computed in. "float32" is that on a GPU too;
+    "tf32" rounds their factors to 10 bits there. Weights stay float32, and in "float16" the loss is scaled as
+    torch.amp.GradScaler does.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
@@ -215,8 +219,9 @@ class _Run:
                 ValidationLosses(self.model, validation, category_ids)
         schedule = self.recipe.schedule
         seed_everything(settings.seed + processes.rank)
-        self.learner = Learner(self.model, schedule, settings.precision == "bfloat16", processes)
-        self.state = RunState(self.model, self.learner.optimizer, BadImages(dataset, max_bad_images))
+        self.learner = Learner(self.model, schedule, settings.precision, processes)
+        bad_images = BadImages(dataset, max_bad_images)
+        self.state = RunState(self.model, self.learner.optimizer, bad_images, self.learner.scale)
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
         self.saved = self.state.steps
         self.parallel = processes.parallel(self.model, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,5 +52,6 @@ class UnreadSteps:
             values, broken = step.numbers.read()
             if broken:
                 self.broken = step
-            else:
-                self.log.step(step.iteration, step.lr, values, self.device)
+            else:  # a step that float16 has skipped has numbers of which there is no mean
+                finite = {name: value for name, value in values.items() if math.isfinite(value)}
+                self.log.step(step.iteration, step.lr, finite, self.device)

@@ -45,13 +45,13 @@ def batch_of():
     return batch.pin_memory().to(DEVICE, non_blocking=True)
 
 
-@pytest.mark.parametrize(
-    ("bfloat16", "clip"), [(False, None), (True, 1.0)], ids=["float32", "bfloat16, clipped"]
-)
-def test_a_step_waits_for_nothing(entry, bfloat16, clip):
+@pytest.mark.parametrize(("precision", "clip"), [("float32", None), ("bfloat16", 1.0), ("float16", None)])
+def test_a_step_waits_for_nothing(entry, precision, clip):
     torch.manual_seed(0)
     model = FasterRCNN(entry.model, entry.data).to(DEVICE).to(memory_format=torch.channels_last).train()
-    learner = Learner(model, replace(entry.schedule, clip_grad_norm=clip), bfloat16, Processes())
+    learner = Learner(model, replace(entry.schedule, clip_grad_norm=clip), precision, Processes())
+    if learner.scale is not None:
+        learner.scale.restore([256.0, 0])  # a batch of noise overflows where torch begins
     learner.step(model, batch_of(), 0.01).read()
     numbers, rows = record(lambda: learner.step(model, batch_of(), 0.01))
     assert not numbers.are_there()
@@ -63,6 +63,28 @@ def test_a_step_waits_for_nothing(entry, bfloat16, clip):
     assert max(row.bytes for row in copies if "pinned" in row.name) == 2 * 96 * 128 * 3  # images as uint8
     values, broken = numbers.read()
     assert not broken and all(np.isfinite(list(values.values())))
+
+
+def test_float32_is_float32_unless_tf32_is_asked_for(entry):
+    """In training as in detection: torch's own choice for convolutions is TF32."""
+    model = FasterRCNN(entry.model, entry.data).to(DEVICE).to(memory_format=torch.channels_last).train()
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+
+    def learn(precision):
+        Learner(model, entry.schedule, precision, Processes()).step(model, batch_of(), 0.01)
+
+    work = {
+        "torch's own": lambda: model.losses(batch_of()),
+        "training": lambda: learn("float32"),
+        "training, tf32": lambda: learn("tf32"),
+        "detection": lambda: model.predict(image, (64, 64)),
+        "fast detection": lambda: model.optimize().predict(image, (64, 64)),
+        "fast detection, tf32": lambda: model.optimize("tf32").predict(image, (64, 64)),
+    }
+    for name, function in work.items():
+        _, rows = record(function)
+        convolutions = {row.name.endswith(", tf32") for row in rows if row.kind == "conv"}
+        assert convolutions == {"tf32" in name or "own" in name}, name
 
 
 def train(tiny, folder, **options):

@@ -73,7 +73,7 @@ FAULTS = [
     Fault(
         "verification without cuDNN",
         "frcnn/zoo/verify.py",
-        'with fp32_arithmetic("ieee", device):',
+        'with float32_arithmetic("float32", device):',
         "with torch.backends.cudnn.flags(enabled=False):",
         DETECTOR,
     ),
@@ -101,15 +101,15 @@ FAULTS = [
     Fault(
         "a step that is not finite and is taken",
         "frcnn/engine/step.py",
-        "self.optimizer.found_inf = self.broken",
-        "self.optimizer.found_inf = torch.zeros_like(self.broken)",
+        "found_inf = torch.maximum(self.broken, unsound)",
+        "found_inf = torch.zeros_like(self.broken)",
         TRAINING,
     ),
     Fault(
         "a step that is not finite and only it is not taken",
         "frcnn/engine/step.py",
-        "self.broken = torch.maximum(self.broken, unsound)",
-        "self.broken = unsound",
+        "self.broken = torch.maximum(self.broken, breaks)",
+        "self.broken = breaks",
         TRAINING,
     ),
     Fault(

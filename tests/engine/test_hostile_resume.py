@@ -51,6 +51,7 @@ WRONG = [
     ("training.log", {"sums": {"loss": float("inf")}, "counts": {"loss": 1}}),
     ("training.log", {"sums": {"loss": 1.0}, "counts": {"loss": 0}}),
     ("training.log", {"sums": {"loss": 1.0}, "counts": {}}),
+    ("training.loss_scale", [0.0, 1]),
     ("optimizer.state", {}),
     ("state_dict.roi_head.bbox_head.fc_cls.bias", torch.full((3,), torch.nan)),
     ("state_dict.roi_head.bbox_head.fc_cls.bias", torch.ones(3, dtype=torch.float64)),
