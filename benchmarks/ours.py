@@ -26,7 +26,7 @@ from benchmarks.work import floor, parameter_count, stage_work
 from benchmarks.worker import serve
 from frcnn.config import Recipe
 from frcnn.inference.fast_detector import compare_detections
-from frcnn.inference.hardware import DTYPES, fp32_arithmetic
+from frcnn.inference.hardware import DTYPES, float32_arithmetic
 from frcnn.preprocess import normalize, pad, resize
 from frcnn.structures import Batch, Detections
 
@@ -68,7 +68,7 @@ class Ours:
     @torch.inference_mode()
     def save_detections(self, file: str) -> None:
         """Save the plain float32 model's detections, as tensors, for `drift`."""
-        with fp32_arithmetic("ieee", self.device):
+        with float32_arithmetic("float32", self.device):
             found = self.model.detect(self.batch, self.scales)
         torch.save([(image.boxes, image.scores, image.labels) for image in found], file)
 
@@ -146,7 +146,7 @@ class Ours:
 
     def rates(self) -> dict[str, float]:
         """What the machine reaches: operations per second in the run's precision, bytes copied per second."""
-        with fp32_arithmetic(self._float32_as(), self.device):
+        with float32_arithmetic(self.precision, self.device):
             return {"matrix": matrix_rate(self.device, self.dtype), "copy": copy_bandwidth(self.device)}
 
     @torch.inference_mode()
@@ -187,7 +187,7 @@ class Ours:
         autocast = torch.autocast(
             self.device.type, self.dtype if reduced else torch.bfloat16, enabled=reduced
         )
-        with fp32_arithmetic(self._float32_as(), self.device):
+        with float32_arithmetic(self.precision, self.device):
             with autocast:
                 loss = sum(self.model(self.annotated).values())
             self.optimizer.zero_grad(set_to_none=True)
@@ -203,9 +203,6 @@ class Ours:
         images = pad([normalize(image, data) for image, _ in resized], data.pad_divisor)
         batch = Batch(images, tuple(image.shape[:2] for image, _ in resized))
         return batch.to(self.device), [scale for _, scale in resized]
-
-    def _float32_as(self) -> str:
-        return "tf32" if self.precision == "tf32" else "ieee"
 
     def _fit(self) -> tuple[int, int]:
         return max(self.size), min(self.size)

@@ -238,7 +238,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         workers: int = 2,
         seed: int = 0,
         device: Device = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         weights: Annotated[str | None, default("PATH|coco|random", "the recipe's backbone")] = None,
         reinit_heads: bool = False,
         resume: bool = False,
@@ -264,7 +264,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
             batch_size: Images per process and step; the learning rate follows linearly.
             workers: Processes that read and augment images.
             seed: For everything random.
-            precision: bfloat16 computes convolutions and matrix products in bfloat16.
+            precision: What convolutions and matrix products are computed in; tf32 on GPUs only.
             weights: Start from this checkpoint, from the published one (coco), or from nothing (random).
             reinit_heads: Leave out the checkpoint's class and box layer, to train other classes.
             resume: Continue from work_dir's last.pth, exactly.

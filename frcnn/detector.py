@@ -22,6 +22,7 @@ from frcnn.backbone import ResNet
 from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.fpn import FPN
+from frcnn.inference.hardware import float32_arithmetic
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import padded
 from frcnn.roi_head import RoIHead
@@ -94,8 +95,10 @@ class FasterRCNN(nn.Module, Predictor):
         """
         self._check(batch)
         gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
-        sizes = upload(batch.sizes, batch.images.device, torch.float32)
-        features = self.neck(self.backbone(batch.images))
+        images, sizes = batch.images, upload(batch.sizes, batch.images.device, torch.float32)
+        if images.dtype == torch.uint8:
+            images = self._normalize(images, sizes)
+        features = self.neck(self.backbone(images))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, sizes, training=True)
         padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
@@ -131,7 +134,7 @@ class FasterRCNN(nn.Module, Predictor):
         return features, proposals, scores > -torch.inf
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
-        with evaluating(self):
+        with evaluating(self), float32_arithmetic("float32", self.device):
             return self.detect_padded(images, sizes, scales, details)
 
     def _normalize(self, pixels: Tensor, sizes: Tensor) -> Tensor:

@@ -355,6 +355,18 @@ def padded(size: tuple[int, int], divisor: int) -> tuple[int, int]:
     return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
 
 
+def pad_pixels(images: Sequence[Tensor], divisor: int) -> Tensor:
+    """Stack HWC uint8 images, zero-padded to the largest of them and to a multiple of divisor: [B, H, W, 3],
+    which the network normalizes on its device."""
+    height, width = padded(
+        (max(len(image) for image in images), max(image.shape[1] for image in images)), divisor
+    )
+    stacked = torch.zeros(len(images), height, width, 3, dtype=torch.uint8)
+    for target, image in zip(stacked, images, strict=True):
+        target[: image.shape[0], : image.shape[1]] = image
+    return stacked
+
+
 def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
     """Stack [3, H, W] tensors, zero-padded to the largest of them and to a multiple of divisor."""
     height, width = padded(

@@ -40,8 +40,10 @@ class RPNHead(nn.Module):
         for feature in features:
             x = self.rpn_conv(feature, relu=True)
             outputs = self.rpn_cls(x, beside=self.rpn_reg).float()
-            logits.append(outputs[:, : self.anchors])
-            deltas.append(outputs[:, self.anchors :])
+            # split, as the gradient of two slices would be summed in NCHW and then copied
+            level_logits, level_deltas = outputs.split([self.anchors, 4 * self.anchors], 1)
+            logits.append(level_logits)
+            deltas.append(level_deltas)
         return logits, deltas
 
     @torch.no_grad()

@@ -37,7 +37,8 @@ def upload(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | No
 class Batch:
     """The network's input.
 
-    images: [B, 3, H, W] float32, normalized and zero-padded at the right and the bottom.
+    images: [B, 3, H, W] float32, normalized and zero-padded at the right and the bottom; or uint8
+    [B, H, W, 3] BGR, zero-padded, which the network normalizes.
     sizes: per image its (height, width) before padding.
     boxes, labels: per image [G, 4] and int64 [G], in pixels of the network's input (training only).
     """

@@ -121,7 +121,10 @@ def test_every_public_name_is_there():
         ("--schedule.clip-grad-norm x: expected a number", ["--schedule.clip-grad-norm=x"]),
         ("--workers x: expected a whole number", ["--workers", "x"]),
         ("--workers: expected a whole number", ["--workers"]),
-        ("--precision float8: expected one of 'float32', 'bfloat16'", ["--precision", "float8"]),
+        (
+            "--precision float8: expected one of 'float32', 'tf32', 'bfloat16', 'float16'",
+            ["--precision", "float8"],
+        ),
         ("--data.size 5: expected 2 whole numbers", ["--data.size", "5"]),
         ("--data.size 5 x: expected 2 whole numbers", ["--data.size", "5", "x"]),
         ("--schedule.decay-epochs 3 x: expected whole numbers", ["--schedule.decay-epochs", "3", "x"]),

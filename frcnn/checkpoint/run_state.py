@@ -26,13 +26,14 @@ from torch import Tensor
 from frcnn.checkpoint.save import checksum
 from frcnn.checkpoint.torch_file import CheckpointError, read_torch_file, reading
 
-FORMAT = 2
+FORMAT = 3
 
-SUMMED = {
+TIMED = {"time", "data_time"}
+SUMMED = TIMED | {
     *("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"),
-    *("loss", "acc", "grad_norm", "time", "data_time"),
+    *("loss", "acc", "grad_norm"),
 }
-"""What the log sums up of every step."""
+"""What the log sums up of a step; the losses of one that was not finite are not among it."""
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
@@ -86,10 +87,15 @@ def _evaluation(entry: Any) -> bool:
     return numbers and _natural(entry["epoch"]) and math.isfinite(entry["bbox_mAP"])
 
 
-def _log(sums: Any, count: Any) -> bool:
-    """Whether these are finite sums of `count` steps, or nothing yet."""
+def _log(sums: Any, counts: Any) -> bool:
+    """Whether these are finite sums, each of so many numbers."""
     finite = all(type(value) in (int, float) and math.isfinite(value) for value in sums.values())
-    return finite and _natural(count) and sums.keys() == (SUMMED if count else set())
+    names = sums.keys() == counts.keys() and (not sums or TIMED <= sums.keys() <= SUMMED)
+    return finite and names and all(_natural(n) and n > 0 for n in counts.values())
+
+
+def _scale(value: Any, steps: Any) -> bool:
+    return type(value) is float and 0 < value < math.inf and _natural(steps)
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
@@ -112,7 +118,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
             _natural(index) and _natural(times) and isinstance(reason, str) for index, times, reason in value
         )
     ),
-    "training.log": lambda value: value is None or _log(value["sums"], value["count"]),
+    "training.loss_scale": lambda value: value is None or _scale(*value),
+    "training.log": lambda value: value is None or _log(value["sums"], value["counts"]),
 }
 """What resuming reads, by its place in the file."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from frcnn.config import DataConfig
-from frcnn.preprocess import normalize, resize
+from frcnn.preprocess import resize
 
 
 def augment(
@@ -22,7 +22,7 @@ def augment(
     if flip:
         resized = np.ascontiguousarray(resized[:, ::-1])
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    return as_sample(resized, boxes, labels, data)
+    return as_sample(resized, boxes, labels)
 
 
 def fitted(boxes: np.ndarray, scale: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
@@ -31,17 +31,15 @@ def fitted(boxes: np.ndarray, scale: tuple[float, float], size: tuple[int, int])
     return np.clip(boxes, 0, np.array([*size[::-1], *size[::-1]], dtype=np.float32))
 
 
-def as_sample(
-    image: np.ndarray | Tensor, boxes: np.ndarray, labels: np.ndarray, data: DataConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+def as_sample(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """HWC uint8 BGR image, boxes [G, 4] in its pixels and labels [G] -> what the network trains on.
 
-    Returns the normalized image [3, H, W], boxes float32 and labels int64. A box of which nothing remains is
-    dropped, since its size has no logarithm to learn.
+    Returns the image as it is, boxes float32 and labels int64. A box of which nothing remains is dropped,
+    since its size has no logarithm to learn.
     """
     remains = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return (
-        normalize(image, data),
+        torch.from_numpy(image),
         torch.from_numpy(np.ascontiguousarray(boxes[remains], dtype=np.float32)),
         torch.from_numpy(np.ascontiguousarray(labels[remains], dtype=np.int64)),
     )

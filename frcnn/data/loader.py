@@ -24,7 +24,7 @@ from frcnn.config import DataConfig
 from frcnn.data.augment import augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
-from frcnn.preprocess import ImageError, pad, read_image
+from frcnn.preprocess import ImageError, pad_pixels, read_image
 from frcnn.structures import Batch
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -40,8 +40,8 @@ class BadImage:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSample:
-    """image [3, H, W], boxes [G, 4], labels [G], the index in the data set, and the bad images whose place it
-    takes."""
+    """image [H, W, 3] uint8 BGR, boxes [G, 4], labels [G], the index in the data set, and the bad images
+    whose place it takes."""
 
     image: Tensor
     boxes: Tensor
@@ -117,7 +117,11 @@ class TrainingImages(Dataset):
             else:
                 return TrainingSample(*image, index, tuple(bad))
         side = min(self.data.size)
-        blank = torch.zeros(3, side, side), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        blank = (
+            torch.zeros(side, side, 3, dtype=torch.uint8),
+            torch.zeros(0, 4),
+            torch.zeros(0, dtype=torch.int64),
+        )
         return TrainingSample(*blank, key.index, tuple(bad))
 
 
@@ -203,8 +207,8 @@ class _TrainingCollate:
                 return sample
             good.append(sample)
         batch = Batch(
-            pad([sample.image for sample in good], self.divisor),
-            tuple((sample.image.shape[1], sample.image.shape[2]) for sample in good),
+            pad_pixels([sample.image for sample in good], self.divisor),
+            tuple((sample.image.shape[0], sample.image.shape[1]) for sample in good),
             tuple(sample.boxes for sample in good),
             tuple(sample.labels for sample in good),
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frcnn.inference.hardware import resolve_device
@@ -48,14 +48,16 @@ class Processes:
             distributed.all_gather_object(values, value)
         return values
 
-    def highest(self, values: Sequence[int], device: torch.device, what: str) -> list[int]:
-        """The maximum of each value over all processes, in every process."""
-        if self.count == 1:
-            return list(values)
-        with self.waiting(what):
-            highest = torch.tensor(values, device=device)
-            distributed.all_reduce(highest, distributed.ReduceOp.MAX)
-            return highest.tolist()
+    def highest(self, values: Sequence[int], what: str) -> list[int]:
+        """The maximum of each value over all processes, in every process; no GPU takes part in it."""
+        return self.highest_on_device(torch.tensor(values), what).tolist()
+
+    def highest_on_device(self, values: Tensor, what: str) -> Tensor:
+        """The maximum of each value over all processes, written over the values; no host waits for a GPU."""
+        if self.count > 1:
+            with self.waiting(what):
+                distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        return values
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model; where there are several processes, one whose gradients are the mean of theirs."""
@@ -63,7 +65,11 @@ class Processes:
             return model
         with self.waiting("the same model from the other processes"):
             return DistributedDataParallel(
-                model, device_ids=[device.index] if device.type == "cuda" else None
+                model,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                # buffers are norms' statistics, which training does not use: `share_buffers` before others do
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
             )
 
     def share_buffers(self, model: nn.Module) -> None:
@@ -90,9 +96,8 @@ class Processes:
                     f"{this} waited in vain for {what}: another process hangs, or needs longer than "
                     "timeout=SECONDS allows"
                 ) from None
-            reason = text.splitlines()[0]
             raise ConnectionError(
-                f"{this} cannot get {what}: another process has ended, and says why ({reason})"
+                f"{this} cannot get {what}: another process was killed, or has failed and says why"
             ) from None
 
 
@@ -115,12 +120,19 @@ def started_processes(device: str | None, timeout: float = 600.0) -> Iterator[tu
         return
     expected = Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     with expected.waiting("the other processes to start"):
+        # gloo also where there are GPUs: what hosts tell each other concerns no device
         distributed.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
         )
+    group = distributed.GroupMember.WORLD
+    assert group is not None
+    # what these may complain of is that the others are gone, which has been said by then
     try:
         yield Processes.current(), chosen
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            group.abort()  # a GPU may still wait for what the others will never send
+        raise
     finally:
-        # what it may complain of is that the others are gone, which has been said by then
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()

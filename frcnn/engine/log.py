@@ -1,16 +1,18 @@
 """What training reports: a progress bar, one JSON line per log step, TensorBoard.
 
 The JSON lines have the keys of MMDetection's log.json, so its tools and habits keep working: training lines
-have mode, epoch, iter (inside the epoch), lr, memory (MB), time and data_time (seconds per step), the losses
-and acc; validation lines have mode, epoch, iter, lr, the metrics and, where asked for, the losses (val_loss,
-val_loss_cls, …). A line of mode bad_image names an image that cannot be used and the step in which it was
-met; it has no epoch, by which those tools pass over it.
+have mode, epoch, iter (inside the epoch), lr, memory (MB), time and data_time (seconds per step), the losses,
+acc and grad_norm, in float16 also loss_scale and skipped (the share of steps whose numbers were not finite,
+which the other means leave out); validation lines have mode, epoch, iter, lr, the metrics and, where asked
+for, the losses (val_loss, val_loss_cls, …). A line of mode bad_image names an image that cannot be used and
+the step in which it was met; it has no epoch, by which those tools pass over it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Collection
@@ -53,7 +55,7 @@ class TrainingLog:
         self.steps_per_epoch = steps_per_epoch
         self.file = folder / "log.jsonl"
         self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
+        self.counts: dict[str, int] = defaultdict(int)
         if not active:
             return
         dropped = self._forget_after(start, evaluated)
@@ -83,23 +85,28 @@ class TrainingLog:
             sys.stdout.flush()
 
     def step(self, iteration: int, lr: float, values: dict[str, float], device: torch.device) -> None:
-        """Count one step (counted from 0): losses, acc, time, data_time."""
-        for name, value in values.items():
-            self.sums[name] += value
-        self.count += 1
+        """Count the losses, acc and so on of one step (counted from 0)."""
+        self.count(values)
+        loss = values.get("loss", math.nan)
         if self.active:
             self.bar.update()
             self.bar.set_postfix_str(
-                f"epoch {iteration // self.steps_per_epoch + 1} loss {values['loss']:.3f} lr {lr:.2g} "
+                f"epoch {iteration // self.steps_per_epoch + 1} loss {loss:.3f} lr {lr:.2g} "
                 f"{memory_mb(device)} MB",
                 refresh=False,
             )
 
+    def count(self, values: dict[str, float]) -> None:
+        """Take numbers into the means of the next line."""
+        for name, value in values.items():
+            self.sums[name] += value
+            self.counts[name] += 1
+
     def write(self, iteration: int, lr: float, device: torch.device) -> None:
         """One line with the means since the last one."""
-        means = {name: total / self.count for name, total in self.sums.items()}
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
         self.sums.clear()
-        self.count = 0
+        self.counts.clear()
         if not self.active:
             return
         epoch, step = divmod(iteration, self.steps_per_epoch)
@@ -115,9 +122,10 @@ class TrainingLog:
         self._scalars("train", iteration, {"lr": lr, **means})
         losses = " ".join(f"{name} {value:.4f}" for name, value in means.items() if "loss" in name)
         left = (self.total - iteration - 1) * means["time"]
+        acc = means.get("acc", math.nan)
         self.say(
             f"epoch {epoch + 1} [{step + 1}/{self.steps_per_epoch}] lr {lr:.3g} {means['time']:.3f} s/it "
-            f"(data {means['data_time']:.3f}) left {duration(left)} {losses} acc {means['acc']:.1f}"
+            f"(data {means['data_time']:.3f}) left {duration(left)} {losses} acc {acc:.1f}"
         )
 
     def validation(self, iteration: int, lr: float, metrics: dict[str, float]) -> None:
@@ -139,12 +147,12 @@ class TrainingLog:
 
     def state(self) -> dict[str, Any]:
         """What the next line has summed up so far, as plain values."""
-        return {"sums": dict(self.sums), "count": self.count}
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self.sums.update(state["sums"])
-        self.count = state["count"]
+        self.counts.update(state["counts"])
 
     def close(self) -> None:
         if self.active:

@@ -35,8 +35,6 @@ def check_options(
             "reinit_heads=True leaves out a checkpoint's class and box layer, and there is no checkpoint: "
             "name one as weights=PATH"
         )
-    if precision not in ("float32", "bfloat16"):
-        raise OptionError(f'precision={precision!r}: training computes in "float32" or "bfloat16"')
     check_precision(precision, resolve_device(device))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from frcnn.config import Recipe
 from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
 from frcnn.engine.bad_images import BadImages
+from frcnn.engine.loss_scale import LossScale
 from frcnn.files import check_folder, replace_text
+from frcnn.inference.hardware import Precision
 
 
 @dataclass
@@ -28,6 +30,7 @@ class RunState:
     model: FasterRCNN
     optimizer: torch.optim.SGD
     bad_images: BadImages
+    loss_scale: LossScale | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every evaluation, and its epoch."""
     log: dict[str, Any] | None = None
@@ -35,18 +38,24 @@ class RunState:
     steps: int = 0
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Besides recipe and data, what a resumed run must have in common with the interrupted one."""
+
+    seed: int
+    precision: Precision
+    processes: int
+
+
 class RunFolder:
-    """last.pth, best.pth, log.jsonl, recipe.json and tensorboard/ of one run.
+    """last.pth, best.pth, log.jsonl, recipe.json and tensorboard/ of one run."""
 
-    settings: besides recipe and data, what a resumed run must have in common with the interrupted one.
-    """
-
-    def __init__(self, path: Path, recipe: Recipe, settings: dict[str, Any], dataset: CocoDataset):
+    def __init__(self, path: Path, recipe: Recipe, settings: Settings, dataset: CocoDataset):
         self.path = path
         self.last = path / "last.pth"
         self.best = path / "best.pth"
         self.recipe = recipe
-        self.settings = settings
+        self.settings = asdict(settings)
         self.dataset = dataset
 
     def check(self, resume: bool) -> None:
@@ -84,6 +93,7 @@ class RunFolder:
             "history": state.history,
             "bad_images": state.bad_images.state(),
             "log": state.log,
+            "loss_scale": state.loss_scale and state.loss_scale.state(),
         }
         save_checkpoint(
             self.last, {**content, "optimizer": state.optimizer.state_dict(), "training": training}
@@ -120,6 +130,8 @@ class RunFolder:
             _restore_momentum(state.optimizer, content["optimizer"]["state"])
             set_random_state(training["random_states"][rank])
             state.bad_images.restore(training["bad_images"])
+            if state.loss_scale is not None:
+                state.loss_scale.restore(training["loss_scale"])
         state.history, state.log = training["history"], training["log"]
         state.steps = content["meta"]["iter"]
         threads = torch.get_num_threads()
@@ -135,7 +147,6 @@ class RunFolder:
 
 def _restore_momentum(optimizer: torch.optim.SGD, saved: dict[int, dict[str, Any]]) -> None:
     """The rest of its state, as rates, follows from recipe and settings, which have been compared."""
-    own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     missing = sorted(set(range(len(parameters))) - saved.keys())
     if missing:  # a step leaves a momentum with every parameter
@@ -144,13 +155,11 @@ def _restore_momentum(optimizer: torch.optim.SGD, saved: dict[int, dict[str, Any
         )
     for index, entry in saved.items():
         momentum, parameter = entry["momentum_buffer"], parameters[index]
-        if momentum is not None:
-            if (momentum.shape, momentum.dtype) != (parameter.shape, parameter.dtype):
-                raise CheckpointError(f"optimizer.state.{index}: momentum of another kind than its parameter")
-            if not momentum.isfinite().all():
-                raise CheckpointError(f"optimizer.state.{index}: its momentum is not finite")
-        own["state"][index] = {"momentum_buffer": None if momentum is None else momentum.clone()}
-    optimizer.load_state_dict(own)
+        if (momentum.shape, momentum.dtype) != (parameter.shape, parameter.dtype):
+            raise CheckpointError(f"optimizer.state.{index}: momentum of another kind than its parameter")
+        if not momentum.isfinite().all():
+            raise CheckpointError(f"optimizer.state.{index}: its momentum is not finite")
+        optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
 
 
 def _fingerprint(dataset: CocoDataset) -> dict[str, Any]:

@@ -1,48 +1,143 @@
-"""The optimizer, and one step up to its gradients: forward, backward, clipping, the numbers to look at."""
+"""One training step, from a batch to new weights; nothing in it waits for a GPU."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frcnn.config import ScheduleConfig
+from frcnn.engine.distributed import Processes
+from frcnn.engine.loss_scale import LossScale
+from frcnn.inference.hardware import DTYPES, Precision, float32_arithmetic
 from frcnn.structures import Batch
 
 
-def sgd(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.SGD:
-    """The optimizer of whatever is not frozen."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(
-        trainable, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
-    )
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """The numbers of a step, on their way from its device to the host.
 
-
-def gradients(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    lr: float,
-    bfloat16: bool,
-    clip_grad_norm: float | None,
-) -> dict[str, float]:
-    """Leave the gradients of a batch in the parameters; `optimizer.step()` then learns with this rate.
-
-    bfloat16: convolutions and matrix products are computed in it.
-    Returns the losses, acc, their sum loss, and grad_norm, the gradients' norm before it was clipped.
+    names: the losses, acc, their sum loss, and grad_norm, the gradients' norm before it was clipped; in
+    float16 also the step's loss_scale, and skipped, 1 or 0.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    device = batch.images.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        losses, accuracy = model(batch, with_accuracy=True)
-    loss = sum(losses.values())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if clip_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
-    # One transfer for everything that is looked at: each would wait for the device on its own.
-    watched = {**losses, "acc": accuracy, "loss": loss, "grad_norm": norm}
-    numbers = torch.stack([torch.as_tensor(v, device=device).detach().float() for v in watched.values()])
-    return dict(zip(watched, numbers.tolist(), strict=True))
+
+    names: tuple[str, ...]
+    on_host: Tensor
+    """One more than names: whether training is broken."""
+    gradient_norms: Tensor
+    """Of every parameter that has a gradient; stays on the device."""
+    ready: torch.cuda.Event | None
+
+    def are_there(self) -> bool:
+        return self.ready is None or self.ready.query()
+
+    def read(self) -> tuple[dict[str, float], bool]:
+        """By name, and whether training is broken: see `Learner`. Waits until they are there."""
+        if self.ready is not None and not self.ready.query():
+            self.ready.synchronize()
+        *values, broken = self.on_host.tolist()
+        return dict(zip(self.names, values, strict=True)), bool(broken)
+
+
+class Learner:
+    """SGD on whatever is not frozen.
+
+    A step that has a loss or a gradient which is NaN or infinite, in any process, breaks training: neither
+    that step nor a later one changes weights or momentum. What says so is a flag on the device, so the host
+    can issue steps without knowing how the last ones went. In float16 such a step is skipped and the loss
+    scaled down; it breaks training only where the scale is down to 1.
+
+    precision: what convolutions and matrix products are computed in. Weights, gradients and momentum are
+    float32 always.
+    """
+
+    def __init__(
+        self, model: nn.Module, schedule: ScheduleConfig, precision: Precision, processes: Processes
+    ):
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # fused: one kernel, which looks at the flag
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
+        for parameter in self.parameters:
+            # torch would make it in the first step, which the flag may forbid, and leave it as memory was
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            _keep_layout(parameter)
+        self.clip_grad_norm = schedule.clip_grad_norm
+        self.precision = precision
+        self.processes = processes
+        device = self.parameters[0].device
+        self.scale = LossScale(device) if precision == "float16" else None
+        self.broken = torch.zeros((), device=device)
+
+    def step(self, model: nn.Module, batch: Batch, lr: float) -> Numbers:
+        """Learn from a batch on the model's device with this rate.
+
+        model: the one to learn, or what computes the mean gradients of all processes with it.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        device, dtype = batch.images.device, DTYPES[self.precision]
+        with float32_arithmetic(self.precision, device):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                losses, accuracy = model(batch, with_accuracy=True)
+            loss = sum(losses.values())
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss if self.scale is None else loss * self.scale.value).backward()
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None]))
+        norm = torch.linalg.vector_norm(norms)
+        if self.scale is not None:
+            norm = norm / self.scale.value
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
+
+        watched = {**losses, "acc": accuracy, "loss": loss, "grad_norm": norm}
+        numbers = torch.stack([value.detach().float() for value in watched.values()])
+        # gradients are the same in all processes, losses are not
+        unsound = self.processes.highest_on_device((~numbers.isfinite().all()).float(), "the losses")
+        self._take(unsound)
+        if self.scale is not None:
+            watched |= {"loss_scale": self.scale.value, "skipped": unsound}
+            numbers = torch.cat([numbers, torch.stack([self.scale.value, unsound])])
+            self.scale.update(unsound > 0)
+        return _on_their_way(tuple(watched), torch.cat([numbers, self.broken[None]]), norms)
+
+    def _take(self, unsound: Tensor) -> None:
+        """Let the optimizer step unless this step is unsound (1, not 0) or training is broken."""
+        breaks = unsound if self.scale is None else unsound * (self.scale.value <= 1)
+        self.broken = torch.maximum(self.broken, breaks)
+        # what torch's GradScaler gives a fused optimizer, which divides the gradients by the scale
+        self.optimizer.found_inf = torch.maximum(self.broken, unsound)  # type: ignore[attr-defined]
+        if self.scale is not None:
+            self.optimizer.grad_scale = self.scale.value  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+
+def _keep_layout(parameter: nn.Parameter) -> None:
+    """Give its gradients its own strides, which the fused optimizer and DDP's buckets ask for.
+
+    autograd sees to that only in dimensions larger than 1, and a 1x1 kernel has two of size 1.
+    """
+    strides = parameter.stride()
+
+    def in_layout(gradient: Tensor) -> Tensor:
+        if gradient.stride() == strides:
+            return gradient
+        same = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
+        return same.copy_(gradient)
+
+    parameter.register_hook(in_layout)
+
+
+def _on_their_way(names: tuple[str, ...], numbers: Tensor, norms: Tensor) -> Numbers:
+    if not numbers.is_cuda:
+        return Numbers(names, numbers, norms, None)
+    on_host = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return Numbers(names, on_host, norms, ready)

@@ -7,12 +7,10 @@ its learning rate. With the weights, the momentum and the random state it is all
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -30,15 +28,17 @@ from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
-from frcnn.engine.run_folder import RunFolder, RunState
+from frcnn.engine.run_folder import RunFolder, RunState, Settings
 from frcnn.engine.schedule import learning_rate, with_epochs
-from frcnn.engine.step import gradients, sgd
+from frcnn.engine.step import Learner
+from frcnn.engine.unread import Step, UnreadSteps
 from frcnn.engine.validation_loss import ValidationLosses
+from frcnn.inference.hardware import Precision
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
 from frcnn.zoo.recipes import recipe as recipe_named
 
-CONTINUE, STOP, NOT_FINITE = 0, 1, 2
+CONTINUE, STOP, BROKEN = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def train(
     workers: int = 2,
     seed: int = 0,
     device: str | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     weights: str | Path | None = None,
     reinit_heads: bool = False,
     resume: bool = False,
@@ -92,6 +92,10 @@ def train(
     where it names none, or from `weights`: a checkpoint's path, "coco" for the recipe's published one, or
     "random" (which warns where a frozen backbone would never learn).
     `reinit_heads` leaves out that checkpoint's class and box layer, to train other classes.
+
+    `precision` is what convolutions and matrix products are computed in. "float32" is that on a GPU too;
+    "tf32" rounds their factors to 10 bits there. Weights stay float32, and in "float16" the loss is scaled as
+    torch.amp.GradScaler does.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
@@ -147,7 +151,7 @@ def train(
                     else load_coco(val_annotations, val_images),
                     val_losses,
                     Path(work_dir or Path("work_dirs") / recipe.name),
-                    _Settings(seed, precision, processes.count),
+                    Settings(seed, precision, processes.count),
                     workers,
                     max_bad_images,
                     _Start(weights, reinit_heads, resume),
@@ -158,16 +162,10 @@ def train(
             raise Interrupted(
                 "stopped before the first step of this run", stop.number, resumable=resume
             ) from None
-        return run.loop(stop, eval_every, save_every, log_every)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Besides recipe and data, what a resumed run must have in common with the interrupted one."""
-
-    seed: int
-    precision: Literal["float32", "bfloat16"]
-    processes: int
+        try:
+            return run.loop(stop, eval_every, save_every, log_every)
+        except (ConnectionError, TimeoutError) as error:
+            raise type(error)(f"{error}. {run.how_to_go_on()}") from None
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ class _Run:
         validation: CocoDataset | None,
         val_losses: bool,
         work_dir: Path,
-        settings: _Settings,
+        settings: Settings,
         workers: int,
         max_bad_images: float,
         begin: _Start,
@@ -200,7 +198,7 @@ class _Run:
         self.dataset, self.validation, self.val_losses = dataset, validation, val_losses
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
-        self.folder = RunFolder(work_dir, self.recipe, dataclasses.asdict(settings), dataset)
+        self.folder = RunFolder(work_dir, self.recipe, settings, dataset)
         self.folder.check(begin.resume)
 
         seed_everything(settings.seed)
@@ -221,8 +219,11 @@ class _Run:
                 ValidationLosses(self.model, validation, category_ids)
         schedule = self.recipe.schedule
         seed_everything(settings.seed + processes.rank)
-        self.state = RunState(self.model, sgd(self.model, schedule), BadImages(dataset, max_bad_images))
+        self.learner = Learner(self.model, schedule, settings.precision, processes)
+        bad_images = BadImages(dataset, max_bad_images)
+        self.state = RunState(self.model, self.learner.optimizer, bad_images, self.learner.scale)
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
+        self.saved = self.state.steps
         self.parallel = processes.parallel(self.model, device)
         self.batches = TrainingBatches(
             dataset.widths >= dataset.heights,
@@ -251,6 +252,7 @@ class _Run:
         if self.state.log is not None:
             log.restore(self.state.log)
         self._introduce(log)
+        self.unread = UnreadSteps(log, self.device)
         loader = training_loader(
             self.dataset,
             self.recipe.data,
@@ -269,17 +271,20 @@ class _Run:
                 started = time.perf_counter()
                 batch, indices, bad = next(batches)
                 data_time = time.perf_counter() - started
-                lr = self._learning_rate(iteration)
-                values, stopping = self._step(iteration, lr, batch, indices, bad, log, stop)
-                values |= {"time": time.perf_counter() - started, "data_time": data_time}
-                log.step(iteration, lr, values, self.device)
-                iteration += 1
-                if iteration % steps_per_epoch % log_every == 0 or iteration % steps_per_epoch == 0:
-                    log.write(iteration - 1, lr, self.device)
-                if stopping:
+                if self._stops_before(iteration, bad, log, stop):
                     self._save(iteration, log)
                     raise self._interrupted(iteration, stop)
-                if iteration % steps_per_epoch == 0 or iteration % save_every == 0:
+                lr = self._learning_rate(iteration)
+                self._learn(iteration, lr, batch, indices)
+                iteration += 1
+                epoch_ends = iteration % steps_per_epoch == 0
+                writes = epoch_ends or iteration % steps_per_epoch % log_every == 0
+                if writes:
+                    self._read_all()
+                log.count({"time": time.perf_counter() - started, "data_time": data_time})
+                if writes:
+                    log.write(iteration - 1, lr, self.device)
+                if epoch_ends or iteration % save_every == 0:
                     self._save(iteration, log)
             if self.state.bad_images.times:
                 log.say(self.state.bad_images.summary())
@@ -292,43 +297,32 @@ class _Run:
             self.state.bad_images.counts(),
         )
 
-    def _step(
-        self,
-        iteration: int,
-        lr: float,
-        batch: Batch,
-        indices: tuple[int, ...],
-        bad: list[BadImage],
-        log: TrainingLog,
-        stop: StopRequest,
-    ) -> tuple[dict[str, float], bool]:
-        """One SGD step; returns the losses and whether to stop after it."""
-        with self.processes.waiting(f"the gradients of step {iteration + 1}"):
-            values = gradients(
-                self.parallel,
-                self.state.optimizer,
-                batch.to(self.device, non_blocking=True),
-                lr,
-                self.settings.precision == "bfloat16",
-                self.recipe.schedule.clip_grad_norm,
-            )
-        wanted = CONTINUE
-        if not all(map(math.isfinite, values.values())):
-            wanted = NOT_FINITE
-        elif stop.requested:
-            wanted = STOP
+    def _stops_before(self, iteration: int, bad: list[BadImage], log: TrainingLog, stop: StopRequest) -> bool:
+        """Whether the processes, which decide it together, end training before a step."""
+        self.unread.read()
+        wanted = BROKEN if self.unread.broken else STOP if stop.requested else CONTINUE
         verdict, any_bad = self.processes.highest(
-            [wanted, int(bool(bad))], self.device, f"the end of step {iteration + 1}"
+            [wanted, int(bool(bad))], f"the start of step {iteration + 1}"
         )
-        if any_bad:
+        if verdict == BROKEN:
+            self._read_all()
+        elif any_bad and verdict != STOP:
             self._count_bad(bad, iteration, log)
-        if verdict == NOT_FINITE:
-            images = [(self.dataset.image_path(i), int(self.dataset.image_ids[i])) for i in indices]
+        return verdict == STOP
+
+    def _learn(self, iteration: int, lr: float, batch: Batch, indices: tuple[int, ...]) -> None:
+        """Give one step to the device."""
+        with self.processes.waiting(f"the gradients of step {iteration + 1}"):
+            numbers = self.learner.step(self.parallel, batch.to(self.device, non_blocking=True), lr)
+        images = [(self.dataset.image_path(i), int(self.dataset.image_ids[i])) for i in indices]
+        self.unread.add(Step(iteration, lr, numbers, images, batch.sizes, batch.boxes, batch.labels))
+
+    def _read_all(self) -> None:
+        """Wait for the numbers of all steps so far; raises NonFiniteLoss, in all processes or in none."""
+        self.unread.read(wait=True)
+        if self.unread.broken is not None:
             suffix = f"_process{self.processes.rank}" if self.processes.count > 1 else ""
-            file = self.folder.path / f"not_finite{suffix}.json"
-            raise not_finite(file, iteration, lr, values, images, batch, self.model)
-        self.state.optimizer.step()
-        return values, verdict == STOP
+            raise not_finite(self.folder.path / f"not_finite{suffix}.json", self.unread.broken, self.model)
 
     def _count_bad(self, bad: list[BadImage], iteration: int, log: TrainingLog) -> None:
         """Count the step's bad images, of all processes; past the limit save what was before the step."""
@@ -367,11 +361,19 @@ class _Run:
         self._save(iteration, log, best=metrics["bbox_mAP"] > previous)
 
     def _save(self, iteration: int, log: TrainingLog, best: bool = False) -> None:
+        self._read_all()
         random_states = self.processes.gather(random_state(), "the random state for the checkpoint")
         if self.processes.first:
             self.state.steps, self.state.log = iteration, log.state()
             epoch = iteration // self.batches.steps_per_epoch
             self.folder.save(self.state, epoch, random_states, best)
+        self.saved = iteration
+
+    def how_to_go_on(self) -> str:
+        """After an end without warning."""
+        if not self.saved:
+            return "Nothing has been saved yet: start again"
+        return f"What came after step {self.saved} is not saved: go on from {self.folder.last} by resume=True"
 
     def _introduce(self, log: TrainingLog) -> None:
         log.say(f"training set   {self.dataset.summary()}")

@@ -13,8 +13,9 @@ from frcnn.checked import OptionError
 from frcnn.data import CocoDataset
 from frcnn.data.augment import as_sample, fitted
 from frcnn.detector import FasterRCNN, evaluating
+from frcnn.inference.hardware import float32_arithmetic
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import Prepared, pad
+from frcnn.preprocess import Prepared, pad_pixels
 from frcnn.structures import Batch
 
 
@@ -46,9 +47,10 @@ class ValidationLosses:
         device, data = self.model.device, self.model.data
         boxes, labels = self.dataset.boxes_of(index)
         boxes, labels = fitted(boxes, image.scale, image.size), self.label_of[labels]
-        sample = as_sample(torch.from_numpy(image.pixels).to(device), boxes, labels, data)
-        batch = Batch(pad(sample[:1], data.pad_divisor), (image.size,), sample[1:2], sample[2:]).to(device)
-        with torch.no_grad(), evaluating(self.model):
+        sample = as_sample(image.pixels, boxes, labels)
+        pixels = pad_pixels(sample[:1], data.pad_divisor)
+        batch = Batch(pixels, (image.size,), sample[1:2], sample[2:]).to(device)
+        with torch.no_grad(), evaluating(self.model), float32_arithmetic("float32", device):
             losses, _ = self.model.losses(batch, torch.Generator(device).manual_seed(index))
         row = torch.stack([*losses.values()])
         self.names = [*losses, "loss"]

@@ -17,7 +17,7 @@ import frcnn_ops
 from frcnn.detector import FasterRCNN, fingerprint
 from frcnn.inference.cuda_graph import GraphCache
 from frcnn.inference.fold import fold
-from frcnn.inference.hardware import DTYPES, Precision, check_precision, fp32_arithmetic, limit_threads
+from frcnn.inference.hardware import DTYPES, Precision, check_precision, float32_arithmetic, limit_threads
 from frcnn.inference.stream import Predictor
 from frcnn.structures import Batch, Detections
 
@@ -92,7 +92,7 @@ class FastDetector(Predictor):
         return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
-        with fp32_arithmetic("tf32" if self.precision == "tf32" else "ieee", self.device):
+        with float32_arithmetic(self.precision, self.device):
             if details:  # asked for seldom: neither compiled nor captured
                 return self._network.detect_padded(images, sizes, scales, details)
             return self._detect_padded(images, sizes, scales)

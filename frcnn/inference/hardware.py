@@ -53,18 +53,18 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         if precision != "float16" and torch.cuda.get_device_capability(device) < (8, 0):
             raise OptionError(
                 f"{torch.cuda.get_device_name(device)} has no {precision} arithmetic (it came with compute "
-                'capability 8.0): use precision="float16" or "float32"'
+                "capability 8.0): use precision=float16 or precision=float32"
             )
     elif device.type == "cpu":
         if precision == "tf32":
             raise OptionError(
-                'tf32 is a format of NVIDIA GPUs: on a CPU use precision="float32" or "bfloat16"'
+                "tf32 is a format of NVIDIA GPUs: on a CPU use precision=float32 or precision=bfloat16"
             )
         if not cpu_computes(precision):
             needed = " or ".join(X86_FEATURES[precision])
             raise OptionError(
                 f"this CPU ({platform.machine()}) has no {precision} arithmetic (on x86: {needed}), so it "
-                'would be slower than float32: use precision="float32"'
+                "would be slower than float32: use precision=float32"
             )
 
 
@@ -85,22 +85,25 @@ _arithmetic_lock = threading.RLock()
 
 
 @contextmanager
-def fp32_arithmetic(precision: Literal["ieee", "tf32"], device: torch.device) -> Iterator[None]:
-    """Choose how CUDA computes float32 matrix products and convolutions in the block; torch's settings are
-    restored after it.
+def float32_arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Choose how CUDA computes float32 matrix products and convolutions in the block: in TF32 for "tf32", in
+    IEEE's float32 for all else, whatever torch's own settings are (its convolutions use TF32 if nobody says
+    otherwise). These are restored after it.
 
-    The settings are the process's: where they matter, threads take turns.
+    Training, detection and verification compute in such blocks; nothing else here chooses. The settings are
+    the process's: where they matter, threads take turns.
     """
     if device.type != "cuda":
         yield
         return
     # torch adds conv to its module at run time
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    wanted = "tf32" if precision == "tf32" else "ieee"
     with _arithmetic_lock:
         before = [switch.fp32_precision for switch in switches]
         try:
             for switch in switches:
-                switch.fp32_precision = precision
+                switch.fp32_precision = wanted
             yield
         finally:
             for switch, value in zip(switches, before, strict=True):

@@ -28,7 +28,7 @@ from frcnn.checked import unknown
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.inference.fold import fold
-from frcnn.inference.hardware import fp32_arithmetic
+from frcnn.inference.hardware import float32_arithmetic
 from frcnn.preprocess import normalize, pad
 from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
@@ -193,7 +193,7 @@ def verify_case(path: Path, device: torch.device | str = "cpu") -> list[Result]:
     batch = case_batch(case, entry).to(device)
     if batch.images.shape != tuple(case["batch_shape"]):
         return [Result(path.stem, remark=f"the batch has shape {tuple(batch.images.shape)}")]
-    with fp32_arithmetic("ieee", device):  # and not TF32, which GPUs use for convolutions by default
+    with float32_arithmetic("float32", device):
         plain, folded = Result(path.stem), []
         if "fpn0" in case:
             plain = _compare_inference(model.eval(), case, batch, plain)

@@ -10,6 +10,7 @@ EMULATED = "EMULATED_GPU_LIBRARY" in os.environ
 ROOT = Path(__file__).resolve().parents[2]
 if EMULATED:
     sys.path.insert(0, str(ROOT / "tools" / "cuda_emulator"))
+    sys.path.append(str(ROOT / "tests" / "engine"))  # its tiny recipe
 else:
     collect_ignore_glob = ["test_*.py"]
 

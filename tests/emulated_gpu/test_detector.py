@@ -1,4 +1,4 @@
-"""The detector and its training step on the emulated device: the CPU's numbers, and no needless wait."""
+"""The detector on the emulated device: the CPU's numbers, and no needless wait."""
 
 from collections import Counter
 
@@ -9,8 +9,6 @@ from emulated_gpu import record
 from small_recipe import small
 
 from frcnn.detector import FasterRCNN
-from frcnn.engine.step import gradients, sgd
-from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
 from frcnn.zoo.verify import CASES, case_names, verify_case
 
@@ -73,36 +71,3 @@ def test_a_reference_case_is_reached_through_cudnn(name):
     results, rows = record(lambda: verify_case(CASES / f"{name}.npz", torch.device("cuda")))
     assert all(result.passed for result in results)
     assert any(row.op == "aten::cudnn_convolution" for row in rows if row.kind == "conv")
-
-
-def batch_of(device):
-    generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(2, 5, 2, generator=generator) * 60
-    boxes = torch.cat([corner, corner + 8 + torch.rand(2, 5, 2, generator=generator) * 50], 2)
-    labels = torch.randint(0, 80, (2, 5), generator=generator)
-    pixels = torch.randn(2, 3, 96, 128, generator=generator)
-    batch = Batch(pixels, ((96, 128), (80, 100)), tuple(boxes), tuple(labels))
-    return (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
-
-
-def test_a_training_step_stalls_only_for_its_numbers(entry):
-    """What waits is the one transfer of the numbers that are looked at."""
-    device = torch.device("cuda")
-    trained = model(entry, device).to(memory_format=torch.channels_last).train()
-    optimizer = sgd(trained, entry.schedule)
-
-    def step():
-        values = gradients(trained, optimizer, batch_of(device), 0.01, False, None)
-        optimizer.step()
-        return values
-
-    step()
-    values, rows = record(step)
-    kinds = Counter(row.kind for row in rows)
-    assert all(np.isfinite(list(values.values())))
-    assert kinds["sync"] == 1
-    # the gradients of the RPN's joined output layer, one a level: 15 channels each
-    layouts = {row.name for row in rows if row.kind == "layout"}
-    assert kinds["layout"] <= 5 and layouts <= {"gradient of a convolution's output"}
-    uploads = [row for row in rows if row.kind == "memcpy" and row.name.startswith("pageable")]
-    assert not uploads

@@ -26,6 +26,7 @@ class Fault(NamedTuple):
 
 
 DETECTOR, DEVICE = "tests/emulated_gpu/test_detector.py", "tests/emulated_gpu/test_device.py"
+TRAINING = "tests/emulated_gpu/test_training.py"
 FAULTS = [
     Fault(
         "limit of shared memory left at its default",
@@ -72,7 +73,7 @@ FAULTS = [
     Fault(
         "verification without cuDNN",
         "frcnn/zoo/verify.py",
-        'with fp32_arithmetic("ieee", device):',
+        'with float32_arithmetic("float32", device):',
         "with torch.backends.cudnn.flags(enabled=False):",
         DETECTOR,
     ),
@@ -81,14 +82,35 @@ FAULTS = [
         "frcnn/roi_head.py",
         "unit = F.pad(boxes.new_zeros(2), (0, 2), value=1.0)",
         "unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])",
-        DETECTOR,
+        TRAINING,
     ),
     Fault(
         "numbers uploaded from pageable memory",
         "frcnn/structures.py",
         "tensor.pin_memory().to(device, non_blocking=True)",
         "tensor.to(device)",
-        DETECTOR,
+        TRAINING,
+    ),
+    Fault(
+        "numbers of a training step read at once",
+        "frcnn/engine/step.py",
+        "torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)",
+        "numbers.cpu()",
+        TRAINING,
+    ),
+    Fault(
+        "a step that is not finite and is taken",
+        "frcnn/engine/step.py",
+        "found_inf = torch.maximum(self.broken, unsound)",
+        "found_inf = torch.zeros_like(self.broken)",
+        TRAINING,
+    ),
+    Fault(
+        "a step that is not finite and only it is not taken",
+        "frcnn/engine/step.py",
+        "self.broken = torch.maximum(self.broken, breaks)",
+        "self.broken = breaks",
+        TRAINING,
     ),
     Fault(
         "counts read before they are there",

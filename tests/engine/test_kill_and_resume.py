@@ -104,6 +104,24 @@ def test_log_means_go_on_where_they_were(longer, tiny, tmp_path, break_off):
     assert_same_end(whole, parts)
 
 
+def test_float16_goes_on_with_its_loss_scale(longer, tiny, tmp_path, break_off, monkeypatch):
+    """Which has been halved and doubled by then; a row of finite steps is cut in two."""
+    monkeypatch.setattr("frcnn.inference.hardware.cpu_computes", lambda precision: True)
+    monkeypatch.setattr("frcnn.engine.loss_scale.STEPS_TO_DOUBLE", 4)
+    monkeypatch.setattr("frcnn.engine.loss_scale.START", 2.0**40)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    longer = replace(longer, schedule=replace(longer.schedule, epochs=12))
+    options = {"log_every": 4, "save_every": 1, "precision": "float16"}
+    train(longer, *tiny, work_dir=whole, **options)
+    break_off(31, longer, *tiny, work_dir=parts, **options)
+    train(longer, *tiny, work_dir=parts, resume=True, **options)
+    assert_same_end(whole, parts)
+    lines = log_of(whole)
+    assert any(line["skipped"] for line in lines) and not lines[-1]["skipped"]
+    scale, _ = read_training_state(whole / "last.pth")["training"]["loss_scale"]
+    assert scale < 2.0**40 and max(line["loss_scale"] for line in lines) > scale
+
+
 def test_validation_lines_are_not_repeated(longer, tiny, tmp_path, monkeypatch):
     """The run ends between the line and the checkpoint that knows of the validation."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -27,7 +27,7 @@ from frcnn.inference.hardware import resolve_device
         ("timeout", float("nan"), "timeout=nan"),
         ("max_bad_images", 1.5, "max_bad_images=1.5: it is a share of the training images, 0 to 1"),
         ("max_bad_images", float("nan"), "max_bad_images=nan"),
-        ("precision", "float16", "precision='float16': training computes in"),
+        ("precision", "float8", "unknown precision 'float8': choose one of float32, tf32, bfloat16, float16"),
         ("reinit_heads", True, "reinit_heads=True leaves out .* there is no checkpoint"),
         ("device", "gpu", "no device 'gpu': this machine has cpu"),
         ("device", "cuda:99", "no device 'cuda:99': this machine has cpu"),
@@ -40,10 +40,11 @@ def test_options_out_of_their_range(recipe, tiny, tmp_path, monkeypatch, option,
     assert not (tmp_path / "run").exists()
 
 
-def test_bfloat16_is_refused_where_it_would_be_slow(recipe, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_precision_is_refused_where_it_would_be_slow(recipe, tiny, tmp_path, monkeypatch, precision):
     monkeypatch.setattr("frcnn.inference.hardware.cpu_computes", lambda precision: False)
-    with pytest.raises(ValueError, match=r'has no bfloat16 arithmetic .*use precision="float32"'):
-        train(recipe, *tiny, work_dir=tmp_path / "run", device="cpu", precision="bfloat16")
+    with pytest.raises(ValueError, match=rf"has no {precision} arithmetic .*use precision=float32$"):
+        train(recipe, *tiny, work_dir=tmp_path / "run", device="cpu", precision=precision)
 
 
 def test_devices():

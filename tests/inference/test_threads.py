@@ -18,7 +18,7 @@ from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig,
 from frcnn.detector import FasterRCNN, evaluating
 from frcnn.inference.cuda_graph import Captured, GraphCache
 from frcnn.inference.fast_detector import FastDetector
-from frcnn.inference.hardware import fp32_arithmetic
+from frcnn.inference.hardware import float32_arithmetic
 
 THREADS = 8
 CONFIG = ModelConfig(
@@ -159,8 +159,8 @@ def test_float32_settings_of_threads_do_not_mix():
     before = [switch.fp32_precision for switch in switches]
 
     def work(number):
-        wanted = ("ieee", "tf32")[number % 2]
-        with fp32_arithmetic(wanted, torch.device("cuda")):
+        precision, wanted = (("float32", "ieee"), ("tf32", "tf32"))[number % 2]
+        with float32_arithmetic(precision, torch.device("cuda")):
             time.sleep(0.001)
             return all(switch.fp32_precision == wanted for switch in switches)
 

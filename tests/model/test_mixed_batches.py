@@ -16,7 +16,7 @@ from small_recipe import small
 
 import frcnn
 from frcnn.detector import FasterRCNN
-from frcnn.preprocess import normalize, pad, read_image, resize
+from frcnn.preprocess import normalize, pad, pad_pixels, read_image, resize
 from frcnn.structures import Batch
 from frcnn.zoo.verify import CASES, draw_weights
 
@@ -52,6 +52,20 @@ def batch(model):
     sizes = tuple(image.shape[:2] for image in resized)
     assert images.shape[-2:] == (192, 256) and sizes == ((117, 250), (180, 135))
     return Batch(images, sizes, boxes, labels)
+
+
+def test_pixels_are_normalized_in_the_network_to_the_bit(model, batch):
+    """As training's loader and inference give them: uint8, HWC, padded with zeros."""
+    image = read_image(CASES / "image0.png")
+    resized = [resize(image[:150], (250, 117))[0], resize(image.transpose(1, 0, 2).copy(), (180, 135))[0]]
+    pixels = pad_pixels([torch.from_numpy(image) for image in resized], 32)
+    assert pixels.shape == (2, 192, 256, 3) and pixels.dtype == torch.uint8
+    model.train()
+    ours, normalized = (
+        model.losses(replace(batch, images=images), torch.Generator().manual_seed(0))[0]
+        for images in (pixels, batch.images)
+    )
+    assert all(torch.equal(ours[name], normalized[name]) for name in normalized)
 
 
 def anchors_of(shapes):

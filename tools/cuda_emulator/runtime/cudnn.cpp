@@ -1,5 +1,6 @@
 // cuDNN's operators, whose library needs a GPU: their results are allocated in the layout that torch chooses,
 // and computed by the CPU's convolutions and norms.
+#include <ATen/Context.h>
 #include <ATen/native/ConvUtils.h>
 #include <torch/library.h>
 
@@ -23,6 +24,12 @@ Tensor in_layout(const Tensor& t, at::MemoryFormat format, const char* what) {
   return t.contiguous(format);
 }
 
+// One convolution, in the arithmetic that torch would choose for float32 now.
+void log_convolution(const std::string& what) {
+  const bool tf32 = at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+  gpu::log("conv", tf32 ? what + ", tf32" : what);
+}
+
 template <typename F>
 void later(const Tensor& on_device, F f) {
   gpu::enqueue(current_stream(on_device.device()), [f] {
@@ -39,7 +46,7 @@ Tensor convolve(const Tensor& self, const Tensor& weight, const std::optional<Te
   const auto format = at::native::cudnn_conv_suggest_memory_format(self, weight);
   const Tensor input = in_layout(self, format, "convolution's input"),
                filter = in_layout(weight, format, "convolution's weight");
-  gpu::log("conv", name);
+  log_convolution(name);
   std::vector<int64_t> size =
       at::native::conv_output_size(input.sizes(), filter.sizes(), padding, stride, dilation);
   Tensor out = at::empty(size, input.options(), format);
@@ -84,11 +91,11 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   Tensor grad_input, grad_weight, grad_bias;
   if (mask[0]) {
     grad_input = at::empty(x.sizes(), x.options(), format);
-    gpu::log("conv", "gradient of the input");
+    log_convolution("gradient of the input");
   }
   if (mask[1]) {
     grad_weight = at::empty(w.sizes(), w.options(), format);
-    gpu::log("conv", "gradient of the weight");
+    log_convolution("gradient of the weight");
   }
   if (mask[2]) {
     grad_bias = at::empty({w.size(0)}, w.options());

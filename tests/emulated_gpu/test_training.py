@@ -1,0 +1,129 @@
+"""Training on the emulated device: the host gives it steps and waits for none; a bad one is found late."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from emulated_gpu import record
+from small_recipe import small
+from tiny_coco import write_tiny
+from tiny_recipe import STAGE_CHANNELS, tiny_recipe
+
+from frcnn.detector import FasterRCNN
+from frcnn.engine import train as train_module
+from frcnn.engine.distributed import Processes
+from frcnn.engine.not_finite import NonFiniteLoss
+from frcnn.engine.step import Learner
+from frcnn.structures import Batch
+from frcnn.zoo.recipes import recipe
+
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def entry():
+    return small(recipe("faster_rcnn_r50_fpn_1x_coco"))
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Annotation file and image folder, for the tiny recipe."""
+    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", STAGE_CHANNELS)
+    return write_tiny(tmp_path / "tiny")
+
+
+def batch_of():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, 5, 2, generator=generator) * 60
+    boxes = torch.cat([corner, corner + 8 + torch.rand(2, 5, 2, generator=generator) * 50], 2)
+    labels = torch.randint(0, 80, (2, 5), generator=generator)
+    pixels = torch.randint(0, 256, (2, 96, 128, 3), generator=generator, dtype=torch.uint8)
+    batch = Batch(pixels, ((96, 128), (80, 100)), tuple(boxes), tuple(labels))
+    return batch.pin_memory().to(DEVICE, non_blocking=True)
+
+
+@pytest.mark.parametrize(("precision", "clip"), [("float32", None), ("bfloat16", 1.0), ("float16", None)])
+def test_a_step_waits_for_nothing(entry, precision, clip):
+    torch.manual_seed(0)
+    model = FasterRCNN(entry.model, entry.data).to(DEVICE).to(memory_format=torch.channels_last).train()
+    learner = Learner(model, replace(entry.schedule, clip_grad_norm=clip), precision, Processes())
+    if learner.scale is not None:
+        learner.scale.restore([256.0, 0])  # a batch of noise overflows where torch begins
+    learner.step(model, batch_of(), 0.01).read()
+    numbers, rows = record(lambda: learner.step(model, batch_of(), 0.01))
+    assert not numbers.are_there()
+    kinds = Counter(row.kind for row in rows)
+    assert kinds["sync"] == 0 and kinds["conv"] > 60
+    assert kinds["layout"] == 0  # channels last, forward and backward
+    copies = [row for row in rows if row.kind == "memcpy"]
+    assert not [row for row in copies if row.name.startswith("pageable")]
+    assert max(row.bytes for row in copies if "pinned" in row.name) == 2 * 96 * 128 * 3  # images as uint8
+    values, broken = numbers.read()
+    assert not broken and all(np.isfinite(list(values.values())))
+
+
+def test_float32_is_float32_unless_tf32_is_asked_for(entry):
+    """In training as in detection: torch's own choice for convolutions is TF32."""
+    model = FasterRCNN(entry.model, entry.data).to(DEVICE).to(memory_format=torch.channels_last).train()
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+
+    def learn(precision):
+        Learner(model, entry.schedule, precision, Processes()).step(model, batch_of(), 0.01)
+
+    work = {
+        "torch's own": lambda: model.losses(batch_of()),
+        "training": lambda: learn("float32"),
+        "training, tf32": lambda: learn("tf32"),
+        "detection": lambda: model.predict(image, (64, 64)),
+        "fast detection": lambda: model.optimize().predict(image, (64, 64)),
+        "fast detection, tf32": lambda: model.optimize("tf32").predict(image, (64, 64)),
+    }
+    for name, function in work.items():
+        _, rows = record(function)
+        convolutions = {row.name.endswith(", tf32") for row in rows if row.kind == "conv"}
+        assert convolutions == {"tf32" in name or "own" in name}, name
+
+
+def train(tiny, folder, **options):
+    return train_module.train(tiny_recipe(), *tiny, work_dir=folder, workers=0, device="cuda", **options)
+
+
+def test_more_steps_are_no_more_waits(tiny, tmp_path):
+    """An epoch of 6 steps and one of 3, each with one log line and one checkpoint."""
+
+    def waits(batch_size):
+        options = {"epochs": 1, "batch_size": batch_size}
+        result, rows = record(lambda: train(tiny, tmp_path / f"run{batch_size}", **options))
+        lines = [json.loads(line) for line in (result.work_dir / "log.jsonl").read_text().splitlines()]
+        assert [line["iter"] for line in lines] == [6 // batch_size]
+        return sum(row.kind == "sync" for row in rows)
+
+    assert waits(1) == waits(2) > 0
+
+
+def test_a_step_that_was_not_finite_is_found_later_and_described(tiny, tmp_path, monkeypatch):
+    """The next steps have been given to the device by then; they change nothing."""
+    original = FasterRCNN.losses
+    calls, weights = [], []
+
+    def losses(self, batch):
+        calls.append(batch)
+        values, accuracy = original(self, batch)
+        weights.append(self.roi_head.bbox_head.fc_cls.weight.detach().clone())
+        if len(calls) == 2:
+            values["loss_cls"] = values["loss_cls"] * float("nan")
+        return values, accuracy
+
+    monkeypatch.setattr(FasterRCNN, "losses", losses)
+    with pytest.raises(NonFiniteLoss, match=r"step 1: loss_cls, loss, grad_norm not finite.*\.png"):
+        train(tiny, tmp_path / "run", epochs=1, batch_size=1)
+    assert len(calls) > 2
+    assert not torch.equal(weights[0], weights[1]) and all(torch.equal(weights[1], w) for w in weights[2:])
+    evidence = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert evidence["iteration"] == 1 and evidence["values"]["loss_cls"] == "nan"
+    assert "roi_head.bbox_head.fc_cls.weight" in evidence["parameters_with_bad_gradients"]
+    assert [image["boxes"] for image in evidence["images"]] == [boxes.tolist() for boxes in calls[1].boxes]
+    assert not (tmp_path / "run" / "last.pth").exists()
