@@ -43,8 +43,9 @@ __device__ __forceinline__ void sort_in_block(unsigned long long* keys, int size
 }
 
 // grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a
-// power of two.
-__global__ void __launch_bounds__(kNmsThreads)
+// power of two. One block at a time on a multiprocessor: for sm_100 the compiler would make room for two,
+// with 32 registers a thread, and spill.
+__global__ void __launch_bounds__(kNmsThreads, 1)
     nms_block_kernel(const float* __restrict__ boxes, const float* __restrict__ scores,
                      const int64_t* __restrict__ groups, int n, int size, float threshold, int64_t max_keep,
                      bool drop_absent, int64_t* __restrict__ indices, int64_t* __restrict__ counts) {
