@@ -107,9 +107,13 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" int frcnn_cuda_nms(int64_t type, const void* boxes, const void* scores, const int64_t* groups,
-                              int64_t segments, int64_t n, double iou_threshold, int64_t max_keep,
-                              bool drop_absent, int64_t* indices, int64_t* counts, cudaStream_t stream) {
+extern "C" {
+
+int frcnn_cuda_nms_block(int64_t* boxes) { return frcnn::boxes_in_block(boxes); }
+
+int frcnn_cuda_nms(int64_t type, const void* boxes, const void* scores, const int64_t* groups,
+                   int64_t segments, int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
+                   int64_t* indices, int64_t* counts, cudaStream_t stream) {
   using namespace frcnn;
   if (segments == 0) return cudaSuccess;
   if (type != kFrcnnFloat || n > kFrcnnNmsBlock || segments > INT32_MAX) return cudaErrorInvalidValue;
@@ -120,4 +124,5 @@ extern "C" int frcnn_cuda_nms(int64_t type, const void* boxes, const void* score
                 static_cast<const float*>(boxes), static_cast<const float*>(scores), groups,
                 static_cast<int>(n), size, static_cast<float>(iou_threshold), max_keep, drop_absent, indices,
                 counts);
+}
 }
