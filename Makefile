@@ -6,6 +6,10 @@
 #              access out of bounds and at undefined behavior; needs gcc; FUZZ_CALLS is how many calls (100000)
 # make test-gpu-emulated    runs the CUDA path without a GPU, on the emulated device of tools/cuda_emulator; needs
 #              nvcc, and a second environment with a CUDA build of torch (GPU_VENV says where; several GB)
+# make gpu-report    on a machine with a GPU: tests, sanitizers, verification and measurements in nine minutes, and a
+#              report; GPU_PYTHON names an interpreter that has torch, where nothing shall be installed, and
+#              GPU_REPORT_ARGS are the options of benchmarks/gpu_report.py
+# make rehearse-gpu-report    the same on the emulated device, with small sizes, to see that it runs through
 # make lint    checks style and types; make format applies the style
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
@@ -31,7 +35,7 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
     $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 CPP := $(shell find csrc tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test stress sanitize test-gpu test-gpu-emulated lint format cuda-check cuda-link install clean
+.PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report lint format cuda-check cuda-link install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -77,12 +81,27 @@ $(GPU_VENV)/.installed: requirements/emulated_gpu.txt
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
 	@touch $@
 
-test-gpu-emulated: $(GPU_VENV)/.installed
+define BUILD_EMULATED
 	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(GPU_BIN)/python setup.py --quiet build \
 	    --build-base build/emulated-gpu --build-lib $(GPU_LIB)
+endef
+
+test-gpu-emulated: $(GPU_VENV)/.installed
+	$(BUILD_EMULATED)
 	PYTHONPATH=$(CURDIR)/$(GPU_LIB) CUDA_HOME=$(CUDA_HOME) OMP_NUM_THREADS=1 $(GPU_BIN)/python \
 	    tools/cuda_emulator/emulated_gpu.py --devices 2 $(GPU_BIN)/pytest $(GPU_TESTS) -n auto --dist loadfile \
 	    -k "cuda or emulated_gpu or engine" $(TEST_ARGS)
+
+GPU_PYTHON ?=
+GPU_REPORT_ARGS ?=
+gpu-report: $(if $(GPU_PYTHON),,$(INSTALLED))
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_report.py $(GPU_REPORT_ARGS)
+
+rehearse-gpu-report: $(GPU_VENV)/.installed
+	$(BUILD_EMULATED)
+	PATH=$(CURDIR)/tools/cuda_emulator/rehearsal:$$PATH PYTHONPATH=$(CURDIR)/$(GPU_LIB) CUDA_HOME=$(CUDA_HOME) \
+	    $(GPU_BIN)/python tools/cuda_emulator/emulated_gpu.py $(GPU_BIN)/python benchmarks/gpu_report.py \
+	    --rehearsal --build build/emulated-gpu $(GPU_REPORT_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Compiles every CUDA kernel with nvcc alone and reads what ptxas says about registers, stack and spills.
 
-    python .ci/compile_kernels.py [--archs 80 90 120]
+    python .ci/compile_kernels.py [--archs 80 90 120]    (default: all that setup.py builds for)
 
 Warnings are errors. A spill or a stack frame is an error too, except in float64 kernels, which exist for
 gradient checks. Needs nvcc (CUDA_HOME or PATH), no GPU and no torch; without nvcc it says so and succeeds.
@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-KERNELS = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-ARCHS = (80, 90, 120)
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "csrc" / "cuda"
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<arch>\d+)a?'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
@@ -52,6 +52,12 @@ def find_nvcc() -> str | None:
     if home := os.environ.get("CUDA_HOME"):
         return shutil.which("nvcc", path=f"{home}/bin")
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def shipped() -> list[int]:
+    """What setup.py builds for where nobody chooses."""
+    listed = re.search(r"^DEFAULT_ARCHS = \((.+)\)$", (ROOT / "setup.py").read_text(), re.MULTILINE)
+    return [int(arch.replace(".", "")) for arch in re.findall(r"\d+\.\d", listed[1])]
 
 
 def demangle(name: str) -> str:
@@ -94,8 +100,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archs", type=int, nargs="+", default=ARCHS, help="compute capabilities times ten")
-    archs = parser.parse_args().archs
+    parser.add_argument("--archs", type=int, nargs="+", help="compute capabilities times ten")
+    archs = parser.parse_args().archs or shipped()
     nvcc = find_nvcc()
     if nvcc is None:
         print("CUDA kernels not compiled: there is no nvcc (put it on PATH or set CUDA_HOME)")

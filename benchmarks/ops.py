@@ -7,7 +7,7 @@ Ours, torchvision's and the reference take turns in one run; medians are printed
 must move, the bandwidth that makes, its share of the device's copy bandwidth, and peak extra memory. A
 library stops taking turns once it has used its budget of seconds. The reference's RoIAlign loops over RoIs in
 Python, minutes for a thousand, and runs with --quick only. Results go to ops.json and ops.md in
-benchmarks/results/<date>-<machine>.
+benchmarks/results/<date>-<machine>, or in the folder that --output names; they are whole after every case.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import machine, measure, report
 from benchmarks.op_cases import Case, Image, all_cases, torchvision
+from frcnn.files import replace_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     parser.add_argument("--batches", type=int, nargs="+", help="default: 1 2 8 on a GPU, else 1")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds per case and library")
+    parser.add_argument("--output", type=Path, help="folder for the results, also with --quick")
     parser.add_argument(
         "--save", action=argparse.BooleanOptionalAction, default=True, help="write the results"
     )
@@ -120,25 +122,36 @@ def main() -> None:
     height, width = (256, 320) if options.quick else (800, 1333)
     batches = options.batches or ([1, 2, 8] if device.type == "cuda" and not options.quick else [1])
     copy = measure.copy_bandwidth(device)
-    rows = []
+    found = machine.describe(device, torch.get_num_threads())
+    folder = options.output
+    if folder is None and options.save and not options.quick:
+        folder = RESULTS / f"{datetime.date.today()}-{found['name']}"
+    rows, failed = [], []
     for case in all_cases(Image(height, width, device), batches, options.quick):
         if options.only not in case.name:
             continue
-        rows.append(run_case(case, device, options.budget))
+        try:
+            rows.append(run_case(case, device, options.budget))
+        except RuntimeError as error:  # of one library: the other cases tell something all the same
+            failed.append(case.name)
+            print(case.name, "failed:", error, flush=True)
+            continue
         milliseconds = {name: round(s * 1e3, 3) for name, s in rows[-1]["seconds"].items()}
         print(case.name, milliseconds, flush=True)
-    if not rows:
+        if folder is not None:
+            write(folder, rows, found, copy)
+    if not rows + failed:
         raise SystemExit(f"no case's name contains {options.only!r}")
-    found = machine.describe(device, torch.get_num_threads())
-    text = as_markdown(rows, found, copy)
-    print("\n" + text)
-    if options.save and not options.quick:
-        folder = RESULTS / f"{datetime.date.today()}-{found['name']}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "ops.md").write_text(text)
-        (folder / "ops.json").write_text(
-            json.dumps({"machine": found, "copy_bandwidth": copy, "cases": rows}, indent=1)
-        )
+    print("\n" + as_markdown(rows, found, copy))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def write(folder: Path, rows: list[dict], found: dict[str, object], copy: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "ops.md", as_markdown(rows, found, copy))
+    result = {"machine": found, "copy_bandwidth": copy, "cases": rows}
+    replace_text(folder / "ops.json", json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

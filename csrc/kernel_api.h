@@ -82,6 +82,8 @@ FRCNN_KERNEL(select_proposals, const FrcnnProposals* proposals, void* workspace,
 // What the two directions of roi_align share, in host memory. On CUDA at most kFrcnnMostBins bin rows and
 // columns.
 enum { kFrcnnMostBins = 512 };
+// Of the gradient on CUDA: cells along each side of a tile, and channels.
+enum { kFrcnnTile = 8, kFrcnnMostChannels = 65535 * 32 };
 struct FrcnnRoiAlign {
   const int64_t* sizes;  // H and W of each level
   const double* scales;  // cells per pixel of each level
@@ -100,9 +102,11 @@ FRCNN_KERNEL(roi_align_backward, int64_t type, const FrcnnRoiAlign* pooling, con
 
 // boxes [S, n, 4], scores [S, n]; groups [S, n] or null: boxes of different groups do not suppress each
 // other; drop_absent: a score of -inf marks an absent box -> indices [S, max_keep], padded with -1, and
-// counts [S]. The CUDA kernel sorts and suppresses in one launch, and takes float32 and n up to
-// kFrcnnNmsBlock only.
+// counts [S]. The CUDA kernel sorts and suppresses in one launch, and takes float32 only and n up to what
+// frcnn_cuda_nms_block says of the current GPU: kFrcnnNmsBlock, or half as many before compute
+// capability 8.0.
 enum { kFrcnnNmsBlock = 4096 };
+int frcnn_cuda_nms_block(int64_t* boxes);
 FRCNN_KERNEL(nms, int64_t type, const void* boxes, const void* scores, const int64_t* groups,
              int64_t segments, int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
              int64_t* indices, int64_t* counts);

@@ -31,8 +31,10 @@ inline void expect_launched(const char* op, int error) {
   TORCH_CHECK(
       error != cudaErrorInvalidValue, op,
       ": the sizes are more than the CUDA kernel counts in 32 bits; split the call over images or boxes");
-  TORCH_CHECK(error != cudaErrorLaunchOutOfResources, op,
-              ": a block of the CUDA kernel needs more shared memory for these sizes than this GPU has");
+  TORCH_CHECK(
+      error != cudaErrorLaunchOutOfResources, op,
+      ": a block of the CUDA kernel needs more shared memory or registers than this GPU has; run it on the "
+      "CPU, or build for this GPU with TORCH_CUDA_ARCH_LIST");
   C10_CUDA_CHECK(static_cast<cudaError_t>(error));
 }
 inline FrcnnStream stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
@@ -89,7 +91,7 @@ inline at::Tensor workspace(int64_t bytes, const at::Tensor& like) {
 // What only the CUDA kernels limit.
 inline void expect_at_most(const char* op, const char* name, at::Device device, int64_t count, int64_t most) {
   TORCH_CHECK(!device.is_cuda() || count <= most, op, ": ", count, " ", name,
-              " are more than the CUDA kernel takes (", most, ")");
+              " are more than the CUDA kernel takes (", most, "); split the call");
 }
 
 }  // namespace frcnn

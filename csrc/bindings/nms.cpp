@@ -11,8 +11,12 @@ namespace {
 
 #ifdef FRCNN_CUDA
 
+// On the current device.
 bool fits(const at::Tensor& boxes, int64_t n) {
-  return boxes.is_cpu() || (boxes.scalar_type() == at::kFloat && n <= kFrcnnNmsBlock);
+  if (boxes.is_cpu()) return true;
+  int64_t most = 0;
+  expect_launched("nms", frcnn_cuda_nms_block(&most));
+  return boxes.scalar_type() == at::kFloat && n <= most;
 }
 
 // Rows of scores [..., N] from the best to the worst, NaN last, the lower index first among equals.

@@ -21,6 +21,18 @@ void expect_pooling_fits(const char* op, at::Device device, int64_t levels, int6
               ")");
 }
 
+// The gradient's kernel has a block for each tile of each map.
+void expect_tiles_fit(const char* op, at::Device device, at::IntArrayRef sizes, int64_t batch,
+                      int64_t channels) {
+  expect_at_most(op, "channels of grad", device, channels, kFrcnnMostChannels);
+  int64_t tiles = 0;
+  for (size_t i = 0; i < sizes.size(); i += 2)
+    tiles +=
+        product({(sizes[i] + kFrcnnTile - 1) / kFrcnnTile, (sizes[i + 1] + kFrcnnTile - 1) / kFrcnnTile});
+  expect_at_most(op, "tiles of 8 x 8 cells in the maps of batch images", device, product({tiles, batch}),
+                 kMostAlongOne);
+}
+
 // Of the values, which a GPU would have to be waited for to know: there, such an RoI pools to zero.
 void check_images_on_cpu(const at::Tensor& rois, int64_t batch) {
   const at::Tensor images = rois.select(1, 0).to(at::kDouble).contiguous();
@@ -115,6 +127,7 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
 
   const at::Device device = grad.device();
   expect_pooling_fits(op, device, scales.size(), grad.size(2), grad.size(3));
+  expect_tiles_fit(op, device, sizes, batch, grad.size(1));
   if (device.is_cpu()) check_images_on_cpu(rois, batch);
   const c10::DeviceGuard guard(device);
   const at::Tensor source = grad.to(sum_type(grad)).contiguous(kChannelsLast), rows = rois.contiguous();

@@ -23,16 +23,22 @@ namespace frcnn {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
+// Bytes of shared memory that a block of the current GPU can have if it asks for them.
+inline cudaError_t most_shared(int* bytes) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
 // Lets a kernel have all the shared memory that a block of this GPU can have, and says whether that is
 // enough: without it the static and dynamic bytes may be 48 KB together. Always the same limit, so threads
 // may race.
 inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
   cudaFuncAttributes attributes{};
-  int device = 0, most = 0;
+  int most = 0;
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = most_shared(&most);
   if (error != cudaSuccess) return error;
   most -= static_cast<int>(attributes.sharedSizeBytes);
   if (bytes > static_cast<size_t>(most)) return cudaErrorLaunchOutOfResources;

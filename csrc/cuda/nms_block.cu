@@ -18,8 +18,9 @@ namespace frcnn {
 namespace {
 
 // grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a
-// power of two.
-__global__ void __launch_bounds__(kNmsThreads)
+// power of two. One block at a time on a multiprocessor: for sm_100 the compiler would make room for two,
+// with 32 registers a thread, and spill.
+__global__ void __launch_bounds__(kNmsThreads, 1)
     nms_block_kernel(const float* __restrict__ boxes, const float* __restrict__ scores,
                      const int64_t* __restrict__ groups, int n, int size, float threshold, int64_t max_keep,
                      bool drop_absent, int64_t* __restrict__ indices, int64_t* __restrict__ counts) {
@@ -81,9 +82,13 @@ __global__ void __launch_bounds__(kNmsThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" int frcnn_cuda_nms(int64_t type, const void* boxes, const void* scores, const int64_t* groups,
-                              int64_t segments, int64_t n, double iou_threshold, int64_t max_keep,
-                              bool drop_absent, int64_t* indices, int64_t* counts, cudaStream_t stream) {
+extern "C" {
+
+int frcnn_cuda_nms_block(int64_t* boxes) { return frcnn::boxes_in_block(boxes); }
+
+int frcnn_cuda_nms(int64_t type, const void* boxes, const void* scores, const int64_t* groups,
+                   int64_t segments, int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
+                   int64_t* indices, int64_t* counts, cudaStream_t stream) {
   using namespace frcnn;
   if (segments == 0) return cudaSuccess;
   if (type != kFrcnnFloat || n > kFrcnnNmsBlock || segments > INT32_MAX) return cudaErrorInvalidValue;
@@ -94,4 +99,5 @@ extern "C" int frcnn_cuda_nms(int64_t type, const void* boxes, const void* score
                 static_cast<const float*>(boxes), static_cast<const float*>(scores), groups,
                 static_cast<int>(n), size, static_cast<float>(iou_threshold), max_keep, drop_absent, indices,
                 counts);
+}
 }

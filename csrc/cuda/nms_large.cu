@@ -1,9 +1,10 @@
 // NMS of any size: segments of rows that are already sorted, best first. Each segment is taken in chunks of
-// 4096 boxes (2048 in float64). Round 0 suppresses every segment's first chunk in one block (nms_suppress.h)
-// and lists the segments that have more. In a later round one launch compares each of those segments' next
-// chunk with the boxes it has kept so far, all multiprocessors together, and another suppresses what is left
-// of the chunk in one block and appends it to the kept boxes. Device memory is O(boxes); the number of rounds
-// depends on the number of rows only, so nothing is read back.
+// 4096 boxes (2048 in float64, and half as many before compute capability 8.0). Round 0 suppresses every
+// segment's first chunk in one block (nms_suppress.h) and lists the segments that have more. In a later round
+// one launch compares each of those segments' next chunk with the boxes it has kept so far, all
+// multiprocessors together, and another suppresses what is left of the chunk in one block and appends it to
+// the kept boxes. Device memory is O(boxes); the number of rounds depends on the number of rows only, so
+// nothing is read back.
 //
 // Bound by operations: kept x n / 2 pairs of about 20. 100,000 boxes of one class that keep 10,000: 10^10
 // operations, 0.3 ms at 30 TFLOP/s, and 25 rounds of one block's chunk, about 0.1 ms each, which dominate:
@@ -20,8 +21,8 @@ constexpr int kPruneBoxes = 64;   // candidates of a block; the threads split th
 constexpr int kPruneSplits = 4;   // blocks that share the kept boxes of the same candidates
 constexpr int kMostBlocks = 528;  // that share the segments, where only the device knows how many there are
 
-template <typename T>
-constexpr int kChunk = sizeof(T) == 8 ? kFrcnnNmsBlock / 2 : kFrcnnNmsBlock;
+// float64 takes twice the memory, and old GPUs have half of it (boxes_in_block).
+constexpr int kLeastChunk = kFrcnnNmsBlock / 4;
 
 __device__ __forceinline__ int key_of(float score) {
   if (!(score == score)) return INT32_MAX;
@@ -59,6 +60,7 @@ struct Sorted {
   const T *boxes, *scores;
   const int64_t *order, *starts, *segment_count;
   int64_t segments, n;
+  int chunk;  // rows that are taken at a time
   T threshold;
   int64_t max_keep;
   // Workspace: a segment's kept boxes from its own start on, and how many there are; the segments of more
@@ -87,12 +89,12 @@ __global__ void __launch_bounds__(kPruneThreads) prune_kernel(Sorted<T> p, int64
   for (int64_t slot = blockIdx.z; slot < slots; slot += gridDim.z) {
     const int64_t s = p.longer[slot];
     const int64_t start = p.start_of(s), end = p.start_of(s + 1);
-    const int64_t chunk = start + round * kChunk<T>;
+    const int64_t chunk = start + round * p.chunk;
     const int64_t row = chunk + int64_t{blockIdx.x} * kPruneBoxes + t % kPruneBoxes;
     if (chunk >= end) continue;
     const int64_t kept = p.kept_count[s];
     bool dropped = false;
-    if (row < end && row < chunk + kChunk<T>) {
+    if (row < end && row < chunk + p.chunk) {
       const Box<T> box = load_box(p.boxes + p.order[row] * 4);
       const T area = box.area();
       constexpr int kParts = kPruneThreads / kPruneBoxes;
@@ -113,15 +115,15 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(s, NmsShared);
   Box<T>* const boxes = reinterpret_cast<Box<T>*>(memory);
-  int* const places = reinterpret_cast<int*>(boxes + kChunk<T>);  // in the chunk
+  int* const places = reinterpret_cast<int*>(boxes + p.chunk);  // in the chunk
   const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
   const int64_t slots = round == 0 ? p.segment_total() : static_cast<int64_t>(*p.longer_count);
   for (int64_t slot = blockIdx.x; slot < slots; slot += gridDim.x) {
     const int64_t segment = round == 0 ? slot : p.longer[slot];
     const int64_t start = p.start_of(segment), end = p.start_of(segment + 1);
-    const int64_t chunk = start + round * kChunk<T>;
+    const int64_t chunk = start + round * p.chunk;
     if (round > 0 && chunk >= end) continue;
-    const int size = static_cast<int>(end - chunk < kChunk<T> ? end - chunk : kChunk<T>);
+    const int size = static_cast<int>(end - chunk < p.chunk ? end - chunk : p.chunk);
     const int64_t before = round > 0 ? p.kept_count[segment] : 0;
 
     // What earlier chunks left of this one, in order.
@@ -162,7 +164,7 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
     if (t == 0) {
       p.kept_count[segment] = before + kept;
       if (p.counts != nullptr) p.counts[segment] = before + kept;
-      if (round == 0 && end - start > kChunk<T>) p.longer[atomicAdd(p.longer_count, 1ull)] = segment;
+      if (round == 0 && end - start > p.chunk) p.longer[atomicAdd(p.longer_count, 1ull)] = segment;
     }
   }
 }
@@ -177,7 +179,7 @@ Parts parts_of(int64_t type, int64_t total) {
   parts.kept = 0;
   parts.kept_count = total * (type == kFrcnnDouble ? sizeof(Box<double>) : sizeof(Box<float>));
   parts.longer = parts.kept_count + total * kWord;
-  parts.longer_count = parts.longer + (total / kChunk<double> + 1) * kWord;
+  parts.longer_count = parts.longer + (total / kLeastChunk + 1) * kWord;
   parts.dropped = parts.longer_count + kWord;
   parts.end = parts.dropped + (total / 32 + total + 2) * static_cast<int64_t>(sizeof(unsigned));
   return parts;
@@ -219,6 +221,9 @@ int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* works
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const Parts parts = parts_of(type, problem->total);
+    int64_t in_block = 0;
+    if (const cudaError_t error = boxes_in_block(&in_block)) return error;
+    const int chunk = static_cast<int>(sizeof(T) == 8 ? in_block / 2 : in_block);
     unsigned char* const memory = static_cast<unsigned char*>(workspace);
     const Sorted<T> p{static_cast<const T*>(problem->boxes),
                       static_cast<const T*>(problem->scores),
@@ -227,6 +232,7 @@ int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* works
                       problem->segment_count,
                       problem->segments,
                       problem->n,
+                      chunk,
                       static_cast<T>(problem->iou_threshold),
                       problem->max_keep,
                       reinterpret_cast<Box<T>*>(memory + parts.kept),
@@ -240,9 +246,9 @@ int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* works
     const int64_t most_segments = problem->starts != nullptr ? problem->total : problem->segments;
     const int64_t longest = problem->starts != nullptr ? problem->total : problem->n;
     const unsigned blocks = static_cast<unsigned>(most_segments < kMostBlocks ? most_segments : kMostBlocks);
-    const int64_t most_longer = problem->total / kChunk<T>;
+    const int64_t most_longer = problem->total / chunk;
     const unsigned longer = static_cast<unsigned>(most_longer < kMostBlocks ? most_longer : kMostBlocks);
-    const size_t bytes = kChunk<T> * (sizeof(Box<T>) + sizeof(int));
+    const size_t bytes = static_cast<size_t>(chunk) * (sizeof(Box<T>) + sizeof(int));
     cudaError_t error =
         cudaMemsetAsync(p.longer_count, 0, static_cast<size_t>(parts.end - parts.longer_count), stream);
     if (error == cudaSuccess && problem->keep != nullptr)
@@ -251,10 +257,11 @@ int frcnn_cuda_nms_large(int64_t type, const FrcnnLargeNms* problem, void* works
       error = cudaMemsetAsync(problem->indices, 0xff,
                               static_cast<size_t>(problem->segments * problem->max_keep) * sizeof(int64_t),
                               stream);
-    for (int64_t round = 0; error == cudaSuccess && round * kChunk<T> < longest; ++round) {
+    for (int64_t round = 0; error == cudaSuccess && round * chunk < longest; ++round) {
       if (round > 0)
-        error = launch(prune_kernel<T>, dim3(kChunk<T> / kPruneBoxes, kPruneSplits, longer),
-                       dim3(kPruneThreads), 0, stream, p, round);
+        error =
+            launch(prune_kernel<T>, dim3(static_cast<unsigned>(chunk / kPruneBoxes), kPruneSplits, longer),
+                   dim3(kPruneThreads), 0, stream, p, round);
       if (error == cudaSuccess)
         error = launch(chunk_kernel<T>, dim3(round == 0 ? blocks : longer), dim3(kNmsThreads), bytes, stream,
                        p, round);

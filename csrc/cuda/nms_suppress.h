@@ -13,6 +13,15 @@ namespace frcnn {
 
 constexpr int kNmsThreads = 1024, kNmsWarps = kNmsThreads / 32, kStep = 64;
 
+// How many boxes the current GPU takes in a block: its shared memory holds 24 bytes for each, and little
+// else.
+inline cudaError_t boxes_in_block(int64_t* boxes) {
+  int bytes = 0;
+  const cudaError_t error = most_shared(&bytes);
+  *boxes = bytes >= kFrcnnNmsBlock * 24 + 1024 ? kFrcnnNmsBlock : kFrcnnNmsBlock / 2;
+  return error;
+}
+
 struct NmsShared {
   unsigned dropped[2];                    // of the 64: those a kept box suppresses
   unsigned long long suppressors[kStep];  // of each: the better ones among the 64 that would suppress it

@@ -20,7 +20,7 @@
 namespace frcnn {
 namespace {
 
-constexpr int kTile = 8;  // cells along each side; a warp per row
+constexpr int kTile = kFrcnnTile;  // cells along each side; a warp per row
 constexpr int kThreads = kTile * 32;
 constexpr int kSortThreads = 1024;
 constexpr int kMostBatch = 16;  // RoIs whose weights are in shared memory together
@@ -317,7 +317,8 @@ int frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, co
         (pyramid.pooled_height + pyramid.pooled_width) * kTile * static_cast<int64_t>(sizeof(C));
     const int64_t fitting = kTableBytes / bytes_per_roi;
     const int batch_size = static_cast<int>(fitting < kMostBatch ? fitting : kMostBatch);
-    if (tiles > INT32_MAX || batch_size == 0) return cudaErrorInvalidValue;
+    if (tiles > INT32_MAX || pooling->channels > kFrcnnMostChannels || batch_size == 0)
+      return cudaErrorInvalidValue;
 
     const Sorted sorted = sorted_in(workspace, pooling->rois);
     const C* const boxes = static_cast<const C*>(rois);

@@ -33,9 +33,10 @@ COMMON_FLAGS = [
     "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{EMULATOR}",
 ]  # fmt: skip
 KERNEL_FLAGS = {
-    "checked": ["-fsanitize=thread", "-Wno-tsan"],  # only its calls: checker.cpp stands in for its library
+    # only their calls: checker.cpp and alignment.cpp stand in for the libraries
+    "checked": ["-fsanitize=thread,alignment", "-Wno-tsan"],
     "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "device": ["-O2"],  # for tools/cuda_emulator/emulated_gpu.py
+    "device": ["-O2", "-fsanitize=alignment"],  # for tools/cuda_emulator/emulated_gpu.py
 }
 HARNESS_FLAGS = {"checked": [], "sanitized": KERNEL_FLAGS["sanitized"], "device": ["-DEMULATOR_UNCHECKED"]}
 
@@ -85,7 +86,10 @@ def build(variant: str) -> Path:
     shared = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
 
     jobs = []
-    for source in sorted([*EMULATOR.glob("*.cpp"), EMULATOR / "planted.cu", *KERNELS.glob("*.cu")]):
+    harness = set(EMULATOR.glob("*.cpp"))
+    if variant == "sanitized":
+        harness.remove(EMULATOR / "alignment.cpp")  # the library itself is there
+    for source in sorted([*harness, EMULATOR / "planted.cu", *KERNELS.glob("*.cu")]):
         flags = COMMON_FLAGS + (KERNEL_FLAGS if source.suffix == ".cu" else HARNESS_FLAGS)[variant]
         digest = shared.copy()
         digest.update(source.read_bytes() + repr([cxx, flags]).encode())

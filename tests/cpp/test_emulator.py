@@ -58,6 +58,11 @@ def test_sound_kernels_pass(seed):
         ("reverse", "shared_out_of_bounds", "out-of-bounds write of 4 bytes of shared memory"),
         ("reverse", "uninitialized", "uninitialized read of 4 bytes of shared memory"),
         ("reverse", "divergent_barrier", "different barriers|deadlock|race|uninitialized"),
+        (
+            "copy",
+            "misaligned",
+            r"misaligned read of '.*float4': .*multiple of 16 but of 4, at .*planted.cu:\d+",
+        ),
     ],
 )
 def test_planted_bugs_are_reported(kernel, bug, report, seed):

@@ -21,7 +21,8 @@ PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloa
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_step_repeats_to_the_bit(precision):
-    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path}
     command = [sys.executable, __file__, "cuda", precision]
     child = subprocess.run(command, env=environment, text=True, capture_output=True)
     assert child.returncode == 0, child.stderr[-4000:]

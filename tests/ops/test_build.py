@@ -118,6 +118,15 @@ def test_default_architectures(setup):
         setup.default_archs({"5.0"})
 
 
+def test_every_architecture_that_is_built_for_is_checked(setup):
+    """.ci/compile_kernels.py, which refuses spills, takes its architectures from setup.py."""
+    spec = importlib.util.spec_from_file_location("compile_kernels", ROOT / ".ci" / "compile_kernels.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compile_kernels"] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    assert [f"{arch / 10:.1f}" for arch in module.shipped()] == list(setup.DEFAULT_ARCHS)
+
+
 def test_build_information():
     info = frcnn_ops.build_info()
     assert info["torch"] == torch.__version__

@@ -285,3 +285,36 @@ def test_gradient_of_roi_align_repeats_and_agrees(dtype, channels_last):
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     for got, want in zip(on_cuda, gradients("cpu"), strict=True):
         assert (got.cpu().float() - want.float()).abs().max() <= tolerance * scale
+
+
+def test_too_many_images_are_named():
+    gts = torch.zeros(65536, 1, 4, device="cuda")
+    counts = torch.ones(65536, dtype=torch.int64, device="cuda")
+    with pytest.raises(RuntimeError, match=r"assign_max_iou: 65536 images .*\(65535\); split the call"):
+        OPS.assign_max_iou(gts[0], gts, counts, None, None, 0.5, 0.4, 0.3, True, 0.5)
+
+
+def test_too_many_levels_scales_and_ratios_are_named():
+    sizes = [1, 1] * 17
+    for name, strides, scales, ratios in [
+        ("levels", [4.0] * 17, [8.0], [1.0]),
+        ("scales", [4.0], [8.0] * 17, [1.0]),
+        ("ratios", [4.0], [8.0], [1.0] * 17),
+    ]:
+        with pytest.raises(RuntimeError, match=rf"grid_anchors: 17 {name} .*\(16\); split the call"):
+            OPS.grid_anchors(sizes[: 2 * len(strides)], strides, scales, ratios, 0.0, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "batch", "message"),
+    [
+        ((1, 65535 * 32 + 1, 1, 1), [1, 1], 1, r"2097121 channels of grad .*\(2097120\); split the call"),
+        ((1, 1, 1, 1), [1, 9] * 16, 2**27, r"4294967296 tiles .* batch images .*\(2147483647\); split"),
+        ((1, 1, 400, 113), [1, 1], 1, r"output_size \(400, 113\) is larger .*at most 512"),
+    ],
+)
+def test_a_gradient_that_is_too_large_for_a_grid_says_in_what(shape, sizes, batch, message):
+    """Before anything is allocated; CUDA alone would say "invalid argument"."""
+    grad, rois = torch.zeros(shape, device="cuda"), torch.zeros(1, 5, device="cuda")
+    with pytest.raises(RuntimeError, match="roi_align_backward: " + message):
+        OPS.roi_align_backward(grad, rois, sizes, batch, [1.0] * (len(sizes) // 2), 0, True, 56.0)

@@ -17,18 +17,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RUNTIME = HERE / "runtime"
+CSRC = HERE.parents[1] / "csrc"
 
 
 # ---- in the process that starts the command ----------------------------------------------------------------
 
 
-def build() -> dict[str, str]:
+def build(arch: str) -> dict[str, str]:
     """Compile what has changed; returns the environment variables of a process on the emulated device."""
     import torch
 
@@ -59,7 +61,7 @@ def build() -> dict[str, str]:
         "EMULATED_GPU_LIBRARY": str(library),
         "EMULATED_GPU_ATEN": str(aten),
         "EMULATED_GPU_KERNELS": str(kernels),
-        "EMULATED_GPU_RESOURCES": str(resources(kernels.parent)),
+        "EMULATED_GPU_RESOURCES": str(resources(arch)),
     }
 
 
@@ -94,25 +96,66 @@ def cuda_home() -> Path:
     return home
 
 
-def resources(folder: Path) -> Path:
-    """A file of every kernel's registers and static shared memory, read from the compiled extension."""
-    # found by their places: to import them would load torch's CUDA library, which needs a driver
+def resources(arch: str) -> Path:
+    """A file of every kernel's registers and static shared memory, as compiled for this compute capability.
+
+    Its names are those of the compiled extension, whose own code is read where it has the architecture.
+    """
+    # found by its place: to import it would load torch's CUDA library, which needs a driver
     package = Path(importlib.util.find_spec("frcnn_ops").origin).parent
-    triton = Path(importlib.util.find_spec("triton").origin).parent
     library = next(package.glob("_C*.so"))
-    target = folder / f"resources-{library.stat().st_mtime_ns}.txt"
+    sources = [file for file in sorted(CSRC.rglob("*")) if file.suffix in (".cu", ".h")]
+    version = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
+    folder = HERE.parents[1] / "build" / "emulated" / "gpu"
+    target = folder / f"resources-{arch}-{version}-{library.stat().st_mtime_ns}.txt"
     if not target.exists():
-        cuobjdump = triton / "backends/nvidia/bin/cuobjdump"
-        command = [cuobjdump, "--dump-resource-usage", library]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found = {
-            name: (registers, shared)
-            for name, registers, shared in re.findall(r"Function (\S+?):\s+REG:(\d+).*?SHARED:(\d+)", usage)
-        }
-        if not found:
+        sections = usage(library)
+        if not sections:
             raise SystemExit(f"{library} has no kernels: build frcnn_ops with FORCE_CUDA=1")
-        target.write_text("".join(f"{name} {r} {s}\n" for name, (r, s) in found.items()))
+        shipped = {name: found for _, names in sections for name, found in names.items()}
+        code = f"sm_{arch.replace('.', '')}"
+        own = dict(item for name, found in sections if name == code for item in found.items())
+        if not own:
+            compiled = {as_in_any_build(name): found for name, found in compile_for(code).items()}
+            own = {name: compiled[as_in_any_build(name)] for name in shipped}
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_text("".join(f"{name} {r} {s}\n" for name, (r, s) in own.items()))
     return target
+
+
+def usage(binary: Path) -> list[tuple[str, dict[str, tuple[str, str]]]]:
+    """Of each architecture's code in a file: its name, and every kernel's registers and shared memory."""
+    triton = Path(importlib.util.find_spec("triton").origin).parent
+    command = [triton / "backends/nvidia/bin/cuobjdump", "--dump-resource-usage", binary]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = []
+    for part in text.split("Resource usage:")[1:]:
+        names = re.findall(r"Function (\S+?):\s+REG:(\d+).*?SHARED:(\d+)", part)
+        found.append({name: (registers, shared) for name, registers, shared in names})
+    archs = re.findall(r"^arch = (sm_\d+)a?$", text, re.MULTILINE) or [""] * len(found)
+    return list(zip(archs, found, strict=True))
+
+
+def compile_for(code: str) -> dict[str, tuple[str, str]]:
+    """Every kernel's registers and shared memory on an architecture, compiled as setup.py does."""
+    nvcc = cuda_home() / "bin" / "nvcc"
+    flags = ["-std=c++17", "-O3", "--fmad=false", f"-arch={code}", "-cubin"]
+    found: dict[str, tuple[str, str]] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def compiled(source: Path) -> dict[str, tuple[str, str]]:
+            target = Path(folder) / f"{source.stem}.cubin"
+            subprocess.run([nvcc, *flags, source, "-o", target], check=True)
+            return usage(target)[0][1]
+
+        for names in pool.map(compiled, sorted((CSRC / "cuda").glob("*.cu"))):
+            found |= names
+    return found
+
+
+def as_in_any_build(mangled: str) -> str:
+    """nvcc names an anonymous namespace after the file and two numbers that differ between builds."""
+    return re.sub(r"_GLOBAL__N__[0-9a-f]{8}_(\w+?)_cu_[0-9a-f]{8}", r"\1", mangled)
 
 
 def main() -> None:
@@ -121,7 +164,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
-    environment = {**os.environ, **build()}
+    environment = {**os.environ, **build(arguments.arch)}
     environment |= {"EMULATED_GPU_ARCH": arguments.arch, "EMULATED_GPUS": str(arguments.devices)}
     # every Python process of the command puts the operators in place before it does anything else
     environment["PYTHONPATH"] = os.pathsep.join(

@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -88,6 +89,15 @@ const Emulator& emulator() {
   return loaded;
 }
 
+// For how many threads a block's registers are enough. They are given out by the warp, in units of 256, and
+// each of a multiprocessor's four parts has a quarter of them.
+size_t most_threads(int registers) {
+  if (registers == 0) return Properties::kThreadsPerBlock;
+  const size_t each = (size_t(registers) * 32 + 255) / 256 * 256;
+  const size_t warps = 4 * (Properties::kRegistersPerBlock / 4 / each);
+  return std::min<size_t>(warps * 32, Properties::kThreadsPerBlock);
+}
+
 // A GPU's own checks, in the order of the CUDA programming guide's limits.
 cudaError_t check(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic) {
   const auto refuse = [&](const std::string& what, cudaError_t error) {
@@ -110,12 +120,10 @@ cudaError_t check(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic) {
     return refuse(std::to_string(fixed) + " + " + std::to_string(dynamic) + " bytes of shared memory, of " +
                       std::to_string(allowed) + " allowed",
                   cudaErrorInvalidValue);
-  // registers are given out by the warp, in units of 256
-  const size_t warps = (threads + 31) / 32,
-               each = (size_t(kernel.resources.registers) * 32 + 255) / 256 * 256;
-  if (warps * each > Properties::kRegistersPerBlock)
-    return refuse(std::to_string(warps) + " warps of " + std::to_string(kernel.resources.registers) +
-                      " registers a thread",
+  if (threads > most_threads(kernel.resources.registers))
+    return refuse(std::to_string(threads) + " threads of " + std::to_string(kernel.resources.registers) +
+                      " registers, which are enough for " +
+                      std::to_string(most_threads(kernel.resources.registers)),
                   cudaErrorLaunchOutOfResources);
   return cudaSuccess;
 }
@@ -251,11 +259,12 @@ EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* fu
   const Guard guard(gpu::lock());
   const gpu::Resources& r = gpu::kernels()[function].resources;
   *out = {};
-  out->maxThreadsPerBlock = gpu::Properties::kThreadsPerBlock;
+  out->maxThreadsPerBlock = static_cast<int>(gpu::most_threads(r.registers));
   out->numRegs = r.registers > 0 ? r.registers : 32;
   out->sharedSizeBytes = static_cast<size_t>(std::max(r.shared, 0));
   out->maxDynamicSharedSizeBytes = gpu::Properties::kSharedPerBlock;
-  out->ptxVersion = out->binaryVersion = gpu::properties().major * 10 + gpu::properties().minor;
+  const int capability = gpu::properties().major * 10 + gpu::properties().minor;
+  out->ptxVersion = out->binaryVersion = capability == 89 ? 86 : capability;  // torch is compiled for 8.6
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*,

@@ -1,0 +1,76 @@
+"""Calls every operator at the sizes of R-50-FPN, 800x1344, and prints how many launches of each were refused.
+
+Run by test_launches.py in a process whose launches are checked and not carried out.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import frcnn_ops
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "cuda_emulator"))
+assert "EMULATED_GPU_KERNELS" not in os.environ
+from emulated_gpu import faults, record  # noqa: E402
+
+SIZES = [(200, 336), (100, 168), (50, 84), (25, 42), (13, 21)]
+STRIDES = [4, 8, 16, 32, 64]
+ANCHORS = sum(3 * height * width for height, width in SIZES)
+ONES = (1.0, 1.0, 1.0, 1.0)
+
+
+def rows(*shape, dtype=torch.float32):
+    return torch.empty(*shape, device="cuda", dtype=dtype)
+
+
+def nms(segments, n):
+    torch.ops.frcnn_ops.nms_padded(rows(segments, n, 4), rows(segments, n), 0.7, 1000)
+
+
+def pool(dtype, layout):
+    maps = [rows(2, 256, height, width, dtype=dtype) for height, width in SIZES[:4]]
+    maps = [map.contiguous(memory_format=layout).requires_grad_() for map in maps]
+    out = frcnn_ops.pyramid_roi_align(maps, rows(1024, 5), 7, STRIDES[:4])
+    torch.autograd.grad(out, maps, torch.empty_like(out))
+
+
+def decode_proposals():
+    deltas = [rows(8, 12, height, width) for height, width in SIZES]
+    counts = [min(1000, 3 * height * width) for height, width in SIZES]
+    indices = [rows(8, count, dtype=torch.int64) for count in counts]
+    grid = (STRIDES, (8.0,), (0.5, 1.0, 2.0), 0.0)
+    torch.ops.frcnn_ops.decode_proposals(deltas, indices, rows(8, 2), *grid, ONES, 0.0)
+
+
+def calls():
+    for n in (1000, 1024, 1025, 2000, 2048, 2049, 4096, 20000):
+        yield f"nms {n}", lambda n=n: nms(8, n)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for layout in (torch.channels_last, torch.contiguous_format):
+            yield f"roi_align {dtype} {layout}", lambda dtype=dtype, layout=layout: pool(dtype, layout)
+    for gts in (1, 100, 1000):
+        arguments = rows(ANCHORS, 4), rows(gts, 4), 0.7, 0.3, 0.3
+        yield f"assign_max_iou {gts}", lambda arguments=arguments: frcnn_ops.assign_max_iou(*arguments)
+    yield "decode_proposals", decode_proposals
+    yield "encode_boxes", lambda: frcnn_ops.encode_boxes(rows(512, 4), rows(512, 4))
+    yield "decode_boxes", lambda: frcnn_ops.decode_boxes(rows(1000, 4), rows(1000, 320))
+    yield "box_iou", lambda: frcnn_ops.box_iou(rows(100, 4), rows(ANCHORS, 4))
+    yield "grid_anchors", lambda: frcnn_ops.grid_anchors(SIZES, STRIDES, device="cuda")
+    pred = rows(20000, 4).requires_grad_()
+    yield "iou_loss", lambda: frcnn_ops.iou_loss(pred, rows(20000, 4)).sum().backward()
+
+
+found = {}
+for name, call in calls():
+    before = faults()
+    try:
+        _, log = record(call)
+    except RuntimeError as error:
+        log = []
+        print(name, error, file=sys.stderr)
+    launched = [row for row in log if row.kind == "launch" and "frcnn" in row.name]
+    found[name] = (faults() - before, len(launched))
+print("found", json.dumps(found))
