@@ -38,7 +38,11 @@ KERNEL_FLAGS = {
     "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "device": ["-O2", "-fsanitize=alignment"],  # for tools/cuda_emulator/emulated_gpu.py
 }
-HARNESS_FLAGS = {"checked": [], "sanitized": KERNEL_FLAGS["sanitized"], "device": ["-DEMULATOR_UNCHECKED"]}
+HARNESS_FLAGS = {
+    "checked": [],
+    "sanitized": [*KERNEL_FLAGS["sanitized"], "-DEMULATOR_UNCHECKED"],
+    "device": ["-DEMULATOR_UNCHECKED"],
+}
 
 
 class KernelFault(AssertionError):

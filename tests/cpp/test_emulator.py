@@ -15,7 +15,8 @@ BUGS = {
     name: i
     for i, name in enumerate(
         "none missing_barrier missing_warp_barrier race out_of_bounds uninitialized divergent_barrier "
-        "missing_fence shared_out_of_bounds misaligned".split()
+        "missing_fence shared_out_of_bounds misaligned fence_too_early write_after_release missing_acquire "
+        "acquire_too_early".split()
     )
 }
 BLOCKS = 3
@@ -25,9 +26,12 @@ VALUES = np.arange(BLOCKS * 64, dtype=np.float32)
 def run(kernel: str, bug: str, seed: int) -> np.ndarray:
     with emulated.device(seed) as d:
         source = d.put(VALUES)
-        if kernel == "sum":
-            out, partial, counter = d.empty(1), d.empty(BLOCKS), d.empty(1, np.uint32)
-            d.call("planted_sum", source, partial, counter, out, BLOCKS, BUGS[bug])
+        if kernel in ("sum", "sum_threads", "chain"):
+            out, partial, counter = d.empty(1), d.empty(BLOCKS * 64), d.empty(2, np.uint32)
+            d.call(f"planted_{kernel}", source, partial, counter, out, BLOCKS, BUGS[bug])
+        elif kernel == "publish":
+            out = d.empty(BLOCKS)
+            d.call("planted_publish", d.empty(1), d.empty(1, np.uint32), out, BLOCKS, BUGS[bug])
         elif kernel == "copy":
             out = d.empty(256)
             d.call("planted_copy", d.put(np.zeros(256, np.float32)), out, BUGS[bug])
@@ -42,7 +46,9 @@ def test_sound_kernels_pass(seed):
     blocks = VALUES.reshape(BLOCKS, 64)
     assert np.array_equal(run("reverse", "none", seed), blocks[:, ::-1].ravel())
     assert np.array_equal(run("swap", "none", seed), VALUES.reshape(-1, 2)[:, ::-1].ravel())
-    assert run("sum", "none", seed) == VALUES.sum()
+    for kernel in ("sum", "sum_threads", "chain"):
+        assert run(kernel, "none", seed) == VALUES.sum()
+    assert set(run("publish", "none", seed)) <= {-1, 7}
     assert np.array_equal(run("copy", "none", seed), np.zeros(256))
 
 
@@ -54,6 +60,15 @@ def test_sound_kernels_pass(seed):
         ("swap", "missing_warp_barrier", "race|uninitialized read of 4 bytes of shared memory"),
         ("sum", "race", "race: (read|write) of 4 bytes of device memory"),
         ("sum", "missing_fence", "race: read of 4 bytes of device memory"),
+        ("sum", "fence_too_early", "race: read of 4 bytes of device memory"),
+        ("sum", "write_after_release", "(race: read|uninitialized read) of 4 bytes of device memory"),
+        ("sum", "missing_acquire", "race: read of 4 bytes of device memory"),
+        ("sum", "acquire_too_early", "race: read of 4 bytes of device memory"),
+        ("sum_threads", "missing_fence", "race: read of 4 bytes of device memory"),
+        ("sum_threads", "missing_acquire", "race: read of 4 bytes of device memory"),
+        ("chain", "missing_fence", "race: read of 4 bytes of device memory"),
+        ("chain", "fence_too_early", "race: read of 4 bytes of device memory"),
+        ("chain", "missing_acquire", "race: read of 4 bytes of device memory"),
         ("reverse", "out_of_bounds", "out-of-bounds write of 4 bytes of device memory"),
         ("reverse", "shared_out_of_bounds", "out-of-bounds write of 4 bytes of shared memory"),
         ("reverse", "uninitialized", "uninitialized read of 4 bytes of shared memory"),
@@ -68,6 +83,40 @@ def test_sound_kernels_pass(seed):
 def test_planted_bugs_are_reported(kernel, bug, report, seed):
     with pytest.raises(emulated.KernelFault, match=report):
         run(kernel, bug, seed)
+
+
+@pytest.mark.parametrize("bug", ["missing_fence", "fence_too_early", "missing_acquire", "acquire_too_early"])
+def test_publishing_without_a_fence_is_reported_when_a_block_is_told(bug):
+    """Which depends on the order of blocks; where none is told, nothing was wrong."""
+    reported = 0
+    for seed in range(12):
+        try:
+            assert -1 in run("publish", bug, seed)
+        except emulated.KernelFault as fault:
+            assert "race: read of 4 bytes of device memory" in str(fault)
+            reported += 1
+    assert reported > 0
+
+
+def test_publishing_is_seen_by_some_blocks_and_not_by_others():
+    """The blocks run in turns, in an order that the seed draws."""
+    seen = {tuple(run("publish", "none", seed)[1:]) for seed in range(24)}
+    assert seen == {(-1, -1), (-1, 7), (7, -1), (7, 7)}
+
+
+def test_late_stores_move_the_result():
+    """Without a fence, the last block also reads what was there before other blocks' stores."""
+
+    def result(bug: str, seed: int) -> float:
+        with emulated.device(seed) as d:
+            out, partial, counter = d.empty(1), d.put(np.zeros(BLOCKS, np.float32)), d.empty(1, np.uint32)
+            source = d.put(VALUES)
+            with pytest.raises(emulated.KernelFault):
+                d.call("planted_sum", source, partial, counter, out, BLOCKS, BUGS[bug])
+            return float(d.get(out)[0])
+
+    for bug in ("missing_fence", "fence_too_early"):
+        assert any(result(bug, seed) < VALUES.sum() for seed in range(60)), bug
 
 
 def test_missing_barrier_moves_the_result():

@@ -12,8 +12,8 @@
 #include <string>
 #include <utility>
 
-#include "checker.h"
 #include "cuda_runtime.h"
+#include "reports.h"
 
 namespace emulator {
 namespace {
@@ -109,7 +109,7 @@ const char* emulator_run(const void* launch, const unsigned* grid, const unsigne
   config.dynamicSmemBytes = dynamic;
   emulator::allow_dynamic_shared(prepared->kernel, static_cast<int>(dynamic));  // the runtime has checked it
   const cudaError_t error = emulator::run(prepared->kernel, config, prepared->thread);
-  wrong = emulator::checker::take_reports();
+  wrong = emulator::reports::take();
   if (error == cudaSuccess && wrong.empty()) return nullptr;
   if (wrong.empty()) wrong = "error " + std::to_string(error);
   return wrong.c_str();
