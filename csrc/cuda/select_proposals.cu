@@ -117,49 +117,41 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
   const int total = work.listed_count[segment], wanted = total < pre_nms ? total : pre_nms;
   lowest_in_block<kNmsThreads>([&](int64_t i) { return listed[i]; }, total, wanted, size, keys, order);
 
-  // The keys' memory then holds what is known of a box: its score's key.
-  constexpr int kOwn = kFrcnnNmsBlock / kNmsThreads;
-  Key own[kOwn];
-#pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    const int i = t + j * kNmsThreads;
-    own[j] = i < wanted ? keys[i] : kLastKey;
-  }
-  __syncthreads();
+  // The keys' memory then holds, from its front on, the score's key of each box that is valid: a place takes
+  // half a key, and keys are read a barrier before places are written, so none is overwritten unread.
   int* const places = reinterpret_cast<int*>(keys);
   int count = 0;
-#pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    if (j * kNmsThreads < wanted) {  // the same for all threads
-      Box<float> box{0, 0, 0, 0};
-      bool valid = false;
-      if (own[j] != kLastKey) {
-        const unsigned index = static_cast<unsigned>(own[j] & 0xffffffffu);
-        const unsigned width = static_cast<unsigned>(level.width), cell = index / levels.per_cell;
-        const unsigned y = cell / width, x = cell - y * width;
-        const int64_t* const steps = level.delta_strides;
-        const float* const d = level.deltas + image * steps[0] +
-                               (index - cell * levels.per_cell) * 4 * steps[1] + y * steps[2] + x * steps[3];
-        const Delta<float> delta{d[0], d[steps[1]], d[2 * steps[1]], d[3 * steps[1]]};
-        const Box<float> moved = clip(decode(anchor(grid, l, index, width), delta, stds),
-                                      image_sizes[image * 2], image_sizes[image * 2 + 1]);
-        box = moved;
-        valid = box.width() > min_size && box.height() > min_size;
-      }
-      const unsigned votes = __ballot_sync(kFullWarp, valid);
-      if (lane == 0) suppression.of_warp[warp] = __popc(votes);
-      __syncthreads();
-      int rank = count + __popc(votes & ((1u << lane) - 1u));
-      for (int w = 0; w < kNmsWarps; ++w) {
-        rank += w < warp ? suppression.of_warp[w] : 0;
-        count += suppression.of_warp[w];
-      }
-      if (valid) {
-        store_box(&boxes[rank].x1, box);
-        places[rank] = static_cast<int>(own[j] >> 32);
-      }
-      __syncthreads();
+  for (int first = 0; first < wanted; first += kNmsThreads) {
+    const Key own = first + t < wanted ? keys[first + t] : kLastKey;
+    Box<float> box{0, 0, 0, 0};
+    bool valid = false;
+    if (own != kLastKey) {
+      const unsigned index = static_cast<unsigned>(own & 0xffffffffu);
+      const unsigned width = static_cast<unsigned>(level.width), cell = index / levels.per_cell;
+      const unsigned y = cell / width, x = cell - y * width;
+      const int64_t* const steps = level.delta_strides;
+      const float* const d = level.deltas + image * steps[0] +
+                             (index - cell * levels.per_cell) * 4 * steps[1] + y * steps[2] + x * steps[3];
+      const Delta<float> delta{d[0], d[steps[1]], d[2 * steps[1]], d[3 * steps[1]]};
+      const Box<float> moved = clip(decode(anchor(grid, l, index, width), delta, stds),
+                                    image_sizes[image * 2], image_sizes[image * 2 + 1]);
+      box = moved;
+      valid = box.width() > min_size && box.height() > min_size;
     }
+    const unsigned votes = __ballot_sync(kFullWarp, valid);
+    if (lane == 0) suppression.of_warp[warp] = __popc(votes);
+    __syncthreads();
+    int rank = count + __popc(votes & ((1u << lane) - 1u));
+#pragma unroll 4  // whole, it takes registers that are then missing
+    for (int w = 0; w < kNmsWarps; ++w) {
+      rank += w < warp ? suppression.of_warp[w] : 0;
+      count += suppression.of_warp[w];
+    }
+    if (valid) {
+      store_box(&boxes[rank].x1, box);
+      places[rank] = static_cast<int>(own >> 32);
+    }
+    __syncthreads();
   }
   const int kept = suppress_in_block<float>(boxes, places, count, nullptr, threshold, work.each, suppression);
   for (int i = t; i < kept; i += kNmsThreads) {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "checker.h"
+#include "reports.h"
 
 namespace {
 
@@ -23,8 +23,8 @@ struct Mismatch {
 
 extern "C" void __ubsan_handle_type_mismatch_v1(Mismatch* mismatch, uintptr_t address) {
   const std::string place = std::string(mismatch->file) + ":" + std::to_string(mismatch->line);
-  emulator::checker::report("misaligned " + std::string(mismatch->access == 1 ? "write" : "read") + " of " +
-                            mismatch->type->name + ": the address is no multiple of " +
-                            std::to_string(1u << mismatch->log_alignment) + " but of " +
-                            std::to_string(address & -address) + ", at " + place);
+  emulator::reports::add("misaligned " + std::string(mismatch->access == 1 ? "write" : "read") + " of " +
+                         mismatch->type->name + ": the address is no multiple of " +
+                         std::to_string(1u << mismatch->log_alignment) + " but of " +
+                         std::to_string(address & -address) + ", at " + place);
 }
