@@ -146,11 +146,13 @@ class FasterRCNN(nn.Module, Predictor):
         images *= (rows[:, :, None] & columns[:, None, :])[..., None]
         return images.permute(0, 3, 1, 2)
 
-    def optimize(self, precision: Precision = "float32", mode: Mode = "eager") -> FastDetector:
+    def optimize(
+        self, precision: Precision = "float32", mode: Mode = "eager", few_shapes: bool = False
+    ) -> FastDetector:
         """A separate, frozen detector for fast inference; see `FastDetector`."""
         from frcnn.inference.fast_detector import FastDetector
 
-        return FastDetector(self, precision, mode)
+        return FastDetector(self, precision, mode, few_shapes)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a .pth or .safetensors file, for `frcnn.load`; see `frcnn.checkpoint.save`."""

@@ -57,12 +57,22 @@ class FastDetector(Predictor):
     precision: "float32"; "tf32" (CUDA: float32 whose products round their factors to 10 bits); "bfloat16" or
         "float16" (features and weights; boxes, scores and accumulators stay float32).
     mode: "eager"; "compiled" (torch.compile, first call of each input shape slow); "graph" (CUDA: one graph
-        per input shape, the most recent ones kept).
+        per input shape, the most recent 8 kept).
+    few_shapes: pad images to at most 8 shapes (`frcnn.inference.shapes`), and fill up smaller batches, so
+        that a data set needs at most 8 graphs or compilations for each batch size. A convolution sees what
+        lies beside an image's border, so detections near it change a little, as they do where MMDetection
+        pads an image to the largest of its batch; without it, they do not depend on anything else.
     """
 
-    def __init__(self, model: FasterRCNN, precision: Precision = "float32", mode: Mode = "eager"):
+    def __init__(
+        self,
+        model: FasterRCNN,
+        precision: Precision = "float32",
+        mode: Mode = "eager",
+        few_shapes: bool = False,
+    ):
         self.config, self.data, self.class_names = model.config, model.data, model.class_names
-        self.precision, self.mode = precision, mode
+        self.precision, self.mode, self.few_shapes = precision, mode, few_shapes
         check_precision(precision, model.device)
         if mode not in ("eager", "compiled", "graph"):
             raise ValueError(f"unknown mode {mode!r}: choose eager, compiled or graph")

@@ -22,6 +22,7 @@ from torch import Tensor
 from frcnn.checked import check_whole
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.inference.hardware import available_cpus
+from frcnn.inference.shapes import few_shapes, smallest_holding
 from frcnn.inference.sources import expand
 from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
 from frcnn.structures import Batch, Detections, upload
@@ -37,6 +38,8 @@ class Predictor:
     config: ModelConfig
     data: DataConfig
     class_names: tuple[str, ...]
+    few_shapes = False
+    """Whether the network sees few input shapes: images are padded more, and smaller batches filled up."""
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +116,7 @@ class Predictor:
         images = expand(images)
         if is_one_image(images):
             check_size(size)
-            return self._launch_prepared([prepare(images, self.data, size, rgb)], details)()[0]
+            return self._launch_prepared([self._shaped(prepare(images, self.data, size, rgb))], details)()[0]
         return list(self.stream(images, size, batch_size, rgb=rgb, details=details))
 
     def stream(
@@ -163,20 +166,36 @@ class Predictor:
         check_whole("threads", threads, 1)
         if on_cpu:
             batch_size = 1  # nothing is gained by more, and so results do not depend on it
-        ready = prepared_ahead(items, read, threads, ahead=2 * max(threads, batch_size))
-        launch = partial(self._launch_prepared, details=details)
+
+        def shaped(item: Item) -> tuple[Prepared | None, Extra]:
+            image, extra = read(item)
+            return None if image is None else self._shaped(image), extra
+
+        ready = prepared_ahead(items, shaped, threads, ahead=2 * max(threads, batch_size))
+        launch = partial(self._launch_prepared, details=details, least=batch_size if self.few_shapes else 1)
         return batched(ready, launch, batch_size, overlap=not on_cpu)
 
+    def _shaped(self, image: Prepared) -> Prepared:
+        """With few shapes: padded to the smallest that holds it, if it has the recipe's size at most."""
+        if self.few_shapes:
+            shapes = few_shapes(self.data.size, self.data.pad_divisor)
+            image = image._replace(padded_size=smallest_holding(image.size, shapes) or image.padded_size)
+        return image
+
     def _launch_prepared(
-        self, batch: Sequence[Prepared], details: bool = False
+        self, batch: Sequence[Prepared], details: bool = False, least: int = 1
     ) -> Callable[[], list[Detections]]:
-        """Give images of one padded shape to the device."""
-        shape = (len(batch), *batch[0].padded_size, 3)
+        """Give images of one padded shape to the device, `least` at least: the missing ones are black."""
+        missing = max(0, least - len(batch))
+        shape = (len(batch) + missing, *batch[0].padded_size, 3)
         pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        for target, item in zip(pixels, batch, strict=True):
+        for target, item in zip(pixels, batch, strict=False):
             rows, columns = item.size
             target[:rows, :columns] = torch.from_numpy(item.pixels)
-        return self._launch(pixels, [item.size for item in batch], [item.scale for item in batch], details)
+        sizes = [item.size for item in batch] + [(1, 1)] * missing
+        scales = [item.scale for item in batch] + [(1.0, 1.0)] * missing
+        finish = self._launch(pixels, sizes, scales, details)
+        return lambda: finish()[: len(batch)]
 
     @torch.no_grad()
     def _launch(

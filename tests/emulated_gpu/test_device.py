@@ -124,3 +124,14 @@ def test_calls_are_recorded():
     _, rows = record(lambda: (x + 1).cpu())
     assert [row.kind for row in rows] == ["launch", "memcpy", "sync"]
     assert rows[0].op == "aten::add" and rows[1].bytes == 32
+
+
+def test_the_table_of_launches_counts_what_was_launched():
+    """benchmarks/count_launches.py, of a call that launches one kernel of ours and one of ATen's."""
+    from benchmarks.count_launches import HEADER, counted
+
+    boxes = torch.rand(500, 4, device="cuda")
+    row = counted("overlaps", lambda: frcnn_ops.box_iou(boxes, boxes).add_(1).cpu())
+    found = dict(zip(HEADER.split("|"), row, strict=True))
+    assert (found["kernels, copies"], found["of them ours"], found["waits"]) == ("3", "1", "1")
+    assert 1 <= float(found["peak MB"]) < 3  # a matrix of 500 x 500 float32

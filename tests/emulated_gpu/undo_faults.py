@@ -1,6 +1,6 @@
 """Puts each fault that was found and mended back into a copy, and says whether a test notices.
 
-python tests/emulated_gpu/undo_faults.py            all of them, about a minute each
+python tests/emulated_gpu/undo_faults.py            all of them, half an hour
 python tests/emulated_gpu/undo_faults.py stream     those with this word in their name
 """
 
@@ -22,130 +22,147 @@ class Fault(NamedTuple):
     mended: str
     faulty: str
     tests: str
-    """That are run; at least one of them has to fail."""
+    """That have to fail, one of them at least."""
 
 
 DETECTOR, DEVICE = "tests/emulated_gpu/test_detector.py", "tests/emulated_gpu/test_device.py"
 TRAINING = "tests/emulated_gpu/test_training.py"
+LAUNCHES = "tests/emulated_gpu/test_launches.py"
 FAULTS = [
     Fault(
         "limit of shared memory left at its default",
         "csrc/cuda/launch.h",
         "if (shared_bytes > 0) {",
         "if (shared_bytes > (48 << 10)) {",
-        DEVICE,
+        f"{DEVICE}::test_boxes_that_take_much_shared_memory",
     ),
     Fault(
         "kernels on the default stream",
         "csrc/bindings/binding.h",
         "return c10::cuda::getCurrentCUDAStream().stream();",
         "return nullptr;",
-        "tests/ops/test_cuda_only.py",
+        "tests/ops/test_cuda_only.py::test_uses_the_current_stream",
     ),
     Fault(
         "operators without a device guard",
         "csrc/bindings/box_iou.cpp",
         "  const c10::DeviceGuard guard(a.device());",
         "",
-        DEVICE,
+        f"{DEVICE}::test_operators_work_where_their_arguments_are",
     ),
     Fault(
         "the error of a refused launch left for the next operator",
         "csrc/bindings/binding.h",
         "  (void)cudaGetLastError();",
         "  //",
-        DEVICE,
+        f"{LAUNCHES}::test_a_refused_launch_is_the_fault_of_its_operator_alone",
     ),
     Fault(
         "event of the current device, not the model's",
         "frcnn/inference/stream.py",
         "with torch.cuda.device(self.device) if on_gpu else nullcontext():",
         "with nullcontext():",
-        DETECTOR,
+        f"{DETECTOR}::test_a_model_on_the_second_device",
     ),
     Fault(
         "captures that other threads break",
         "frcnn/inference/cuda_graph.py",
         'capture_error_mode="thread_local"',
         'capture_error_mode="global"',
-        DEVICE,
+        f"{DEVICE}::test_a_thread_that_pins_memory_does_not_break_a_capture",
     ),
     Fault(
         "verification without cuDNN",
         "frcnn/zoo/verify.py",
         'with float32_arithmetic("float32", device):',
         "with torch.backends.cudnn.flags(enabled=False):",
-        DETECTOR,
+        f"{DETECTOR}::test_a_reference_case_is_reached_through_cudnn[r50_giou]",
     ),
     Fault(
         "an upload in the losses, which stalls",
         "frcnn/roi_head.py",
         "unit = F.pad(boxes.new_zeros(2), (0, 2), value=1.0)",
         "unit = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])",
-        TRAINING,
+        f"{TRAINING}::test_a_step_waits_for_nothing",
     ),
     Fault(
         "numbers uploaded from pageable memory",
         "frcnn/structures.py",
         "tensor.pin_memory().to(device, non_blocking=True)",
         "tensor.to(device)",
-        TRAINING,
+        f"{DETECTOR}::test_a_batch_waits_once",
     ),
     Fault(
         "numbers of a training step read at once",
         "frcnn/engine/step.py",
         "torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)",
         "numbers.cpu()",
-        TRAINING,
+        f"{TRAINING}::test_a_step_waits_for_nothing",
     ),
     Fault(
         "a step that is not finite and is taken",
         "frcnn/engine/step.py",
         "found_inf = torch.maximum(self.broken, unsound)",
         "found_inf = torch.zeros_like(self.broken)",
-        TRAINING,
+        f"{TRAINING}::test_a_step_that_was_not_finite_is_found_later_and_described",
     ),
     Fault(
         "a step that is not finite and only it is not taken",
         "frcnn/engine/step.py",
         "self.broken = torch.maximum(self.broken, breaks)",
         "self.broken = breaks",
-        TRAINING,
+        f"{TRAINING}::test_a_step_that_was_not_finite_is_found_later_and_described",
     ),
     Fault(
         "counts read before they are there",
         "frcnn/inference/stream.py",
         "ready.synchronize()",
         "pass",
-        DETECTOR,
+        f"{DETECTOR}::test_detections_are_the_cpus",
     ),
 ]
 
 
-def noticed(fault: Fault) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "frcnn"
-        files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
-        for name in files.stdout.split():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)  # with its time: only what is changed is compiled again
-        shutil.copytree(ROOT / "build" / "emulated-gpu", copy / "build" / "emulated-gpu")
-        shutil.copytree(ROOT / "build" / "emulated", copy / "build" / "emulated")
-        file = copy / fault.file
-        text = file.read_text()
-        assert fault.mended in text, f"{fault.file} has no {fault.mended!r}: mend this list"
-        file.write_text(text.replace(fault.mended, fault.faulty))
-        command = ["make", "-C", str(copy), "test-gpu-emulated", f"GPU_TESTS={fault.tests}", "TEST_ARGS=-x"]
-        run = subprocess.run(command, capture_output=True, text=True)
-        return run.returncode != 0 and " failed" in run.stdout
+def copied(folder: Path) -> Path:
+    """The tracked files. Each fault is put into this one copy, so that only what it changes is compiled."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in files.stdout.split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def passes(copy: Path, tests: str) -> bool:
+    """Whether the tests pass; RuntimeError where they could not be run."""
+    command = ["make", "-C", str(copy), "test-gpu-emulated", f"GPU_TESTS={tests}", "TEST_ARGS=-x"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if " passed" not in run.stdout and " failed" not in run.stdout:
+        raise RuntimeError(f"no test ran:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
+    return run.returncode == 0
+
+
+def noticed(fault: Fault, copy: Path) -> bool:
+    file = copy / fault.file
+    text = file.read_text()
+    assert fault.mended in text, f"{fault.file} has no {fault.mended!r}: mend this list"
+    file.write_text(text.replace(fault.mended, fault.faulty))
+    try:
+        return not passes(copy, fault.tests)
+    finally:
+        file.write_text(text)
 
 
 def main() -> None:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    chosen = [fault for fault in FAULTS if wanted in fault.name]
     missed = []
-    for fault in FAULTS:
-        if wanted in fault.name:
-            found = noticed(fault)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(Path(folder))
+        for tests in dict.fromkeys(fault.tests for fault in chosen):
+            assert passes(copy, tests), f"{tests} fails without any fault"
+        print("all tests pass without a fault", flush=True)
+        for fault in chosen:
+            found = noticed(fault, copy)
             print(f"{'noticed' if found else 'MISSED '}  {fault.name}", flush=True)
             missed += [] if found else [fault.name]
     sys.exit(bool(missed))
