@@ -1,10 +1,8 @@
 // IoU of every pair. A block makes 16 rows of 256 columns: a thread keeps its column's box in registers and
 // meets the rows' boxes in shared memory, so stores are whole lines and inputs are read once per block.
 //
-// Bound by bytes written: 4 N M (100 gts x 268,569 anchors: 107 MB, a modeled 32 us at 3.35 TB/s). About 15
-// operations per pair are 1 % of that time's arithmetic.
-//
-// Versions: v1, this one. Not yet measured on a GPU.
+// Bound by the issue of instructions, 43 for a warp's 32 pairs, just before the bytes written, 4 N M: modeled
+// (docs/performance.md) for 100 gts x 268,569 anchors, 44 us against 33. Nothing was measured on a GPU.
 #include "../box.h"
 #include "dtypes.h"
 

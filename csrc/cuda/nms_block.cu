@@ -2,24 +2,24 @@
 // 4096 boxes in shared memory and suppresses them there (nms_suppress.h). Nothing goes through device memory
 // but the boxes, the scores and the result; nothing through the host. For more boxes: nms_large.cu.
 //
-// Bound by latency inside a block: an RPN batch (8 images x 5 levels x 1000 boxes) is 0.8 MB, a modeled 0.25
-// us at 3.35 TB/s, on 40 blocks. A block sorts 1024 keys in 55 barrier steps and takes 16 steps of 64
-// candidates, each a few hundred cycles of compares and a resolution in one warp of about 5 rounds. Modeled
-// from SASS at one instruction per scheduler and cycle: 37 us and 0.09 us for each box that is kept.
+// Bound by the instructions of one block, while most of the GPU is idle: a segment is one multiprocessor's. A
+// block sorts 1024 keys in 55 barrier steps and takes 16 steps of 64 candidates, each compared with all boxes
+// kept so far and resolved in one warp in about 5 rounds. Modeled (docs/performance.md): 81 us for the five
+// levels of 1000 boxes of an image, 230 us for ten of 2000; the whole GPU would issue as much in 3 and 17 us.
+// Nothing was measured on a GPU.
 //
 // Keys are (score, index) in one 64-bit integer, so that sorting them breaks ties as promised: lower index
 // first, NaN last, -0 equal to 0.
-//
-// Versions: v1, this one. Not yet measured on a GPU.
 #include "nms_suppress.h"
 #include "order_in_block.h"
 
 namespace frcnn {
 namespace {
 
-// grid: segments. Dynamic shared memory: keys [size], then boxes [size]; size: n rounded up to a
-// power of two. One block at a time on a multiprocessor: for sm_100 the compiler would make room for two,
-// with 32 registers a thread, and spill.
+// grid: segments. Dynamic shared memory: boxes [size], then keys [size]; size: n rounded up to a power of
+// two. Boxes come first, so that nvcc knows them to lie at multiples of 16 bytes and moves each at once. One
+// block at a time on a multiprocessor: for sm_100 the compiler would make room for two, with 32 registers a
+// thread, and spill.
 __global__ void __launch_bounds__(kNmsThreads, 1)
     nms_block_kernel(const float* __restrict__ boxes, const float* __restrict__ scores,
                      const int64_t* __restrict__ groups, int n, int size, float threshold, int64_t max_keep,
@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(s, NmsShared);
   FRCNN_SHARED(present, int);
-  unsigned long long* const keys = reinterpret_cast<unsigned long long*>(memory);
-  Box<float>* const sorted = reinterpret_cast<Box<float>*>(keys + size);
+  Box<float>* const sorted = reinterpret_cast<Box<float>*>(memory);
+  unsigned long long* const keys = reinterpret_cast<unsigned long long*>(sorted + size);
   const int t = static_cast<int>(threadIdx.x);
   const int64_t segment = blockIdx.x;
   const float* const own_boxes = boxes + segment * n * 4;

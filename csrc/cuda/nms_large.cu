@@ -7,10 +7,8 @@
 // nothing is read back.
 //
 // Bound by operations: kept x n / 2 pairs of about 20. 100,000 boxes of one class that keep 10,000: 10^10
-// operations, 0.3 ms at 30 TFLOP/s, and 25 rounds of one block's chunk, about 0.1 ms each, which dominate:
-// 3 ms estimated. A 100,000^2 mask would be 1.25 GB.
-//
-// Versions: v1, this one. Not yet measured on a GPU. To try: clusters of blocks for the chunk.
+// operations, a modeled 0.3 ms at 30 TFLOP/s, and 25 rounds of one block's chunk, a modeled 0.1 ms each,
+// which dominate. A 100,000^2 mask would be 1.25 GB. Nothing was measured on a GPU.
 #include "nms_suppress.h"
 
 namespace frcnn {

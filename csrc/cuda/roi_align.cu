@@ -8,13 +8,9 @@
 //   64;
 // - NCHW: a thread takes a (channel, bin), bins fastest, so a warp's loads fall on few lines of one map.
 //
-// Bound by bytes from L2: 1000 RoIs x 49 bins x about 16 cells x 512 bytes (half) = 400 MB, modeled 60 us at
-// 7 TB/s of L2. The floor from device memory is what is touched once: at most the maps, 46 MB for one image
-// of R-50-FPN in half, plus 25 MB of output: a modeled 21 us at 3.35 TB/s. Arithmetic: 8 multiply-adds per 16
-// bytes, a tenth of it.
-//
-// Versions: v1, this one. Not yet measured on a GPU. To try: RoIs in an order that shares lines, two bins per
-// warp in flight, 8 channels per thread in NCHW.
+// Bound by the issue of instructions: about 30 for each load of 16 bytes, of which 8 are multiply-adds; the
+// rest unpacks halves and computes addresses. Modeled (docs/performance.md) for 1000 RoIs of one image in
+// half: 46 us, where L2 takes 23 and device memory 15. Nothing was measured on a GPU.
 #include "roi_align.h"
 
 namespace frcnn {

@@ -7,14 +7,12 @@
 // gradient once for all 8. Every output is written once, zeros included: no memset, no read-modify-write. The
 // order of a sum is that of RoIs, then bins, whatever runs when, so results are deterministic.
 //
-// Bound by bytes: written once, 46 MB (all maps of one image of R-50-FPN in half), plus 25 MB of gradients of
-// 1000 RoIs, which stay in L2 while the tiles re-read them (about 7 columns x 1.3 x 30 rows x 512 bytes per
-// RoI, 140 MB): a modeled floor of 21 us at 3.35 TB/s for one image. Atomics would move 36 to 64
-// read-modify-writes of 32 bytes per 16 bytes of gradient instead. Multiply-adds: 64 per 16 bytes loaded for
-// the about 40 % of a tile row's cells that a bin touches.
-//
-// Versions: v1, this one. Not yet measured on a GPU. To try: tiles of 4 x 16, two
-// gradients in flight per warp.
+// Bound by the issue of instructions: each gradient of 16 bytes meets 8 cells with 64 multiply-adds, for the
+// about 40 % of a tile row's cells that a bin touches. Modeled (docs/performance.md) for 2 x 512 RoIs in
+// half: 68 us, where the bytes take 35 (92 MB of maps written once, the gradients read once). A tile is one
+// block's, so many RoIs on one small object are bound by its block: 97 us where they lie around 7 objects.
+// Atomics would move 36 to 64 read-modify-writes of 32 bytes per 16 bytes of gradient instead. Nothing was
+// measured on a GPU.
 #include "roi_align.h"
 
 namespace frcnn {

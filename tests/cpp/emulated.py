@@ -37,11 +37,13 @@ KERNEL_FLAGS = {
     "checked": ["-fsanitize=thread,alignment", "-Wno-tsan"],
     "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "device": ["-O2", "-fsanitize=alignment"],  # for tools/cuda_emulator/emulated_gpu.py
+    "counted": ["-fsanitize=thread", "-Wno-tsan"],  # for tools/cuda_emulator/report
 }
 HARNESS_FLAGS = {
     "checked": [],
     "sanitized": [*KERNEL_FLAGS["sanitized"], "-DEMULATOR_UNCHECKED"],
     "device": ["-DEMULATOR_UNCHECKED"],
+    "counted": ["-DEMULATOR_COUNTED"],
 }
 
 
@@ -200,16 +202,26 @@ def _to_c(value: object) -> object:
     return value
 
 
+def source_lines(library: str, places: Sequence[str]) -> list[str]:
+    """FILE:LINE of code at these places of a library, in hexadecimal; of the kernel where a header's function
+    that stands for one of CUDA's is inlined there."""
+    command = ["addr2line", "-a", "-i", "-e", library, *places]
+    found = subprocess.run(command, check=True, text=True, capture_output=True).stdout
+    lines = []
+    for frames in re.split(r"^0x[0-9a-f]+\n", found, flags=re.MULTILINE)[1:]:
+        names = [name.split(" ")[0] for name in frames.splitlines()]
+        lines.append(next((n for n in names if "/cuda_runtime.h:" not in n), names[-1]))
+    return lines
+
+
 def _with_lines(reports: str, library: str) -> str:
     """The reports with their program counters as file and line, where binutils are installed."""
-
-    def line_of(match: re.Match[str]) -> str:
-        if shutil.which("addr2line") is None:
-            return match[0]
-        found = subprocess.run(["addr2line", "-e", library, match[1]], text=True, capture_output=True)
-        return f"at {found.stdout.strip()}"
-
-    return re.sub(r"\[(0x[0-9a-f]+)\]", line_of, reports)
+    if shutil.which("addr2line") is None:
+        return reports
+    pattern = r"\[(0x[0-9a-f]+)\]"
+    places = re.findall(pattern, reports)
+    lines = iter(source_lines(library, places) if places else [])
+    return re.sub(pattern, lambda _: f"at {next(lines)}", reports)
 
 
 @functools.cache

@@ -193,11 +193,11 @@ void on_write(void* address, size_t bytes, const void* pc) {
 
 namespace memory {
 
-void atomic_access(const void* address, size_t bytes) {
+void atomic_access(const void* address, size_t bytes, const void* pc) {
   const size_t offset = offset_of(address);
   if (!is_watched(offset)) return;
   yield_at_meeting();
-  check_write(offset, bytes, __builtin_return_address(0), true);
+  check_write(offset, bytes, pc, true);
   if (offset < kSharedPart) return;  // between the threads of a block, barriers order
   stores::settle(address, bytes);
   order::atomic(address);

@@ -40,6 +40,16 @@ struct alignas(8) float2 {
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+
+  float4() = default;
+  float4(float x, float y, float z, float w) : x(x), y(y), z(z), w(w) {}
+  // Copies are one access of 16 bytes, as on a GPU.
+  float4(const float4& from) { *this = from; }
+  float4& operator=(const float4& from) {
+    using Vector __attribute__((vector_size(16))) = float;
+    *reinterpret_cast<Vector*>(this) = *reinterpret_cast<const Vector*>(&from);
+    return *this;
+  }
 };
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -230,30 +240,33 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, FRCNN
   return emulator::shuffle(emulator::WarpOp::kShuffleDown, mask, value, static_cast<int>(delta), where);
 }
 
+// Inlined, so that the access is found in the kernel's line.
+#define FRCNN_INLINE [[gnu::always_inline]] inline
 template <typename T>
-T atomicAdd(T* address, T value) {
+FRCNN_INLINE T atomicAdd(T* address, T value) {
   emulator::atomic_access(address, sizeof(T));
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 template <typename T>
-T atomicMax(T* address, T value) {
+FRCNN_INLINE T atomicMax(T* address, T value) {
   emulator::atomic_access(address, sizeof(T));
   T old = __atomic_load_n(address, __ATOMIC_RELAXED);
   if (value > old) __atomic_store_n(address, value, __ATOMIC_RELAXED);
   return old;
 }
 template <typename T>
-T atomicMin(T* address, T value) {
+FRCNN_INLINE T atomicMin(T* address, T value) {
   emulator::atomic_access(address, sizeof(T));
   T old = __atomic_load_n(address, __ATOMIC_RELAXED);
   if (value < old) __atomic_store_n(address, value, __ATOMIC_RELAXED);
   return old;
 }
 template <typename T>
-T atomicOr(T* address, T value) {
+FRCNN_INLINE T atomicOr(T* address, T value) {
   emulator::atomic_access(address, sizeof(T));
   return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }
+#undef FRCNN_INLINE
 
 #undef FRCNN_HERE
 

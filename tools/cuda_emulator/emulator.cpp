@@ -343,7 +343,9 @@ void* dynamic_shared_memory() {
 }
 
 void fence() { memory::fence(); }
-void atomic_access(const void* address, size_t bytes) { memory::atomic_access(address, bytes); }
+void atomic_access(const void* address, size_t bytes) {
+  memory::atomic_access(address, bytes, __builtin_return_address(0));
+}
 
 // ---- called by launchers ----------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ void enter_host();
 void pass_block_barrier();
 void pass_collective(int warp, bool orders);  // `orders`: it is a __syncwarp
 void fence();
-void atomic_access(const void* address, size_t bytes);
+void atomic_access(const void* address, size_t bytes, const void* pc);
 
 }  // namespace memory
 

@@ -45,7 +45,7 @@ void enter_host() {}
 void pass_block_barrier() {}
 void pass_collective(int, bool) {}
 void fence() { yield_at_meeting(); }
-void atomic_access(const void*, size_t) { yield_at_meeting(); }
+void atomic_access(const void*, size_t, const void*) { yield_at_meeting(); }
 
 }  // namespace emulator::memory
 #endif

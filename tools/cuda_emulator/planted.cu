@@ -104,7 +104,8 @@ __global__ void chain_kernel(const float* in, float* handed, unsigned* tickets, 
   atomicAdd(tickets + 1, 1u);
 }
 
-// The first block writes a number and raises a flag; the others answer what they then read, or -1. In the sound form a block that was told reads what was written.
+// The first block writes a number and raises a flag; the others answer what they then read, or -1. In the
+// sound form a block that was told reads what was written.
 __global__ void publish_kernel(float* data, unsigned* flag, float* out, int bug) {
   if (threadIdx.x != 0) return;
   if (blockIdx.x == 0) {
@@ -119,6 +120,14 @@ __global__ void publish_kernel(float* data, unsigned* flag, float* out, int bug)
   const bool told = atomicAdd(flag, 0u) != 0;
   if (bug != kMissingAcquire && bug != kAcquireTooEarly) __threadfence();
   out[blockIdx.x] = told ? *data : -1;
+}
+
+// Neighboring threads write and read `stride` values apart, in shared and in device memory.
+__global__ void strided_kernel(float* out, int stride) {
+  FRCNN_SHARED(values, float[1024]);
+  const int at = static_cast<int>(threadIdx.x) * stride;
+  values[at] = 1;
+  out[at] = values[at];
 }
 
 // 16-byte loads.
@@ -167,6 +176,10 @@ cudaError_t planted_publish(float* data, unsigned* flag, float* out, int64_t blo
   cudaMemsetAsync(flag, 0, sizeof(unsigned), stream);
   return frcnn::launch(frcnn::publish_kernel, dim3(static_cast<unsigned>(blocks)), dim3(64), 0, stream, data,
                        flag, out, static_cast<int>(bug));
+}
+cudaError_t planted_strided(float* out, int64_t blocks, int64_t stride, cudaStream_t stream) {
+  return frcnn::launch(frcnn::strided_kernel, dim3(static_cast<unsigned>(blocks)), dim3(32), 0, stream, out,
+                       static_cast<int>(stride));
 }
 cudaError_t planted_copy(const float* in, float* out, int64_t bug, cudaStream_t stream) {
   return frcnn::launch(frcnn::copy_kernel, dim3(1), dim3(64), 0, stream, in, out, static_cast<int>(bug));

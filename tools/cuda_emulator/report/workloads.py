@@ -1,0 +1,156 @@
+"""What R-50-FPN asks of the operators at 800x1344: one image in detection, two in training.
+
+Sizes and boxes are those of benchmarks/op_cases.py, boxes around random objects; features are random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from cases import EMULATED
+
+from benchmarks.op_cases import CHANNELS, ONES, RATIOS, STRIDES, Image
+
+STDS = (0.1, 0.1, 0.2, 0.2)
+FINEST = 56.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """An operator's call. `scale`: how many times as much the real workload is."""
+
+    name: str
+    run: Callable[[], object]
+    scale: int = 1
+
+
+def call(op: str, **arguments: object) -> Callable[[], object]:
+    return lambda: EMULATED[op](**arguments)
+
+
+def objects(image: Image, count: int, images: int) -> np.ndarray:
+    return np.stack([image.objects(count).numpy() for _ in range(images)])
+
+
+def half(*shape: int) -> np.ndarray:
+    """The bits of random numbers in float16."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16).view(np.uint16)
+
+
+def proposals(image: Image, segments: int, count: int) -> dict[str, object]:
+    parts = [image.proposals(count) for _ in range(segments)]
+    boxes, scores = (torch.stack(p).numpy() for p in zip(*parts, strict=True))
+    return {"boxes": boxes, "scores": scores}
+
+
+def workloads() -> list[Workload]:
+    image = Image(800, 1344, torch.device("cpu"))
+    sizes = image.level_sizes(5)
+    flat = [n for size in sizes for n in size]
+    shape = {"strides": STRIDES, "scales": (8.0,), "ratios": RATIOS, "center_offset": 0.0}
+    levels = EMULATED["grid_anchors"](flat, STRIDES, (8.0,), RATIOS, 0.0)
+    anchors = np.concatenate(levels) if isinstance(levels, list) else levels
+    rng = np.random.default_rng(0)
+    result = [Workload(f"anchors, {len(anchors)}", call("grid_anchors", sizes=flat, **shape))]
+
+    def assign(name: str, boxes: np.ndarray, gts: int, positive: float, low_quality: bool) -> Workload:
+        settings = {
+            "pos_iou": positive, "neg_iou": min(positive, 0.5) if positive < 0.6 else 0.3, "min_pos_iou": 0.3,
+            "match_low_quality": low_quality, "ignore_iof": -1.0, "ignore": None, "ignore_counts": None,
+        }  # fmt: skip
+        found = objects(image, gts, 1)
+        return Workload(
+            name, call("assign_max_iou", boxes=boxes, gts=found, gt_counts=np.array([gts]), **settings), 2
+        )
+
+    result.append(assign("training: assign anchors, 2 images, 100 gts", anchors, 100, 0.7, True))
+    result.append(assign("training: assign anchors, 2 images, 10 gts", anchors, 10, 0.7, True))
+
+    for name, images, most in (("detection", 1, 1000), ("training", 2, 2000)):
+        counts = [min(most, 3 * h * w) for h, w in sizes]
+        deltas = [half(images, 12, h, w) for h, w in sizes]
+        indices = [
+            np.stack([rng.permutation(3 * h * w)[:k] for _ in range(images)]).astype(np.int64)
+            for (h, w), k in zip(sizes, counts, strict=True)
+        ]
+        extent = np.array([[800, 1344]] * images, np.float32)
+        result.append(
+            Workload(
+                f"{name}: decode proposals, {images} x {sum(counts)}",
+                call("decode_proposals", deltas=deltas, indices=indices, image_sizes=extent, **shape,
+                     stds=ONES, min_size=0.0, kind="half"),
+            )
+        )  # fmt: skip
+        boxes = proposals(image, images * 5, most)
+        result.append(
+            Workload(
+                f"{name}: NMS of {images * 5} levels of {most}",
+                call("nms_padded", **boxes, iou_threshold=0.7, max_keep=most),
+            )
+        )
+
+    rest = proposals(image, 80, 1000)
+    rest["scores"] = np.where(rng.random((80, 1000)) < 0.01, rest["scores"], -np.inf).astype(np.float32)
+    result.append(
+        Workload(
+            "detection: NMS of 80 classes of 1000, 1 % present",
+            call("nms_padded", **rest, iou_threshold=0.5, max_keep=100),
+        )
+    )
+    large, scores = (x.numpy() for x in image.proposals(20000))
+    result.append(
+        Workload(
+            "NMS of 20,000 boxes, 80 classes",
+            call("nms_large", boxes=large, scores=scores, groups=np.arange(20000) % 80, iou_threshold=0.5),
+        )
+    )
+    rois = image.proposals(512)[0].numpy()
+    targets = image.proposals(512)[0].numpy()
+    codes = rng.standard_normal((512, 320), np.float32)
+    result.append(
+        Workload(
+            "detection: decode 512 x 80",
+            call("decode_boxes", boxes=rois, deltas=codes, stds=STDS, max_shape=None),
+        )
+    )
+    result.append(
+        Workload("training: encode 512", call("encode_boxes", boxes=rois, targets=targets, stds=STDS))
+    )
+    result.append(Workload("box IoU, 100 x anchors", call("box_iou", a=objects(image, 100, 1)[0], b=anchors)))
+    pairs = {
+        "pred": rois, "target": targets, "weight": None, "boxes": None, "stds": STDS, "mode": "giou",
+        "eps": 1e-7, "beta": 0.0, "reduction": "mean",
+    }  # fmt: skip
+    result.append(Workload("training: GIoU loss of 512", call("iou_loss", **pairs)))
+    grad = np.ones((), np.float32)
+    result.append(Workload("training: GIoU gradient of 512", call("iou_loss_backward", grad=grad, **pairs)))
+    result += pooling(image)
+    return result
+
+
+def pooling(image: Image) -> list[Workload]:
+    sizes = image.level_sizes(4)
+    settings = {
+        "scales": [1 / s for s in STRIDES[:4]], "sampling_ratio": 0, "aligned": True, "finest_scale": FINEST,
+        "kind": "half",
+    }  # fmt: skip
+    one = [half(1, CHANNELS, h, w) for h, w in sizes]
+    result = []
+    for name, count, times in (("detection: RoIAlign, 1000 RoIs", 1000, 1),
+                               ("training: RoIAlign, 2 x 512 RoIs", 512, 2)):  # fmt: skip
+        rois = image.rois(1, count).numpy()
+        forward = call(
+            "roi_align", features=one, rois=rois, output_size=(7, 7), channels_last=True, **settings
+        )
+        result.append(Workload(name, forward, times))
+    flat = [n for size in sizes for n in size]
+    grad = half(512, CHANNELS, 7, 7)
+    few = image.objects(7)[torch.arange(512) % 7]
+    few += torch.randn(512, 4, generator=image.generator) * 0.1 * (few[:, 2:] - few[:, :2]).repeat(1, 2)
+    crowded = torch.cat([torch.zeros(512, 1), few], dim=1)
+    for name, rois in (("", image.rois(1, 512)), (" around 7 objects", crowded)):
+        backward = call("roi_align_backward", grad=grad, rois=rois.numpy(), sizes=flat, batch=1, **settings)
+        result.append(Workload(f"training: RoIAlign gradient, 2 x 512 RoIs{name}", backward, 2))
+    return result
