@@ -13,6 +13,7 @@
 namespace frcnn {
 namespace {
 
+static_assert(kNmsWarps == 32);
 constexpr int kScanThreads = 256, kScanEach = 8;  // anchors that a thread looks at
 constexpr int kBinBits = 12, kBins = 1 << kBinBits;
 constexpr int kBinsPerDigit = kBins / kDigits;
@@ -110,8 +111,8 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
   Key* const keys = reinterpret_cast<Key*>(memory);
   Box<float>* const boxes = reinterpret_cast<Box<float>*>(keys + size);
   const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
-  const int l = static_cast<int>(blockIdx.x);
-  const int64_t image = blockIdx.y, segment = image * gridDim.x + l;
+  const int l = static_cast<int>(blockIdx.x), image = static_cast<int>(blockIdx.y);
+  const int segment = image * static_cast<int>(gridDim.x) + l;
   const FrcnnRPNLevel& level = levels.level[l];
   const Key* const listed = work.listed + image * levels.anchors + levels.first[l];
   const int total = work.listed_count[segment], wanted = total < pre_nms ? total : pre_nms;
@@ -133,20 +134,21 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
       const float* const d = level.deltas + image * steps[0] +
                              (index - cell * levels.per_cell) * 4 * steps[1] + y * steps[2] + x * steps[3];
       const Delta<float> delta{d[0], d[steps[1]], d[2 * steps[1]], d[3 * steps[1]]};
-      const Box<float> moved = clip(decode(anchor(grid, l, index, width), delta, stds),
-                                    image_sizes[image * 2], image_sizes[image * 2 + 1]);
-      box = moved;
+      box = clip(decode(anchor(grid, l, index, width), delta, stds), image_sizes[image * 2],
+                 image_sizes[image * 2 + 1]);
       valid = box.width() > min_size && box.height() > min_size;
     }
     const unsigned votes = __ballot_sync(kFullWarp, valid);
     if (lane == 0) suppression.of_warp[warp] = __popc(votes);
     __syncthreads();
-    int rank = count + __popc(votes & ((1u << lane) - 1u));
-#pragma unroll 4  // whole, it takes registers that are then missing
-    for (int w = 0; w < kNmsWarps; ++w) {
-      rank += w < warp ? suppression.of_warp[w] : 0;
-      count += suppression.of_warp[w];
+    int through = suppression.of_warp[lane];  // summed over the warps up to the one that the lane stands for
+    for (int step = 1; step < kNmsWarps; step *= 2) {
+      const int other = __shfl_up_sync(kFullWarp, through, step);
+      if (lane >= step) through += other;
     }
+    const int before = __shfl_sync(kFullWarp, through, warp > 0 ? warp - 1 : 0);
+    const int rank = count + (warp > 0 ? before : 0) + __popc(votes & ((1u << lane) - 1u));
+    count += __shfl_sync(kFullWarp, through, kNmsWarps - 1);
     if (valid) {
       store_box(&boxes[rank].x1, box);
       places[rank] = static_cast<int>(own >> 32);
@@ -154,8 +156,9 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
     __syncthreads();
   }
   const int kept = suppress_in_block<float>(boxes, places, count, nullptr, threshold, work.each, suppression);
+#pragma unroll 1  // four at a time would not fit the registers
   for (int i = t; i < kept; i += kNmsThreads) {
-    const int64_t slot = segment * work.each + i;
+    const int64_t slot = int64_t{segment} * work.each + i;
     work.kept[slot] =
         static_cast<Key>(static_cast<unsigned>(places[i])) << 32 | static_cast<unsigned>(l * work.each + i);
     work.boxes[slot] = make_float4(boxes[i].x1, boxes[i].y1, boxes[i].x2, boxes[i].y2);
