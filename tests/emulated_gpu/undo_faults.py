@@ -26,7 +26,7 @@ class Fault(NamedTuple):
 
 
 DETECTOR, DEVICE = "tests/emulated_gpu/test_detector.py", "tests/emulated_gpu/test_device.py"
-TRAINING = "tests/emulated_gpu/test_training.py"
+TRAINING, PROCESSES = "tests/emulated_gpu/test_training.py", "tests/emulated_gpu/test_processes.py"
 FAULTS = [
     Fault(
         "limit of shared memory left at its default",
@@ -111,6 +111,13 @@ FAULTS = [
         "self.broken = torch.maximum(self.broken, breaks)",
         "self.broken = breaks",
         TRAINING,
+    ),
+    Fault(
+        "a loss that is not finite in one process only",
+        "frcnn/engine/step.py",
+        'self.processes.highest_on_device((~numbers.isfinite().all()).float(), "the losses")',
+        "(~numbers.isfinite().all()).float()",
+        PROCESSES,
     ),
     Fault(
         "counts read before they are there",
