@@ -48,14 +48,6 @@ def test_blocks_that_touch_the_same_memory():
     assert launch.longest_share == 1
 
 
-def test_loads_of_16_bytes_are_one_request():
-    launch = launch_of("planted_copy", np.zeros(256, np.float32), np.zeros(256, np.float32), 0)
-    assert sorted((s.kind, s.bytes, s.requests, s.sectors) for s in launch.sites) == [
-        (0, 16, 2, 32),
-        (1, 16, 2, 32),
-    ]
-
-
 def test_longest_block():
     """The block that finishes last also adds up what all have done."""
     values = np.zeros(64 * 4, np.float32)

@@ -40,16 +40,6 @@ struct alignas(8) float2 {
 };
 struct alignas(16) float4 {
   float x, y, z, w;
-
-  float4() = default;
-  float4(float x, float y, float z, float w) : x(x), y(y), z(z), w(w) {}
-  // Copies are one access of 16 bytes, as on a GPU.
-  float4(const float4& from) { *this = from; }
-  float4& operator=(const float4& from) {
-    using Vector __attribute__((vector_size(16))) = float;
-    *reinterpret_cast<Vector*>(this) = *reinterpret_cast<const Vector*>(&from);
-    return *this;
-  }
 };
 struct alignas(8) uint2 {
   unsigned x, y;
