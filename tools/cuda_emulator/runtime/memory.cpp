@@ -17,7 +17,6 @@
 namespace gpu {
 namespace {
 
-
 struct Block {
   size_t bytes;
   Place place;
