@@ -26,7 +26,7 @@ class Fault(NamedTuple):
 
 
 DETECTOR, DEVICE = "tests/emulated_gpu/test_detector.py", "tests/emulated_gpu/test_device.py"
-TRAINING = "tests/emulated_gpu/test_training.py"
+TRAINING, PROCESSES = "tests/emulated_gpu/test_training.py", "tests/emulated_gpu/test_processes.py"
 LAUNCHES = "tests/emulated_gpu/test_launches.py"
 FAULTS = [
     Fault(
@@ -112,6 +112,13 @@ FAULTS = [
         "self.broken = torch.maximum(self.broken, breaks)",
         "self.broken = breaks",
         f"{TRAINING}::test_a_step_that_was_not_finite_is_found_later_and_described",
+    ),
+    Fault(
+        "a loss that is not finite in one process only",
+        "frcnn/engine/step.py",
+        'self.processes.highest_on_device((~numbers.isfinite().all()).float(), "the losses")',
+        "(~numbers.isfinite().all()).float()",
+        PROCESSES,
     ),
     Fault(
         "counts read before they are there",

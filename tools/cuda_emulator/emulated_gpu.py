@@ -42,7 +42,7 @@ def build(arch: str) -> dict[str, str]:
     include = [f"-I{cuda_home() / 'include'}"]
     of_torch = [RUNTIME / "aten.cpp", RUNTIME / "cudnn.cpp"]
     sources = sorted(set(RUNTIME.glob("*.cpp")) - set(of_torch))
-    library = link("libemulated_gpu.so", sources, ["-std=c++17", *include], ["-ldl", "-pthread"])
+    library = link("libemulated_gpu.so", sources, ["-std=c++17", *include], ["-ldl", "-lrt", "-pthread"])
     driver = link("libcuda.so.1", [RUNTIME / "driver.c"], ["-x", "c"], [])
     installed = Path(torch.__file__).parent
     headers = [f"-isystem{installed / 'include'}", f"-isystem{installed / 'include/torch/csrc/api/include'}"]

@@ -26,7 +26,6 @@
 namespace gpu {
 namespace {
 
-using Guard = std::lock_guard<std::recursive_mutex>;
 
 struct Resources {
   int registers = 0, shared = -1;  // static shared memory in bytes; -1: not known

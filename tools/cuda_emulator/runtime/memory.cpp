@@ -17,7 +17,6 @@
 namespace gpu {
 namespace {
 
-using Guard = std::lock_guard<std::recursive_mutex>;
 
 struct Block {
   size_t bytes;

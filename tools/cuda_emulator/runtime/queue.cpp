@@ -1,6 +1,7 @@
 #include "queue.h"
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <string>
 
@@ -10,8 +11,6 @@
 
 namespace gpu {
 namespace {
-
-using Guard = std::lock_guard<std::recursive_mutex>;
 
 struct Event {
   int device;
@@ -41,18 +40,25 @@ std::vector<std::shared_ptr<Capture>>& captures() {
   return *all;
 }
 
-void do_next(Stream* stream);
+bool do_next(Stream* stream);
 
-void reach(const std::shared_ptr<Ticket>& ticket) {
-  while (!ticket->done && !ticket->stream->work.empty()) do_next(ticket->stream);
+// Whether it is reached now; if not, another process has to do something first.
+bool reach(const std::shared_ptr<Ticket>& ticket) {
+  while (!ticket->done && !ticket->stream->work.empty())
+    if (!do_next(ticket->stream)) return false;
+  return true;
 }
 
-void do_next(Stream* stream) {
+// Does the stream's first work and returns true, unless another process has to do something first.
+bool do_next(Stream* stream) {
+  const std::shared_ptr<Ticket> awaited = stream->work.front().awaited;
+  if (awaited && !reach(awaited)) return false;
+  if (stream->work.front().ready && !stream->work.front().ready()) return false;
   const Work work = std::move(stream->work.front());
   stream->work.pop_front();
-  if (work.awaited) reach(work.awaited);
   if (work.action && device_error == cudaSuccess) work.action();
   if (work.reached) work.reached->done = true;
+  return true;
 }
 
 cudaError_t created(cudaStream_t* handle) {
@@ -83,15 +89,30 @@ cudaError_t recorded(cudaEvent_t handle, cudaStream_t on) {
     return cudaErrorInvalidResourceHandle;
   }
   event->ticket = std::make_shared<Ticket>(Ticket{stream, stream->capture});
-  if (!stream->capture) stream->work.push_back({nullptr, nullptr, event->ticket});
+  if (!stream->capture) stream->work.push_back({nullptr, nullptr, nullptr, event->ticket});
   return cudaSuccess;
 }
 
 }  // namespace
 
-std::recursive_mutex& lock() {
-  static auto* mutex = new std::recursive_mutex;
-  return *mutex;
+void Lock::lock() {
+  mutex_.lock();
+  ++depth_;
+}
+void Lock::unlock() {
+  --depth_;
+  mutex_.unlock();
+}
+void Lock::pause() {
+  const int depth = depth_;
+  for (int i = 0; i < depth; ++i) unlock();
+  std::this_thread::sleep_for(std::chrono::microseconds(200));
+  for (int i = 0; i < depth; ++i) lock();
+}
+
+Lock& lock() {
+  static auto* the_lock = new Lock;
+  return *the_lock;
 }
 
 int current_device() { return device; }
@@ -122,13 +143,19 @@ void enqueue(Stream* stream, Action action) {
   if (stream->capture) {
     stream->capture->actions.push_back(std::move(action));
   } else {
-    stream->work.push_back({std::move(action), nullptr, nullptr});
+    stream->work.push_back({std::move(action), nullptr, nullptr, nullptr});
   }
+}
+
+void enqueue_when(Stream* stream, std::function<bool()> ready, Action action) {
+  const Guard guard(lock());
+  stream->work.push_back({std::move(action), std::move(ready), nullptr, nullptr});
 }
 
 void wait_for(Stream* stream) {
   const Guard guard(lock());
-  while (!stream->work.empty()) do_next(stream);
+  while (!stream->work.empty())
+    if (!do_next(stream)) lock().pause();
 }
 
 void wait_for_all() {
@@ -211,7 +238,7 @@ EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) 
     gpu::fault("a capturing stream waits for an event from outside the capture");
     return cudaErrorStreamCaptureIsolation;
   } else if (!ticket->done) {
-    stream->work.push_back({nullptr, ticket, nullptr});
+    stream->work.push_back({nullptr, nullptr, ticket, nullptr});
   }
   return cudaSuccess;
 }
@@ -251,7 +278,7 @@ EXPORT cudaError_t cudaEventQuery(cudaEvent_t e) {
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   const auto ticket = reinterpret_cast<gpu::Event*>(e)->ticket;
   return gpu::waited("cudaEventSynchronize", [ticket] {
-    if (ticket) gpu::reach(ticket);
+    while (ticket && !gpu::reach(ticket)) gpu::lock().pause();
   });
 }
 EXPORT cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {

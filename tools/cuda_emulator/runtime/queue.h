@@ -38,6 +38,7 @@ struct Ticket {
 
 struct Work {
   Action action;                    // or null
+  std::function<bool()> ready;      // whether what it needs of other processes is there, or null
   std::shared_ptr<Ticket> awaited;  // is done first, or null
   std::shared_ptr<Ticket> reached;  // is marked as done, or null
 };
@@ -48,7 +49,20 @@ struct Stream {
   std::shared_ptr<Capture> capture;
 };
 
-std::recursive_mutex& lock();
+// The runtime's one lock, which a thread may take several times and, while it waits for another process,
+// leaves to the other threads.
+class Lock {
+ public:
+  void lock();
+  void unlock();
+  void pause();  // leaves it for a moment, however often it was taken
+
+ private:
+  std::recursive_mutex mutex_;
+  int depth_ = 0;  // of the thread that has it
+};
+using Guard = std::lock_guard<Lock>;
+Lock& lock();
 
 int current_device();
 int device_count();
@@ -58,6 +72,8 @@ bool thread_is_capturing();
 Stream* stream_of(cudaStream_t handle);
 // The handle that torch knows a stream by.
 void enqueue(Stream* stream, Action action);
+// Work that is not done before `ready` holds.
+void enqueue_when(Stream* stream, std::function<bool()> ready, Action action);
 void wait_for(Stream* stream);
 void wait_for_all();
 // Why a call that a capture forbids to this thread fails now, having spoilt the capture; or cudaSuccess.
