@@ -31,7 +31,7 @@ FORMAT = 3
 TIMED = {"time", "data_time"}
 SUMMED = TIMED | {
     *("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"),
-    *("loss", "acc", "grad_norm"),
+    *("loss", "acc", "grad_norm", "loss_scale", "skipped"),
 }
 """What the log sums up of a step; the losses of one that was not finite are not among it."""
 

@@ -151,7 +151,7 @@ def test_float16_learns_what_float32_learns(half, model, recipe):
     momentum = [state_of(learner)[len(learner.parameters) :] for learner in (half, full)]
     moved, wanted_move = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in momentum)
     assert torch.nn.functional.cosine_similarity(moved, wanted_move, dim=0) > 0.9
-    assert moved.norm() == pytest.approx(wanted_move.norm(), rel=0.02)
+    assert moved.norm().item() == pytest.approx(wanted_move.norm().item(), rel=0.02)
 
 
 def test_float16_skips_a_step_that_overflows_and_halves_the_scale(half, model):
