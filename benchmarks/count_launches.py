@@ -54,7 +54,8 @@ def counted(title: str, call: Callable[[], object]) -> list[str]:
         raise SystemExit(f"{title}: the emulated device has reported faults")
     kinds = Counter(row.kind for row in rows)
     nodes = sum(row.captured and row.kind in (*SMALL, "conv", "gemm") for row in first)
-    uploads = sum(row.bytes for row in rows if row.kind == "memcpy" and row.name.endswith("to device"))
+    copies = [row for row in rows if row.kind == "memcpy" and row.name.endswith("to device")]
+    uploads = sum(row.bytes for row in copies if not row.name.startswith("device"))
     return [
         title,
         str(sum(kinds[kind] for kind in SMALL)),
