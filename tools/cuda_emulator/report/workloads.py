@@ -83,6 +83,16 @@ def workloads() -> list[Workload]:
                      stds=ONES, min_size=0.0, kind="half"),
             )
         )  # fmt: skip
+        logits = [rng.standard_normal((images, 3, h, w), np.float32) for h, w in sizes]
+        refined = [rng.standard_normal((images, 12, h, w), np.float32) * 0.3 for h, w in sizes]
+        result.append(
+            Workload(
+                f"{name}: select proposals, {images} x {len(anchors)} anchors",
+                call("select_proposals", logits=logits, deltas=refined,
+                     image_sizes=extent, **shape, stds=ONES, min_size=0.0, iou_threshold=0.7, pre_nms=most,
+                     count=1000),
+            )
+        )  # fmt: skip
         boxes = proposals(image, images * 5, most)
         result.append(
             Workload(
@@ -91,6 +101,17 @@ def workloads() -> list[Workload]:
             )
         )
 
+    logits = rng.standard_normal((1, 1000, 81), np.float32) * 2 + np.eye(81, dtype=np.float32)[80] * 6
+    result.append(
+        Workload(
+            "detection: select detections, 1000 proposals of 80 classes",
+            call("select_detections", probabilities=torch.from_numpy(logits).softmax(-1).numpy(),
+                 deltas=rng.standard_normal((1, 1000, 320), np.float32),
+                 proposals=image.proposals(1000)[0].numpy()[None], present=np.ones((1, 1000), bool),
+                 sizes=np.array([[800, 1344]], np.float32), scales=np.ones((1, 2), np.float32), stds=STDS,
+                 score_threshold=0.05, iou_threshold=0.5, max_detections=100),
+        )
+    )  # fmt: skip
     rest = proposals(image, 80, 1000)
     rest["scores"] = np.where(rng.random((80, 1000)) < 0.01, rest["scores"], -np.inf).astype(np.float32)
     result.append(
