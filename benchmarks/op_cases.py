@@ -229,20 +229,30 @@ def box_cases(image: Image, batch: int) -> Iterator[Case]:
         subjects["torchvision"] = lambda: match(torchvision.ops.box_iou(gts, anchors))
     yield Case(f"assign_max_iou {n} x 100 gts", n * 28, subjects)
 
-    levels = len(STRIDES)
-    deltas = [torch.randn(batch, 12, h, w, device=image.device) * 0.3 for h, w in sizes]
-    kept = [min(1000, 3 * h * w) for h, w in sizes]
-    indices = [
-        torch.randn(batch, 3 * h * w, device=image.device).topk(k)[1]
-        for (h, w), k in zip(sizes, kept, strict=True)
-    ]
+    logits, deltas = (
+        [torch.randn(batch, a, h, w, device=image.device) * 0.3 for h, w in sizes] for a in (3, 12)
+    )
     image_sizes = torch.tensor([[image.height, image.width]] * batch, device=image.device).float()
-    shape = (STRIDES, (8.0,), RATIOS, 0.0, ONES, 0.0)
+    grid, rest = (STRIDES, (8.0,), RATIOS), (0.0, 0.7, 1000, 1000)
     subjects = {
-        "ours": lambda: frcnn_ops.decode_proposals(deltas, indices, image_sizes, *shape),
-        "reference": lambda: reference.decode_proposals(deltas, indices, image_sizes, *shape),
-    }  # fmt: skip
-    yield Case(f"decode_proposals {batch} x {levels} levels", batch * sum(kept) * 41, subjects)
+        "ours": lambda: frcnn_ops.select_proposals(logits, deltas, image_sizes, *grid, ONES, *rest),
+        "reference": lambda: reference.select_proposals(logits, deltas, image_sizes, *grid, 0.0, ONES, *rest),
+    }
+    yield Case(f"select_proposals {batch} x {n} anchors", batch * n * 4, subjects)
+
+    proposals = torch.stack([image.proposals(1000)[0] for _ in range(batch)])
+    certainty = torch.randn(batch, 1000, 81, device=image.device) * 2
+    certainty[..., -1] += 6
+    selection = (
+        *(certainty.softmax(-1), torch.randn(batch, 1000, 320, device=image.device), proposals),
+        *(proposals[..., 0].isfinite(), image_sizes, torch.ones_like(image_sizes)),
+        *(stds, 0.05, 0.5, 100),
+    )
+    subjects = {
+        "ours": lambda: frcnn_ops.select_detections(*selection),
+        "reference": lambda: reference.select_detections(*selection),
+    }
+    yield Case(f"select_detections {batch} x 1000 x 80 classes", batch * 1000 * 81 * 4, subjects)
 
 
 def loss_cases(image: Image, count: int) -> Iterator[Case]:

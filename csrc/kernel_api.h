@@ -49,17 +49,6 @@ FRCNN_KERNEL(decode_boxes, int64_t type, const void* boxes, const void* deltas, 
 FRCNN_KERNEL(decode_boxes_backward, int64_t type, const void* grad, const void* boxes, const void* deltas,
              const double* stds, const int64_t* max_shape, int64_t n, int64_t classes, void* grad_deltas);
 
-// One level of decode_proposals, in host memory; the pointers are to device memory.
-struct FrcnnProposalLevel {
-  const void* deltas;  // [B, A*4, H, W], with the strides below, in elements
-  const int64_t* indices;
-  int64_t height, width, count;  // count: selected anchors per image
-  int64_t batch_stride, channel_stride, row_stride, column_stride;
-};
-FRCNN_KERNEL(decode_proposals, int64_t type, const FrcnnAnchors* grid, const FrcnnProposalLevel* levels,
-             const float* image_sizes, int64_t batch, const double* stds, double min_size, float* boxes,
-             bool* valid);
-
 // One level of select_proposals, in host memory; the pointers are to device memory.
 struct FrcnnRPNLevel {
   const float *logits, *deltas;  // [B, A, H, W] and [B, A*4, H, W]: strides of batch, channel, row, column

@@ -7,7 +7,6 @@ from .extension import build_info  # isort: skip  # first: it defines the operat
 from .assign_max_iou import assign_max_iou
 from .box_coder import decode_boxes, encode_boxes
 from .box_iou import box_iou
-from .decode_proposals import decode_proposals
 from .grid_anchors import grid_anchors
 from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_loss
 from .nms import batched_nms, nms, nms_padded
@@ -24,7 +23,6 @@ __all__ = [
     "build_info",
     "ciou_loss",
     "decode_boxes",
-    "decode_proposals",
     "diou_loss",
     "encode_boxes",
     "giou_loss",

@@ -111,26 +111,6 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, stds, max_shape) -> Tensor:
     return decoded.flatten(1)
 
 
-def decode_proposals(
-    deltas, indices, image_sizes, strides, scales, ratios, center_offset, stds, min_size
-) -> tuple[Tensor, Tensor]:
-    images = []
-    for image, (height, width) in enumerate(image_sizes.tolist()):
-        levels = []
-        for level, stride in enumerate(strides):
-            height_cells, width_cells = deltas[level].shape[2:]
-            anchors = grid_anchors(
-                [height_cells, width_cells], [stride], scales, ratios, center_offset, image_sizes.device
-            )
-            flat = deltas[level][image].permute(1, 2, 0).reshape(-1, 4).float()
-            chosen = indices[level][image]
-            levels.append(decode_boxes(anchors[chosen], flat[chosen], stds, (height, width)))
-        images.append(torch.cat(levels))
-    boxes = torch.stack(images) if images else image_sizes.new_zeros(0, sum(i.shape[1] for i in indices), 4)
-    sizes = boxes[..., 2:] - boxes[..., :2]
-    return boxes, (sizes > min_size).all(dim=-1)
-
-
 # ---- RoIAlign --------------------------------------------------------------------------------------------
 
 

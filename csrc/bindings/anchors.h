@@ -1,4 +1,4 @@
-// The anchors of a grid, as grid_anchors and decode_proposals hand them to their kernels.
+// The anchors of a grid, as grid_anchors and select_proposals hand them to their kernels.
 #pragma once
 
 #include "binding.h"

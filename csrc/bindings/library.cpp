@@ -60,9 +60,6 @@ using Floats = const std::vector<double>&;
 void check_grid_anchors(Ints sizes, Floats strides, Floats scales, Floats ratios, double center_offset) {
   frcnn::expect_grid("grid_anchors", sizes, strides, scales, ratios, center_offset);
 }
-void check_anchors(Name op, Floats strides, Floats scales, Floats ratios, double center_offset) {
-  frcnn::expect_anchors(op.c_str(), strides, scales, ratios, center_offset);
-}
 void check_pooling(Name op, Ints bins, Floats scales, int64_t sampling_ratio, double finest_scale) {
   frcnn::expect_bins(op.c_str(), "output_size", bins);
   frcnn::expect_pooling(op.c_str(), scales, sampling_ratio, finest_scale);
@@ -88,7 +85,6 @@ PYBIND11_MODULE(_C, m) {
       "Compiled operators, registered under torch.ops.frcnn_ops. The module itself tells what was built, and "
       "checks numbers for the fake kernels and the reference.";
   m.def("check_grid_anchors", for_python(&check_grid_anchors));
-  m.def("check_anchors", for_python(&check_anchors));
   m.def("check_pooling", for_python(&check_pooling));
   m.def("check_maps", for_python(&check_maps));
   m.def("check_max_keep", for_python(&frcnn::expect_max_keep));

@@ -4,8 +4,8 @@
 //
 // Bound by the instructions of one block, while most of the GPU is idle: a segment is one multiprocessor's. A
 // block sorts 1024 keys in 55 barrier steps and takes 16 steps of 64 candidates, each compared with all boxes
-// kept so far and resolved in one warp in about 5 rounds. Modeled (docs/performance.md): 81 us for the five
-// levels of 1000 boxes of an image, 230 us for ten of 2000; the whole GPU would issue as much in 3 and 17 us.
+// kept so far and resolved in one warp in about 5 rounds. Modeled (docs/performance.md): 80 us for the five
+// levels of 1000 boxes of an image, 229 us for ten of 2000; the whole GPU would issue as much in 3 and 17 us.
 // Nothing was measured on a GPU.
 //
 // Keys are (score, index) in one 64-bit integer, so that sorting them breaks ties as promised: lower index

@@ -103,14 +103,6 @@ def test_roi_of_an_image_that_does_not_exist_pools_to_zero():
     assert grads[0][0].sum() == 0 and np.isclose(grads[0][1].sum(), out[4].size)
 
 
-def test_proposal_index_out_of_range_is_invalid():
-    indices = [np.array([[-1, 0, 12, 11]])]
-    deltas, sizes = [np.zeros((1, 12, 2, 2), np.float32)], np.array([[40, 40]], np.float32)
-    shape = [4.0], [8.0], [0.5, 1.0, 2.0], 0.0, (1, 1, 1, 1)
-    boxes, valid = EMULATED["decode_proposals"](deltas, indices, sizes, *shape, 0.0)
-    assert valid.tolist() == [[False, True, False, True]] and not boxes[0, [0, 2]].any()
-
-
 def test_largest_block_of_nms():
     """4096 boxes, the most that a block sorts and suppresses."""
     rng = np.random.default_rng(0)

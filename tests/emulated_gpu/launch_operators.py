@@ -37,12 +37,17 @@ def pool(dtype, layout):
     torch.autograd.grad(out, maps, torch.empty_like(out))
 
 
-def decode_proposals():
-    deltas = [rows(8, 12, height, width) for height, width in SIZES]
-    counts = [min(1000, 3 * height * width) for height, width in SIZES]
-    indices = [rows(8, count, dtype=torch.int64) for count in counts]
-    grid = (STRIDES, (8.0,), (0.5, 1.0, 2.0), 0.0)
-    torch.ops.frcnn_ops.decode_proposals(deltas, indices, rows(8, 2), *grid, ONES, 0.0)
+def select_proposals(most):
+    logits, deltas = ([rows(8, n, height, width) for height, width in SIZES] for n in (3, 12))
+    grid = STRIDES, (8.0,), (0.5, 1.0, 2.0), ONES
+    frcnn_ops.select_proposals(logits, deltas, rows(8, 2), *grid, 0.0, 0.7, most, 1000)
+
+
+def select_detections(count):
+    proposals, present = rows(8, count, 4), rows(8, count, dtype=torch.bool)
+    sizes = rows(8, 2), rows(8, 2)
+    rest = ONES, 0.05, 0.5, 100
+    frcnn_ops.select_detections(rows(8, count, 81), rows(8, count, 320), proposals, present, *sizes, *rest)
 
 
 def calls():
@@ -54,7 +59,9 @@ def calls():
     for gts in (1, 100, 1000):
         arguments = rows(ANCHORS, 4), rows(gts, 4), 0.7, 0.3, 0.3
         yield f"assign_max_iou {gts}", lambda arguments=arguments: frcnn_ops.assign_max_iou(*arguments)
-    yield "decode_proposals", decode_proposals
+    for most in (1000, 2000, 4096):
+        yield f"select_proposals {most}", lambda most=most: select_proposals(most)
+        yield f"select_detections {most}", lambda most=most: select_detections(most)
     yield "encode_boxes", lambda: frcnn_ops.encode_boxes(rows(512, 4), rows(512, 4))
     yield "decode_boxes", lambda: frcnn_ops.decode_boxes(rows(1000, 4), rows(1000, 320))
     yield "box_iou", lambda: frcnn_ops.box_iou(rows(100, 4), rows(ANCHORS, 4))

@@ -123,19 +123,6 @@ def decode_boxes_backward(r):
     return [numbers(r, *deltas.shape, dtype=deltas.dtype), *arguments]
 
 
-def decode_proposals(r):
-    levels, batch, dtype = r.randint(1, 3), r.choice((0, 1, 2)), r.choice((torch.float32, *HALVES))
-    strides, scales, ratios, offset = anchors(r, levels)
-    sizes, per_cell = maps(r, levels), len(scales) * len(ratios)
-    deltas, indices = [], []
-    for height, width in zip(sizes[::2], sizes[1::2], strict=True):
-        deltas.append(numbers(r, batch, 4 * per_cell, height, width, dtype=dtype))
-        count = r.choice(COUNTS) if height * width else 0
-        indices.append(laid_out(r, torch.randint(0, max(height * width * per_cell, 1), (batch, count))))
-    image_sizes = odd_numbers(r, torch.rand(batch, 2) * 60)
-    return [deltas, indices, image_sizes, strides, scales, ratios, offset, stds(r), r.choice((0.0, 3.0))]
-
-
 def pooling(r, levels):
     scales = [r.choice((0.25, 0.5, 1.0, 1 / 3)) for _ in range(levels)]
     return scales, r.choice((0, 0, 1, 2, 3)), r.random() < 0.5, r.choice((1.0, 8.0, 56.0))
@@ -240,7 +227,6 @@ GENERATORS = {name: from_cases(name) for name in CASES if name in frcnn_ops.buil
         encode_boxes,
         decode_boxes,
         decode_boxes_backward,
-        decode_proposals,
         roi_align,
         roi_align_backward,
         nms,

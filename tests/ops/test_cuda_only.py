@@ -46,9 +46,8 @@ def calls(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Call]:
     pooling = ([1 / s for s in STRIDES], 0, True, 56.0)
     counts, ones = torch.tensor([9, 4]), (1.0, 1.0, 1.0, 1.0)
     loss = (None, None, ones, "giou", 1e-6, 0.0, "mean")
-    indices = [torch.randint(0, 3 * h * w, (2, 60)) for h, w in SIZES]
-    deltas = [torch.randn(2, 12, h, w).to(dtype) for h, w in SIZES]
-    grid = (STRIDES, [8.0], [0.5, 1.0, 2.0], 0.0)
+    logits, deltas = ([torch.randn(2, n, h, w) for h, w in SIZES] for n in (3, 12))
+    grid = STRIDES, (8.0,), (0.5, 1.0, 2.0), ones
     image_sizes = torch.tensor([[200.0, 272.0], [180.0, 260.0]])
     sizes = [n for size in SIZES for n in size]
     return {
@@ -58,11 +57,21 @@ def calls(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Call]:
             OPS.decode_boxes,
             {"boxes": boxes(50), "deltas": torch.randn(50, 12), "stds": ones, "max_shape": (150, 160)},
         ),
-        "decode_proposals": (
-            lambda deltas, indices, image_sizes: OPS.decode_proposals(
-                deltas, indices, image_sizes, *grid, ones, 0.0
+        "select_proposals": (
+            lambda logits, deltas, image_sizes: frcnn_ops.select_proposals(
+                logits, deltas, image_sizes, *grid, 0.0, 0.7, 100, 150
             ),
-            {"deltas": deltas, "indices": indices, "image_sizes": image_sizes},
+            {"logits": logits, "deltas": deltas, "image_sizes": image_sizes},
+        ),
+        "select_detections": (
+            lambda probabilities, deltas, proposals, present, image_sizes: frcnn_ops.select_detections(
+                probabilities, deltas, proposals, present, image_sizes, image_sizes / 100, ones, 0.1, 0.5, 40
+            ),
+            {
+                "probabilities": torch.randn(2, 60, 6).mul(2).softmax(-1), "deltas": torch.randn(2, 60, 20),
+                "proposals": boxes(120).view(2, 60, 4), "present": torch.rand(2, 60) < 0.9,
+                "image_sizes": image_sizes,
+            },
         ),
         "roi_align": (
             lambda features, rois: OPS.roi_align(features, rois, (7, 7), *pooling),

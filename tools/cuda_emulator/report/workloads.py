@@ -69,20 +69,7 @@ def workloads() -> list[Workload]:
     result.append(assign("training: assign anchors, 2 images, 10 gts", anchors, 10, 0.7, True))
 
     for name, images, most in (("detection", 1, 1000), ("training", 2, 2000)):
-        counts = [min(most, 3 * h * w) for h, w in sizes]
-        deltas = [half(images, 12, h, w) for h, w in sizes]
-        indices = [
-            np.stack([rng.permutation(3 * h * w)[:k] for _ in range(images)]).astype(np.int64)
-            for (h, w), k in zip(sizes, counts, strict=True)
-        ]
         extent = np.array([[800, 1344]] * images, np.float32)
-        result.append(
-            Workload(
-                f"{name}: decode proposals, {images} x {sum(counts)}",
-                call("decode_proposals", deltas=deltas, indices=indices, image_sizes=extent, **shape,
-                     stds=ONES, min_size=0.0, kind="half"),
-            )
-        )  # fmt: skip
         logits = [rng.standard_normal((images, 3, h, w), np.float32) for h, w in sizes]
         refined = [rng.standard_normal((images, 12, h, w), np.float32) * 0.3 for h, w in sizes]
         result.append(
