@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from small_recipe import small
 
 from frcnn.config import Recipe
 from frcnn.zoo.recipes import recipe
+
+# A shell starts what runs in the background with SIGINT ignored, and so would be all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run, and no time limit: machines differ and may be busy.
 settings.register_profile("frcnn", derandomize=True, deadline=None)

@@ -130,14 +130,18 @@ class TorchFile:
         """
         with reading(self.path, self.remedy), open(self.path, "rb") as file:
             numbers = _Numbers(file, self.storages)
-            return _WrittenOut(numbers.tensor, os.fstat(file.fileno()).st_size).copy(self.content.value)
+            size = os.fstat(file.fileno()).st_size
+            return _WrittenOut(numbers.tensor, size, self.remedy).copy(self.content.value)
 
 
 class _WrittenOut:
     """Copies containers, and counts what the copy holds."""
 
-    def __init__(self, tensor: Callable[[TensorRecord | ArrayRecord], Tensor], size: int) -> None:
+    def __init__(
+        self, tensor: Callable[[TensorRecord | ArrayRecord], Tensor], size: int, remedy: str
+    ) -> None:
         self.tensor = tensor
+        self.remedy = remedy
         self.values_left = MOST_STEPS
         self.bytes_left = 2 * size + _FREE_BYTES
 
@@ -159,7 +163,9 @@ class _WrittenOut:
         if value is None or isinstance(value, Tensor | str | bytes | int | float):
             return value
         kind = shown(getattr(value, "path", type(value).__name__))
-        raise CheckpointError(f"it holds an object of {kind}; only plain values and tensors are read")
+        raise CheckpointError(
+            f"it holds an object of {kind}, and only plain values and tensors are read; {self.remedy}"
+        )
 
 
 class _Numbers:

@@ -171,6 +171,15 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, used + 2**32))
 
 
+def peak_mb() -> int:
+    status = Path("/proc/self/status")
+    if (
+        status.exists()
+    ):  # on Linux the peak of getrusage begins with that of the process that started this one
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) >> 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20
+
+
 def main(first: int, last: int) -> None:
     limit_memory()
     counts: Counter[str] = Counter()
@@ -184,8 +193,7 @@ def main(first: int, last: int) -> None:
             raise
         counts[f"{name}: {outcome}"] += 1
     signal.alarm(0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"counts": counts, "peak_mb": peak}))
+    print(json.dumps({"counts": counts, "peak_mb": peak_mb()}))
 
 
 if __name__ == "__main__":
