@@ -281,8 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     phases = options.only.split(",") if options.only else ["build", "checks", "ops", "sweep"]
     signal.signal(signal.SIGTERM, interrupted)
-    # a shell starts what runs in the background with SIGINT ignored, and parts that inherit this cannot be asked
-    # to stop
+    # a shell starts what runs in the background with SIGINT ignored; parts that inherit this could not be
+    # asked to stop
     signal.signal(signal.SIGINT, signal.default_int_handler)
     scale = 10.0 if options.rehearsal else 1.0
     started, python = time.monotonic(), sys.executable
