@@ -132,10 +132,12 @@ def _interrupted(signals: Sequence[int]) -> int:
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
     """SIGINT (Ctrl-C) and SIGTERM are raised and noted: torch, while it imports numpy, swallows what is
-    raised, and something breaks later."""
+    raised, and something breaks later. A second one ends the process at once, as the first would have."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            os._exit(128 + noted[0])
         noted.append(number)
         raise KeyboardInterrupt
 

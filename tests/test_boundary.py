@@ -154,6 +154,29 @@ def test_a_termination_is_one_word(capsys, swallowed):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("when", ["while it stops", "while Python ends"])
+def test_a_second_signal_ends_without_a_traceback(when, tmp_path):
+    script = """
+import atexit, os, signal, sys
+import frcnn.boundary, frcnn.cli, frcnn.__main__
+
+def command():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        if sys.argv[1] == "while it stops":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+frcnn.cli.main = lambda: sys.exit(frcnn.boundary.exit_code(command, {}))
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+frcnn.__main__.main()
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, tmp_path / "script.py", when], capture_output=True, text=True)
+    told = "" if when == "while it stops" else "frcnn: interrupted\n"
+    assert (done.returncode, done.stderr) == (130, told)
+
+
 @pytest.mark.parametrize(
     ("shell", "code", "told"),
     [

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable
 from functools import reduce
 from operator import getitem
@@ -82,9 +83,12 @@ def _natural(value: Any) -> bool:
 
 
 def _evaluation(entry: Any) -> bool:
-    """Whether these are an epoch and its metrics; losses among them may be infinite."""
+    """Whether these are an epoch and its metrics: -1 to 1, and of losses any number."""
+    names = all(re.fullmatch(r"epoch|(bbox|val)_\w{1,60}", name, re.ASCII) for name in entry)
     numbers = all(type(number) in (int, float) for number in entry.values())
-    return numbers and _natural(entry["epoch"]) and math.isfinite(entry["bbox_mAP"])
+    metrics = [number for name, number in entry.items() if name.startswith("bbox_")]
+    within = "bbox_mAP" in entry and all(-1 <= number <= 1 for number in metrics)
+    return names and numbers and within and _natural(entry["epoch"])
 
 
 def _log(sums: Any, counts: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,14 +64,15 @@ class Processes:
         """The model; where there are several processes, one whose gradients are the mean of theirs."""
         if self.count == 1:
             return model
+        # Buffers are norms' statistics, which training does not use: `share_buffers` before others do.
+        # The option had the second name before torch 2.13.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
+        if device.type == "cuda":
+            options["device_ids"] = [device.index]
         with self.waiting("the same model from the other processes"):
-            return DistributedDataParallel(
-                model,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                # buffers are norms' statistics, which training does not use: `share_buffers` before others do
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            return DistributedDataParallel(model, **options)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers: the norms' statistics are of each one's own images."""
