@@ -44,7 +44,7 @@ def select_detections(
 
     Raises:
         RuntimeError: for shapes, dtypes, devices and numbers other than the above, and, on CUDA, for more
-            than 4096 proposals or detections per image.
+            than 4096 proposals or detections per image (2048 on compute capability 7.5).
     """
     return torch.ops.frcnn_ops.select_detections(
         probabilities.detach(),
