@@ -48,8 +48,8 @@ def select_proposals(
 
     Raises:
         RuntimeError: for lists of different length, shapes, dtypes, devices and numbers other than the above,
-            2**31 anchors or more in a level, and, on CUDA, for more than 4096 as ``pre_nms`` or ``count`` (2048 on
-            compute capability 7.5).
+            2**31 anchors or more in a level, and, on CUDA, for more than 4096 as ``pre_nms`` or ``count``
+            (2048 on compute capability 7.5).
 
     Source: Ren et al. 2015 (Faster R-CNN); Lin et al. 2017 (Feature Pyramid Networks).
     """
