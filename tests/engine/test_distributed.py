@@ -51,6 +51,7 @@ with started_processes("cpu") as (processes, device):
         other = processes.gather(parameter.grad, name)
         assert torch.equal(other[0], other[1]), name
     assert processes.highest([processes.rank, 3], "the test") == [1, 3]
+    del parallel  # nothing of a group may outlive it
 
     result = train(recipe, annotations, images, annotations, images, work_dir=folder / "run", workers=0,
                    device="cpu", val_losses=True)
