@@ -61,24 +61,9 @@ def select_detections(
 
 
 @torch.library.register_fake("frcnn_ops::select_detections")
-def _(
-    probabilities,
-    deltas,
-    proposals,
-    present,
-    sizes,
-    scales,
-    stds,
-    score_threshold,
-    iou_threshold,
-    max_detections,
-):
-    _C.check_selection(stds, score_threshold, iou_threshold, max_detections)
-    batch = probabilities.shape[0]
-    return (
-        probabilities.new_empty(batch, max_detections, 4),
-        probabilities.new_empty(batch, max_detections),
-        probabilities.new_empty(batch, max_detections, dtype=torch.int64),
-        probabilities.new_empty(batch, max_detections, dtype=torch.int64),
-        probabilities.new_empty(batch, dtype=torch.int64),
-    )
+def _(probabilities, deltas, proposals, present, sizes, scales, *numbers):
+    _C.check_selection(*numbers)
+    shape = probabilities.shape[0], numbers[-1]
+    boxes, scores = probabilities.new_empty(*shape, 4), probabilities.new_empty(shape)
+    labels, rows = (probabilities.new_empty(shape, dtype=torch.int64) for _ in range(2))
+    return boxes, scores, labels, rows, probabilities.new_empty(shape[0], dtype=torch.int64)

@@ -1,5 +1,6 @@
 // The best detections of an image: threshold, decode, NMS within each class, the best of all classes. Only
 // what passes the threshold is decoded: of 1000 proposals times 80 classes, a few hundred.
+#include "../selection.h"
 #include "nms_suppress.h"
 
 namespace frcnn {
@@ -17,16 +18,10 @@ bool before(const Detection& a, const Detection& b) {
   return a.row != b.row ? a.row < b.row : a.label < b.label;
 }
 
-Box<float> decoded(const FrcnnSelection& s, int64_t image, int64_t row, int64_t label) {
-  const int64_t i = image * s.proposals_per_image + row;
-  const float* deltas = s.deltas + (s.class_agnostic ? i : i * s.classes + label) * 4;
-  const Box<float> box = decode(load_box(s.proposals + i * 4), load_delta(deltas), stds_of<float>(s.stds));
-  return unscale(clip(box, s.sizes[image * 2], s.sizes[image * 2 + 1]), s.scales + image * 2);
-}
-
 std::vector<Detection> detections_of(const FrcnnSelection& s, int64_t image) {
   const int64_t count = s.proposals_per_image, columns = s.classes + 1;
   const float threshold = static_cast<float>(s.score_threshold);
+  const auto stds = stds_of<float>(s.stds);
   std::vector<std::vector<Candidate<float>>> wanted(s.classes);
   for (int64_t row = 0; row < count; ++row) {
     if (!s.present[image * count + row]) continue;
@@ -44,7 +39,7 @@ std::vector<Detection> detections_of(const FrcnnSelection& s, int64_t image) {
     std::vector<int64_t> rows;
     for (auto& candidate : own) {
       rows.push_back(candidate.index);
-      boxes.push_back(decoded(s, image, candidate.index, label));
+      boxes.push_back(detected_box(s, stds, image, candidate.index, label));
       candidate.index = static_cast<int64_t>(boxes.size()) - 1;
     }
     const auto kept =

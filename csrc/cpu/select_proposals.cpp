@@ -3,6 +3,7 @@
 // bins that hold the best. Only what is taken is decoded.
 #include <memory>
 
+#include "../score_key.h"
 #include "anchors.h"
 #include "nms_suppress.h"
 
@@ -10,23 +11,12 @@ namespace frcnn {
 namespace {
 
 constexpr int kBinBits = 12, kBins = 1 << kBinBits;
-constexpr uint32_t kAbsent = 0xffffffffu;  // in the last bin, which no number reaches
-
 struct Proposal {
   Box<float> box;
   float score;
 };
 
-// Ascends from the best logit to the worst; -0 equals 0, NaN and -inf are absent.
-uint32_t order_of(float logit) {
-  logit = logit == 0.0f ? 0.0f : logit;
-  uint32_t bits;
-  std::memcpy(&bits, &logit, sizeof(bits));
-  return !(logit > -INFINITY) ? kAbsent : (bits & 0x80000000u) != 0 ? bits : 0x7fffffffu - bits;
-}
-float logit_of(uint32_t order) { return float_of((order & 0x80000000u) != 0 ? order : 0x7fffffffu - order); }
-
-// (order of the logit, anchor) of a level's best anchors, ascending: equal logits by anchor.
+// (key of the logit, anchor) of a level's best anchors, ascending: equal logits by anchor.
 std::vector<uint64_t> best_anchors(const FrcnnRPNLevel& level, int64_t image, int64_t per_cell,
                                    int64_t most) {
   const int64_t* const steps = level.logit_strides;
@@ -38,14 +28,15 @@ std::vector<uint64_t> best_anchors(const FrcnnRPNLevel& level, int64_t image, in
     const float* row = level.logits + image * steps[0] + y * steps[2];
     for (int64_t x = 0; x < level.width; ++x) {
       for (int64_t a = 0; a < per_cell; ++a) {
-        const uint32_t order = order_of(row[x * steps[3] + a * steps[1]]);
+        const float logit = row[x * steps[3] + a * steps[1]];
+        const uint32_t order = logit > -INFINITY ? score_key(logit) : kAbsentScore;
         ++bins[order >> (32 - kBinBits)];
         *next++ = order;
       }
     }
   }
   int64_t listed = bins[0];
-  uint32_t last = 0;
+  uint32_t last = 0;  // absent ones are in the last bin, which no logit reaches
   while (last < kBins - 2 && listed < most) listed += bins[++last];
   const uint32_t limit = (last << (32 - kBinBits)) | ((1u << (32 - kBinBits)) - 1);
   std::vector<uint64_t> best;
@@ -78,7 +69,7 @@ std::vector<Proposal> proposals_of(const FrcnnProposals& p, int64_t image, int64
     const auto own = shift(base[a], static_cast<float>(x) * stride, static_cast<float>(y) * stride);
     const auto box = clip(decode(own, delta, unit), size[0], size[1]);
     if (!(box.width() > least && box.height() > least)) continue;
-    candidates.push_back({0, logit_of(static_cast<uint32_t>(key >> 32)), static_cast<int64_t>(boxes.size())});
+    candidates.push_back({0, score_of(static_cast<uint32_t>(key >> 32)), static_cast<int64_t>(boxes.size())});
     boxes.push_back(box);
   }
   std::vector<Proposal> kept;

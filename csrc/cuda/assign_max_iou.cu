@@ -8,9 +8,9 @@
 //
 // Bound by the issue of instructions: a warp meets every gt, if only to skip it. Anchors are ordered by
 // position, so most gts miss the bounding box of a warp's 32 anchors and cost a load and four compares; pass
-// 2 skips boxes whose own best IoU is below every gt's best, which is nearly all of them. Modeled
-// (docs/performance.md) for the anchors of two images of 800 x 1344: 56 + 11 us with 100 gts each, 9 + 3 us
-// with 10; the bytes alone take 5 + 3 us. Nothing was measured on a GPU.
+// 2 skips boxes whose own best IoU is below every gt's best, which is nearly all of them. For the
+// anchors of two images of 800 x 1344 (docs/performance.md) a modeled 56 + 11 us with 100 gts each and 9 + 3
+// us with 10; the bytes alone take a modeled 5 + 3 us. Nothing was measured on a GPU.
 #include "../box.h"
 #include "dtypes.h"
 

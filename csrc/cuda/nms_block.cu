@@ -4,9 +4,9 @@
 //
 // Bound by the instructions of one block, while most of the GPU is idle: a segment is one multiprocessor's. A
 // block sorts 1024 keys in 55 barrier steps and takes 16 steps of 64 candidates, each compared with all boxes
-// kept so far and resolved in one warp in about 5 rounds. Modeled (docs/performance.md): 80 us for the five
-// levels of 1000 boxes of an image, 229 us for ten of 2000; the whole GPU would issue as much in 3 and 17 us.
-// Nothing was measured on a GPU.
+// kept so far and resolved in one warp in about 5 rounds. For the five levels of 1000 boxes of an image
+// a modeled 80 us, for ten of 2000 a modeled 229 us (docs/performance.md); the whole GPU would issue as much
+// in a modeled 3 and 17 us. Nothing was measured on a GPU.
 //
 // Keys are (score, index) in one 64-bit integer, so that sorting them breaks ties as promised: lower index
 // first, NaN last, -0 equal to 0.
@@ -53,24 +53,11 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
   sort_in_block<kNmsThreads>(keys, size);
 
   const int count = present;
-  // The keys' memory is done with once each thread has read its own; it then holds the places.
-  int* const places = reinterpret_cast<int*>(keys);
-  constexpr int kOwn = kFrcnnNmsBlock / kNmsThreads;
-  int own[kOwn];
-#pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    const int i = t + j * kNmsThreads;
-    own[j] = i < count ? static_cast<int>(keys[i] & 0xffffffffu) : 0;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    const int i = t + j * kNmsThreads;
-    if (i < count) {
-      places[i] = own[j];
-      sorted[i] = load_box(own_boxes + own[j] * 4);
-    }
-  }
+  int* const places = places_of_keys<kNmsThreads>(keys, count, [&](int i, Key key) {
+    const int own = static_cast<int>(key & 0xffffffffu);
+    sorted[i] = load_box(own_boxes + own * 4);
+    return own;
+  });
   const int kept =
       suppress_in_block(sorted, places, count, groups == nullptr ? nullptr : groups + segment * n, threshold,
                         static_cast<int>(max_keep < n ? max_keep : n), s);

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
   FRCNN_SHARED(s, NmsShared);
   Box<T>* const boxes = reinterpret_cast<Box<T>*>(memory);
   int* const places = reinterpret_cast<int*>(boxes + p.chunk);  // in the chunk
-  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  const int t = static_cast<int>(threadIdx.x);
   const int64_t slots = round == 0 ? p.segment_total() : static_cast<int64_t>(*p.longer_count);
   for (int64_t slot = blockIdx.x; slot < slots; slot += gridDim.x) {
     const int64_t segment = round == 0 ? slot : p.longer[slot];
@@ -135,19 +135,11 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
         chosen = round == 0 || (p.dropped[chunk / 32 + segment + i / 32] >> (i % 32) & 1u) == 0;
         if (p.scores != nullptr && p.scores[row] == -static_cast<T>(INFINITY)) chosen = false;
       }
-      const unsigned votes = __ballot_sync(kFullWarp, chosen);
-      if (lane == 0) s.of_warp[warp] = __popc(votes);
-      __syncthreads();
-      int rank = count + __popc(votes & ((1u << lane) - 1u));
-      for (int w = 0; w < kNmsWarps; ++w) {
-        rank += w < warp ? s.of_warp[w] : 0;
-        count += s.of_warp[w];
-      }
+      const int rank = rank_in_block(chosen, count, s);
       if (chosen) {
         boxes[rank] = load_box(p.boxes + row * 4);
         places[rank] = i;
       }
-      __syncthreads();
     }
 
     const int64_t most = p.max_keep - before < count ? p.max_keep - before : count;

@@ -29,6 +29,27 @@ struct NmsShared {
   int of_warp[kNmsWarps];
 };
 
+// Places for the threads that are `chosen`, in their order: the calling thread's is `count` and on, and
+// `count` grows by how many are chosen. Called by a whole block; has barriers before and after it uses
+// s.of_warp.
+__device__ __forceinline__ int rank_in_block(bool chosen, int& count, NmsShared& s) {
+  static_assert(kNmsWarps == 32);
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  const unsigned votes = __ballot_sync(kFullWarp, chosen);
+  if (lane == 0) s.of_warp[warp] = __popc(votes);
+  __syncthreads();
+  int through = s.of_warp[lane];  // summed over the warps up to the one that the lane stands for
+  for (int step = 1; step < kNmsWarps; step *= 2) {
+    const int other = __shfl_up_sync(kFullWarp, through, step);
+    if (lane >= step) through += other;
+  }
+  const int before = __shfl_sync(kFullWarp, through, warp > 0 ? warp - 1 : 0);
+  const int rank = count + (warp > 0 ? before : 0) + __popc(votes & ((1u << lane) - 1u));
+  count += __shfl_sync(kFullWarp, through, kNmsWarps - 1);
+  __syncthreads();
+  return rank;
+}
+
 // boxes, places [count]: in shared memory, best first; place: what the caller knows a box by, and the row of
 // its group in `groups` (null: one group). Keeps at most max_keep and moves them to the front, in order;
 // returns their number. Called by a whole block; starts and ends with a barrier.

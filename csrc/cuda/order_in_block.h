@@ -3,24 +3,13 @@
 // on the order in which threads run.
 #pragma once
 
+#include "../score_key.h"
 #include "launch.h"
 
 namespace frcnn {
 
 using Key = unsigned long long;
 constexpr Key kLastKey = ~Key{0};
-
-// A score as the upper half of a key: ascends from the best to the worst, NaN last, -0 equal to 0.
-constexpr unsigned kAbsentScore = 0xffffffffu, kNanScore = 0xfffffffeu;
-__device__ __forceinline__ unsigned score_key(float score) {
-  if (!(score == score)) return kNanScore;
-  const unsigned bits = __float_as_uint(score == 0.0f ? 0.0f : score);
-  return (bits & 0x80000000u) != 0 ? bits : 0x7fffffffu - bits;
-}
-// The score of a key, but NaN.
-__device__ __forceinline__ float score_of(unsigned key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key : 0x7fffffffu - key);
-}
 
 // Bitonic sort, ascending; `size` is a power of two. Called by a whole block after a barrier; ends with one.
 template <int kThreads>
@@ -38,6 +27,21 @@ __device__ __forceinline__ void sort_in_block(Key* keys, int size) {
       __syncthreads();
     }
   }
+}
+
+// Turns the first `count` sorted keys into the caller's places, which lie in the same memory: place_of(i,
+// key) for the key at i. A place takes half a key, and keys are read a barrier before places are written, so
+// none is overwritten unread. Called by a whole block after a barrier.
+template <int kThreads, typename F>
+__device__ __forceinline__ int* places_of_keys(Key* keys, int count, const F& place_of) {
+  int* const places = reinterpret_cast<int*>(keys);
+  for (int first = 0; first < count; first += kThreads) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    const int place = i < count ? place_of(i, keys[i]) : 0;
+    __syncthreads();
+    if (i < count) places[i] = place;
+  }
+  return places;
 }
 
 constexpr int kDigits = 256;  // a digit is a byte of a key

@@ -8,11 +8,11 @@
 // order of a sum is that of RoIs, then bins, whatever runs when, so results are deterministic.
 //
 // Bound by the issue of instructions: each gradient of 16 bytes meets 8 cells with 64 multiply-adds, for the
-// about 40 % of a tile row's cells that a bin touches. Modeled (docs/performance.md) for 2 x 512 RoIs in
-// half: 68 us, where the bytes take 35 (92 MB of maps written once, the gradients read once). A tile is one
-// block's, so many RoIs on one small object are bound by its block: 97 us where they lie around 7 objects.
-// Atomics would move 36 to 64 read-modify-writes of 32 bytes per 16 bytes of gradient instead. Nothing was
-// measured on a GPU.
+// about 40 % of a tile row's cells that a bin touches. For 2 x 512 RoIs in half a modeled 65 us
+// (docs/performance.md), where the bytes take a modeled 35 us (92 MB of maps written once, the gradients read
+// once). A tile is one block's, so many RoIs on one small object are bound by its block: a modeled 111 us
+// where they lie around 7 objects. Atomics would move 36 to 64 read-modify-writes of 32 bytes per 16 bytes of
+// gradient instead. Nothing was measured on a GPU.
 #include "roi_align.h"
 
 namespace frcnn {

@@ -5,6 +5,7 @@
 //
 // Bound by latency: 1000 proposals x 81 classes are 0.3 MB of probabilities, of which a class reads one
 // number per row, a sector each: 2.6 MB, a modeled 1 us at 3.35 TB/s. What follows is a few hundred boxes.
+#include "../selection.h"
 #include "nms_suppress.h"
 #include "order_in_block.h"
 
@@ -23,14 +24,6 @@ __device__ __forceinline__ Key key_of(float score, int64_t row, int64_t label, i
   return static_cast<Key>(score_key(score)) << 32 | static_cast<unsigned>(row * classes + label);
 }
 __device__ __forceinline__ unsigned place_of(Key key) { return static_cast<unsigned>(key & 0xffffffffu); }
-
-__device__ __forceinline__ Box<float> decoded(const FrcnnSelection& s, const Delta<float>& stds,
-                                              int64_t image, int64_t row, int64_t label) {
-  const int64_t i = image * s.proposals_per_image + row;
-  const float* d = s.deltas + (s.class_agnostic ? i : i * s.classes + label) * 4;
-  const Box<float> box = decode(load_box(s.proposals + i * 4), Delta<float>{d[0], d[1], d[2], d[3]}, stds);
-  return unscale(clip(box, s.sizes[image * 2], s.sizes[image * 2 + 1]), s.scales + image * 2);
-}
 
 // grid: (classes, images). Dynamic shared memory: keys [size], boxes [size]; size: proposals rounded up to a
 // power of two.
@@ -64,22 +57,11 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
   __syncthreads();
   sort_in_block<kNmsThreads>(keys, sorted);
 
-  // The keys' memory also holds the places: the order of a box among those wanted.
-  constexpr int kOwn = kFrcnnNmsBlock / kNmsThreads;
-  Key own[kOwn];
-#pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    const int i = t + j * kNmsThreads;
-    own[j] = i < count ? keys[i] : kLastKey;
-    if (i < count) store_box(&boxes[i].x1, decoded(s, stds, image, place_of(own[j]) / classes, label));
-  }
-  __syncthreads();
-  int* const places = reinterpret_cast<int*>(keys);
-#pragma unroll
-  for (int j = 0; j < kOwn; ++j) {
-    const int i = t + j * kNmsThreads;
-    if (i < count) places[i] = static_cast<int>(place_of(own[j]) / classes);
-  }
+  int* const places = places_of_keys<kNmsThreads>(keys, count, [&](int i, Key key) {
+    const int64_t row = place_of(key) / classes;
+    store_box(&boxes[i].x1, detected_box(s, stds, image, row, label));
+    return static_cast<int>(row);
+  });
   const int found = suppress_in_block<float>(boxes, places, count, nullptr,
                                              static_cast<float>(s.iou_threshold), kept.most, suppression);
   const int64_t segment = image * s.classes + label;
@@ -112,7 +94,7 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
     const bool used = i < count;
     const int64_t row = used ? int64_t{place_of(keys[i]) / classes} : -1;
     const int64_t label = used ? int64_t{place_of(keys[i]) % classes} : -1;
-    store_box(boxes + out * 4, used ? decoded(s, stds, image, row, label) : Box<float>{0, 0, 0, 0});
+    store_box(boxes + out * 4, used ? detected_box(s, stds, image, row, label) : Box<float>{0, 0, 0, 0});
     scores[out] = used ? score_of(static_cast<unsigned>(keys[i] >> 32)) : 0.0f;
     labels[out] = label;
     rows[out] = row;

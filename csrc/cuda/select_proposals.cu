@@ -13,7 +13,6 @@
 namespace frcnn {
 namespace {
 
-static_assert(kNmsWarps == 32);
 constexpr int kScanThreads = 256, kScanEach = 8;  // anchors that a thread looks at
 constexpr int kBinBits = 12, kBins = 1 << kBinBits;
 constexpr int kBinsPerDigit = kBins / kDigits;
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
   FRCNN_SHARED(order, OrderShared);
   Key* const keys = reinterpret_cast<Key*>(memory);
   Box<float>* const boxes = reinterpret_cast<Box<float>*>(keys + size);
-  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  const int t = static_cast<int>(threadIdx.x);
   const int l = static_cast<int>(blockIdx.x), image = static_cast<int>(blockIdx.y);
   const int segment = image * static_cast<int>(gridDim.x) + l;
   const FrcnnRPNLevel& level = levels.level[l];
@@ -138,22 +137,11 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
                  image_sizes[image * 2 + 1]);
       valid = box.width() > min_size && box.height() > min_size;
     }
-    const unsigned votes = __ballot_sync(kFullWarp, valid);
-    if (lane == 0) suppression.of_warp[warp] = __popc(votes);
-    __syncthreads();
-    int through = suppression.of_warp[lane];  // summed over the warps up to the one that the lane stands for
-    for (int step = 1; step < kNmsWarps; step *= 2) {
-      const int other = __shfl_up_sync(kFullWarp, through, step);
-      if (lane >= step) through += other;
-    }
-    const int before = __shfl_sync(kFullWarp, through, warp > 0 ? warp - 1 : 0);
-    const int rank = count + (warp > 0 ? before : 0) + __popc(votes & ((1u << lane) - 1u));
-    count += __shfl_sync(kFullWarp, through, kNmsWarps - 1);
+    const int rank = rank_in_block(valid, count, suppression);
     if (valid) {
       store_box(&boxes[rank].x1, box);
       places[rank] = static_cast<int>(own >> 32);
     }
-    __syncthreads();
   }
   const int kept = suppress_in_block<float>(boxes, places, count, nullptr, threshold, work.each, suppression);
 #pragma unroll 1  // four at a time would not fit the registers

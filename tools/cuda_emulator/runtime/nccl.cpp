@@ -101,25 +101,16 @@ void reduce(const Comm& comm, void* out, size_t first, size_t count, int operati
 
 // Of what all ranks gave, `count` numbers from the number `first` on; false for a type that is not emulated.
 bool reduce(const Comm& comm, void* out, size_t first, size_t count, int type, int operation) {
-  switch (type) {
-    case kUint8:
-      reduce<uint8_t>(comm, out, first, count, operation);
-      return true;
-    case kInt32:
-      reduce<int32_t>(comm, out, first, count, operation);
-      return true;
-    case kInt64:
-      reduce<int64_t>(comm, out, first, count, operation);
-      return true;
-    case kFloat32:
-      reduce<float>(comm, out, first, count, operation);
-      return true;
-    case kFloat64:
-      reduce<double>(comm, out, first, count, operation);
-      return true;
-    default:
-      return false;
-  }
+  const auto as = [&](auto* tag) {
+    reduce<std::remove_pointer_t<decltype(tag)>>(comm, out, first, count, operation);
+    return true;
+  };
+  if (type == kUint8) return as(static_cast<uint8_t*>(nullptr));
+  if (type == kInt32) return as(static_cast<int32_t*>(nullptr));
+  if (type == kInt64) return as(static_cast<int64_t*>(nullptr));
+  if (type == kFloat32) return as(static_cast<float*>(nullptr));
+  if (type == kFloat64) return as(static_cast<double*>(nullptr));
+  return false;
 }
 
 // send: `bytes` that this rank gives; take: what it makes of all slots.
