@@ -22,8 +22,7 @@ from frcnn.checked import OptionError
 
 PROGRAM = "frcnn"
 DEBUG = "FRCNN_DEBUG"
-FAILED, MISUSED = 1, 2
-INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143  # as a shell counts signals
+FAILED, MISUSED, PIPE_CLOSED = 1, 2, 141  # the last as a shell counts signals
 
 
 def exit_code(
@@ -124,9 +123,9 @@ def version() -> str:
 
 
 def _interrupted(signals: Sequence[int]) -> int:
-    terminated = signal.SIGTERM in signals
-    _say("terminated" if terminated else "interrupted")
-    return TERMINATED if terminated else INTERRUPTED
+    number = signals[0] if signals else signal.SIGINT
+    _say("terminated" if number == signal.SIGTERM else "interrupted")
+    return 128 + number
 
 
 @contextlib.contextmanager

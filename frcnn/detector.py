@@ -95,10 +95,8 @@ class FasterRCNN(nn.Module, Predictor):
         """
         self._check(batch)
         gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
-        images, sizes = batch.images, upload(batch.sizes, batch.images.device, torch.float32)
-        if images.dtype == torch.uint8:
-            images = self._normalize(images, sizes)
-        features = self.neck(self.backbone(images))
+        sizes = upload(batch.sizes, batch.images.device, torch.float32)
+        features = self.neck(self.backbone(self._normalize(batch.images, sizes)))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, sizes, training=True)
         padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
@@ -126,8 +124,7 @@ class FasterRCNN(nn.Module, Predictor):
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """The pyramid's levels, proposals [B, P, 4] and which of them exist, bool [B, P]."""
-        if images.dtype == torch.uint8:
-            images = self._normalize(images, sizes)
+        images = self._normalize(images, sizes)
         features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
         logits, deltas = self.rpn_head(features)
         proposals, scores = self.rpn_head.propose(logits, deltas, sizes)
@@ -138,7 +135,9 @@ class FasterRCNN(nn.Module, Predictor):
             return self.detect_padded(images, sizes, scales, details)
 
     def _normalize(self, pixels: Tensor, sizes: Tensor) -> Tensor:
-        """What `preprocess.normalize` and `pad` do, to the bit."""
+        """Of uint8 what `preprocess.normalize` and `pad` make, to the bit; float32 as it is."""
+        if pixels.dtype != torch.uint8:
+            return pixels
         pixels = pixels.flip(-1) if self.data.rgb else pixels
         images = (pixels.float() - self.mean) / self.std
         rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]

@@ -358,11 +358,16 @@ def padded(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 def pad_pixels(images: Sequence[Tensor], divisor: int) -> Tensor:
     """Stack HWC uint8 images, zero-padded to the largest of them and to a multiple of divisor: [B, H, W, 3],
     which the network normalizes on its device."""
-    height, width = padded(
-        (max(len(image) for image in images), max(image.shape[1] for image in images)), divisor
-    )
-    stacked = torch.zeros(len(images), height, width, 3, dtype=torch.uint8)
-    for target, image in zip(stacked, images, strict=True):
+    largest = max(len(image) for image in images), max(image.shape[1] for image in images)
+    return stack_pixels(images, len(images), padded(largest, divisor))
+
+
+def stack_pixels(
+    images: Sequence[Tensor], count: int, size: tuple[int, int], pin_memory: bool = False
+) -> Tensor:
+    """HWC uint8 images, each at the top left of its [H, W, 3] of zeros: [count, H, W, 3] for a (H, W)."""
+    stacked = torch.zeros(count, *size, 3, dtype=torch.uint8, pin_memory=pin_memory)
+    for target, image in zip(stacked, images, strict=False):
         target[: image.shape[0], : image.shape[1]] = image
     return stacked
 

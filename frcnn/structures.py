@@ -33,6 +33,28 @@ def upload(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | No
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+class Download:
+    """A tensor on its way to the host, from a GPU without waiting for it: the opposite of `upload`."""
+
+    def __init__(self, tensor: Tensor):
+        self._on_host = tensor
+        self._ready: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._on_host = on_host.copy_(tensor, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def is_there(self) -> bool:
+        return self._ready is None or self._ready.query()
+
+    def tolist(self) -> list[Any]:
+        """Its numbers; waits until they are there."""
+        if self._ready is not None and not self._ready.query():
+            self._ready.synchronize()
+        return self._on_host.tolist()
+
+
 @dataclass(frozen=True)
 class Batch:
     """The network's input.

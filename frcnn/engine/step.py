@@ -11,7 +11,7 @@ from frcnn.config import ScheduleConfig
 from frcnn.engine.distributed import Processes
 from frcnn.engine.loss_scale import LossScale
 from frcnn.inference.hardware import DTYPES, Precision, float32_arithmetic
-from frcnn.structures import Batch
+from frcnn.structures import Batch, Download
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,20 +23,14 @@ class Numbers:
     """
 
     names: tuple[str, ...]
-    on_host: Tensor
+    values: Download
     """One more than names: whether training is broken."""
     gradient_norms: Tensor
     """Of every parameter that has a gradient; stays on the device."""
-    ready: torch.cuda.Event | None
-
-    def are_there(self) -> bool:
-        return self.ready is None or self.ready.query()
 
     def read(self) -> tuple[dict[str, float], bool]:
         """By name, and whether training is broken: see `Learner`. Waits until they are there."""
-        if self.ready is not None and not self.ready.query():
-            self.ready.synchronize()
-        *values, broken = self.on_host.tolist()
+        *values, broken = self.values.tolist()
         return dict(zip(self.names, values, strict=True)), bool(broken)
 
 
@@ -105,7 +99,7 @@ class Learner:
             watched |= {"loss_scale": self.scale.value, "skipped": unsound}
             numbers = torch.cat([numbers, torch.stack([self.scale.value, unsound])])
             self.scale.update(unsound > 0)
-        return _on_their_way(tuple(watched), torch.cat([numbers, self.broken[None]]), norms)
+        return Numbers(tuple(watched), Download(torch.cat([numbers, self.broken[None]])), norms)
 
     def _take(self, unsound: Tensor) -> None:
         """Let the optimizer step unless this step is unsound (1, not 0) or training is broken."""
@@ -132,12 +126,3 @@ def _keep_layout(parameter: nn.Parameter) -> None:
         return same.copy_(gradient)
 
     parameter.register_hook(in_layout)
-
-
-def _on_their_way(names: tuple[str, ...], numbers: Tensor, norms: Tensor) -> Numbers:
-    if not numbers.is_cuda:
-        return Numbers(names, numbers, norms, None)
-    on_host = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return Numbers(names, on_host, norms, ready)

@@ -47,7 +47,7 @@ class UnreadSteps:
         """Read what is there, or wait, once, and read all."""
         if wait and self.steps:
             self.steps[-1].numbers.read()
-        while self.steps and self.broken is None and (wait or self.steps[0].numbers.are_there()):
+        while self.steps and self.broken is None and (wait or self.steps[0].numbers.values.is_there()):
             step = self.steps.popleft()
             values, broken = step.numbers.read()
             if broken:

@@ -7,6 +7,7 @@ delivered first.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,15 +25,15 @@ from frcnn.config import DataConfig, ModelConfig
 from frcnn.inference.hardware import available_cpus
 from frcnn.inference.shapes import few_shapes, smallest_holding
 from frcnn.inference.sources import expand
-from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare
-from frcnn.structures import Batch, Detections, upload
+from frcnn.preprocess import Image, Prepared, check_size, is_one_image, naming, prepare, stack_pixels
+from frcnn.structures import Batch, Detections, Download, upload
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Extra = TypeVar("Extra")
 
 
-class Predictor:
+class Predictor(ABC):
     """A detector in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone."""
 
     config: ModelConfig
@@ -42,16 +43,16 @@ class Predictor:
     """Whether the network sees few input shapes: images are padded more, and smaller batches filled up."""
 
     @property
-    def device(self) -> torch.device:
-        raise NotImplementedError
+    @abstractmethod
+    def device(self) -> torch.device: ...
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Equal for detectors of equal weights and configuration."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
         """As `FasterRCNN.detect_padded`, in evaluation mode."""
-        raise NotImplementedError
 
     def detect(
         self, batch: Batch, scales: Sequence[tuple[float, float]], details: bool = False
@@ -187,11 +188,12 @@ class Predictor:
     ) -> Callable[[], list[Detections]]:
         """Give images of one padded shape to the device, `least` at least: the missing ones are black."""
         missing = max(0, least - len(batch))
-        shape = (len(batch) + missing, *batch[0].padded_size, 3)
-        pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        for target, item in zip(pixels, batch, strict=False):
-            rows, columns = item.size
-            target[:rows, :columns] = torch.from_numpy(item.pixels)
+        pixels = stack_pixels(
+            [torch.from_numpy(item.pixels) for item in batch],
+            len(batch) + missing,
+            batch[0].padded_size,
+            pin_memory=self.device.type == "cuda",
+        )
         sizes = [item.size for item in batch] + [(1, 1)] * missing
         scales = [item.scale for item in batch] + [(1.0, 1.0)] * missing
         finish = self._launch(pixels, sizes, scales, details)
@@ -212,22 +214,15 @@ class Predictor:
             size, scale = upload([*sizes, *scales], self.device, torch.float32).split(len(images))
             images = images.to(self.device, non_blocking=True)
             boxes, scores, labels, counts, *more = self._run(images, size, scale, details)
-            ready = None
-            if on_gpu:
-                # copied now, so that reading them later does not wait for the batches launched in between
-                on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-                counts = on_host.copy_(counts, non_blocking=True)
-                ready = torch.cuda.Event()
-                ready.record()
+            # begun now, so that reading them later does not wait for the batches launched in between
+            found = Download(counts)
 
         def finish() -> list[Detections]:
-            if ready is not None:
-                ready.synchronize()
             return [
                 Detections(
                     boxes[i, :n], scores[i, :n], labels[i, :n], self.class_names, *(x[i, :n] for x in more)
                 )
-                for i, n in enumerate(counts.tolist())
+                for i, n in enumerate(found.tolist())
             ]
 
         return finish

@@ -54,7 +54,7 @@ def test_a_step_waits_for_nothing(entry, precision, clip):
         learner.scale.restore([256.0, 0])  # a batch of noise overflows where torch begins
     learner.step(model, batch_of(), 0.01).read()
     numbers, rows = record(lambda: learner.step(model, batch_of(), 0.01))
-    assert not numbers.are_there()
+    assert not numbers.values.is_there()
     kinds = Counter(row.kind for row in rows)
     assert kinds["sync"] == 0 and kinds["conv"] > 60
     assert kinds["layout"] == 0  # channels last, forward and backward

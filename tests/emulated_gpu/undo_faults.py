@@ -94,9 +94,9 @@ FAULTS = [
     ),
     Fault(
         "numbers of a training step read at once",
-        "frcnn/engine/step.py",
-        "torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)",
-        "numbers.cpu()",
+        "frcnn/structures.py",
+        "on_host.copy_(tensor, non_blocking=True)",
+        "tensor.cpu()",
         f"{TRAINING}::test_a_step_waits_for_nothing",
     ),
     Fault(
@@ -122,8 +122,8 @@ FAULTS = [
     ),
     Fault(
         "counts read before they are there",
-        "frcnn/inference/stream.py",
-        "ready.synchronize()",
+        "frcnn/structures.py",
+        "self._ready.synchronize()",
         "pass",
         f"{DETECTOR}::test_detections_are_the_cpus",
     ),
