@@ -103,7 +103,7 @@ def spellings(command: Callable[..., Any]) -> dict[str, str]:
 def call(command: Callable[..., Any], program: str, words: Sequence[str]) -> Any:
     """Call a command with the values that the words of its command line give. Raises OptionError."""
     if not {"-h", "--help"} & set(words):
-        _check(options(command), program, words)
+        words = _check(options(command), program, words)
 
     @functools.wraps(command)
     def bound(*values: Any, **named: Any) -> Callable[[], Any]:
@@ -120,12 +120,14 @@ def call(command: Callable[..., Any], program: str, words: Sequence[str]) -> Any
     return chosen()
 
 
-def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> None:
-    """Refuse what names no option, a value that is none of its option, and an option that is missing."""
+def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> list[str]:
+    """The words with those that go without an option last, wherever they stood. Refuses what names no option,
+    a value that is none of its option, and an option that is missing."""
     named = {option.spelling: option for option in known if not option.positional}
     places = [option for option in known if option.positional]
     missing = {option.spelling for option in known if option.required and option.count is not None}
     free: list[str] = []
+    ordered: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -148,7 +150,9 @@ def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> None:
                 given.append(rest.pop(0))
             if not option.flag:
                 option.check(given)
+            ordered += [word] if equals else [word, *given]
             missing.discard(option.spelling)
+    ordered += ["--", *free] if free else []
     for option in places:
         given, free = (free, []) if option.count is None else (free[:1], free[1:])
         if given:
@@ -161,6 +165,7 @@ def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> None:
     if missing:
         wanted = [option.spelling for option in known if option.spelling in missing]
         raise OptionError(f"missing {', '.join(wanted)}; see {program} --help")
+    return ordered
 
 
 def _is_option(word: str) -> bool:

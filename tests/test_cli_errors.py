@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
+import tyro
 from command import run
 from tiny_coco import write_tiny
 
 import frcnn
 from frcnn import cli
+from frcnn.command_line import call
 from frcnn.zoo.build import build
 
 SMALL = ["--data.size", "64", "48", "--data.train-short-sides", "48", "--epochs", "1", "--batch-size", "4"]
@@ -275,3 +278,34 @@ def test_a_full_disk_is_one_message(data, tmp_path):
     assert ended.error.splitlines()[-1].startswith("frcnn: ")
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["name"] == "small_r18_fpn"
     assert not list((tmp_path / "run").glob("*.pth"))
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "tf32"])
+def test_a_precision_that_the_cpu_has_not_is_refused_in_options(
+    precision, data, no_work, monkeypatch, capsys
+):
+    monkeypatch.setattr("frcnn.inference.hardware.cpu_computes", lambda precision: False)
+    files = "--annotations", data[0], "--images", data[1]
+    train = "--train-annotations", data[0], "--train-images", data[1]
+    for command in (
+        ("train", "small_r18_fpn", *train),
+        ("eval", "best.pth", *files),
+        ("detect", data[1], "--model", "best.pth"),
+    ):
+        refused(capsys, "use --precision float32", *command, "--precision", precision, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a", "b.jpg", "--model", "m.pth", "--batch-size", "2"],
+        ["a", "--model", "m.pth", "b.jpg", "--batch-size", "2"],
+        ["--model=m.pth", "--batch-size", "2", "a", "b.jpg"],
+        ["--batch-size", "2", "a", "--model", "m.pth", "--", "b.jpg"],
+    ],
+)
+def test_images_may_stand_anywhere(words):
+    def detect(paths: Annotated[tuple[str, ...], tyro.conf.Positional], model: str, batch_size: int = 4):
+        return paths, model, batch_size
+
+    assert call(detect, "frcnn detect", words) == (("a", "b.jpg"), "m.pth", 2)

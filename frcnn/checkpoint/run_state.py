@@ -64,6 +64,8 @@ def read_training_state(path: Path) -> dict[str, Any]:
                 fitting = False
             if not fitting:
                 raise CheckpointError(f"{field} is not what a training run writes there; {remedy}")
+        if any(entry["epoch"] > content["meta"]["epoch"] for entry in training["history"]):
+            raise CheckpointError(f"training.history goes beyond meta.epoch; {remedy}")
     return content
 
 
@@ -108,6 +110,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
         _natural(index) and list(value[index]) == ["momentum_buffer"] for index in value
     ),
     "meta.iter": _natural,
+    "meta.epoch": _natural,
     "meta.recipe": lambda value: isinstance(value, dict),
     "training.settings": lambda value: isinstance(value, dict),
     "training.data": lambda value: isinstance(value, dict),

@@ -48,6 +48,8 @@ WRONG = [
     ("training.history", [{"epoch": 1, "bbox_mAP": float("nan")}]),
     ("training.history", [{"epoch": 1, "bbox_mAP": 0.5, "bbox_mAP_50": float("nan")}]),
     ("training.history", [{"epoch": 1, "bbox_mAP": 1e9}]),
+    ("training.history", [{"epoch": 99, "bbox_mAP": 0.5}]),
+    ("meta.epoch", "first"),
     ("training.history", [{"epoch": 1, "bbox_mAP": 0.5, "\x1b[2J": 0.5}]),
     ("training.bad_images", [[0]]),
     ("training.bad_images", [[10**6, 1, "x"]]),
