@@ -76,7 +76,17 @@ def measure_recipe(
         subjects = {"ours": fast}
         for precision in peers:
             peer = processes.enter_context(start(PEER))
-            subjects[_load_peer(peer, recipe, own_weights, result["classes"], precision, conditions)] = peer
+            described = load_peer(
+                peer,
+                recipe,
+                own_weights,
+                result["classes"],
+                precision,
+                conditions.size,
+                conditions.device,
+                conditions.threads,
+            )
+            subjects[f"{described['name']} {precision}"] = peer
 
         result["inference"] = []
         for batch in conditions.batches:
@@ -113,24 +123,30 @@ def _load(worker: Worker, recipe: Recipe, weights: str | None, conditions: Condi
     )
 
 
-def _load_peer(
-    worker: Worker, recipe: Recipe, weights: str, classes: int, precision: str, conditions: Conditions
-) -> str:
-    """Give torchvision's detector the recipe's backbone and our weights; returns the name of its column."""
+def load_peer(
+    worker: Worker,
+    recipe: Recipe,
+    weights: str,
+    classes: int,
+    precision: str,
+    size: tuple[int, int],
+    device: str,
+    threads: int,
+) -> dict[str, Any]:
+    """Give torchvision's detector the recipe's backbone and our weights; returns what it says of itself."""
     backbone = recipe.model.backbone
-    described = worker.call(
+    return worker.call(
         "load",
         weights=weights,
         depth=backbone.depth,
         groups=backbone.groups,
         base_width=backbone.base_width,
         num_classes=classes,
-        size=conditions.size,
-        device=conditions.device,
+        size=size,
+        device=device,
         precision=precision,
-        threads=conditions.threads,
+        threads=threads,
     )
-    return f"{described['name']} {precision}"
 
 
 def _inference(

@@ -164,24 +164,15 @@ class Measurement:
     def _peer(self, case: Case) -> dict:
         """torchvision's detector with the same weights, in a process of its own: it sets torch's switches."""
         from benchmarks.measure import interleave, summary
-        from benchmarks.recipe import PEER
+        from benchmarks.recipe import PEER, load_peer
         from benchmarks.worker import Worker
 
         weights = self.folder / "sweep-weights.pt"
         self.ours.save_weights(weights)
-        backbone = self.ours.recipe.model.backbone
+        classes = self.ours.model.config.num_classes
         with Worker(PEER) as peer:
-            peer.call(
-                "load",
-                weights=str(weights),
-                depth=backbone.depth,
-                groups=backbone.groups,
-                base_width=backbone.base_width,
-                num_classes=self.ours.model.config.num_classes,
-                size=list(self.size),
-                device="cuda",
-                precision=case.precision,
-                threads=1,
+            load_peer(
+                peer, self.ours.recipe, str(weights), classes, case.precision, self.size, "cuda", threads=1
             )
             peer.call("take_images", file=self._images(case.batch))
             peer.call("reset_peak")
