@@ -188,6 +188,9 @@ def _opener(watchdog: _Watchdog) -> urllib.request.OpenerDirector:
     return opener
 
 
+WATCHDOG = "watchdog of a transfer"
+
+
 class _Watchdog:
     """Hangs up on a transfer that is too slow or past its deadline, in whatever the client is waiting."""
 
@@ -197,7 +200,7 @@ class _Watchdog:
         self._deadline = deadline
         self._sockets: list[socket.socket] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=WATCHDOG, daemon=True)
 
     def __enter__(self) -> _Watchdog:
         self._thread.start()

@@ -7,7 +7,6 @@ delivered first.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,8 +32,11 @@ Result = TypeVar("Result")
 Extra = TypeVar("Extra")
 
 
-class Predictor(ABC):
-    """A detector in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone."""
+class Predictor:
+    """A detector in either form: `FasterRCNN` and `FastDetector` differ in `_run` alone.
+
+    No ABC, so that a detector may also do without the three below by having `results` of its own.
+    """
 
     config: ModelConfig
     data: DataConfig
@@ -43,16 +45,16 @@ class Predictor(ABC):
     """Whether the network sees few input shapes: images are padded more, and smaller batches filled up."""
 
     @property
-    @abstractmethod
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        raise NotImplementedError
 
-    @abstractmethod
     def fingerprint(self) -> str:
         """Equal for detectors of equal weights and configuration."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
         """As `FasterRCNN.detect_padded`, in evaluation mode."""
+        raise NotImplementedError
 
     def detect(
         self, batch: Batch, scales: Sequence[tuple[float, float]], details: bool = False
