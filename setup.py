@@ -1,7 +1,9 @@
 """Compiles csrc/ into frcnn_ops/_C, with CUDA where torch has it and a matching nvcc exists.
 
 FORCE_CUDA=1 or 0 overrides, TORCH_CUDA_ARCH_LIST chooses GPU architectures, CXX the compiler, MAX_JOBS the
-number of parallel compilations, CXXFLAGS adds compiler options. No GPU has to be visible.
+number of parallel compilations, CXXFLAGS adds compiler options. No GPU has to be visible. The extension uses
+torch's stable ABI of 2.10 and Python's of 3.10, so that it runs with every later one; CUDA's runtime is inside
+it, unless FRCNN_CUDART=shared (the emulated device takes the runtime's place).
 """
 
 from __future__ import annotations
@@ -188,24 +190,31 @@ def main() -> None:
         "-Wno-unused-parameter",
         "-Wno-implicit-fallthrough",  # in torch's headers
     ]  # fmt: skip
-    if found_compiler()[0] == "gcc":
-        # Without it at::parallel_for is serial. No link argument: the symbols are those of torch's libgomp.
-        cxx.append("-fopenmp")
     cxx += os.environ.get("CXXFLAGS", "").split()  # last, so that they win
     extension = (CUDAExtension if cuda else CppExtension)(
         "frcnn_ops._C",
         sources=sorted(str(path.relative_to(ROOT)) for path in sources),
         depends=sorted(str(path.relative_to(ROOT)) for path in csrc.rglob("*.h")),
         include_dirs=[str(csrc)],
+        py_limited_api=True,  # any Python from 3.10 on
         define_macros=[
+            ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # torch's stable ABI as of 2.10
             ("FRCNN_TORCH_VERSION", f'"{torch.__version__}"'),
             ("FRCNN_CUDA_VERSION", f'"{nvcc if cuda else ""}"'),
             ("FRCNN_CUDA_ARCHS", f'"{archs}"'),
-            *([("FRCNN_CUDA", None)] if cuda else []),
+            *([("FRCNN_CUDA", None), ("USE_CUDA", None)] if cuda else []),
         ],
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "--fmad=false"]},
     )
-    setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})
+    if cuda and os.environ.get("FRCNN_CUDART") != "shared":
+        system = [] if sys.platform == "win32" else ["rt", "dl", "pthread"]
+        extension.libraries.remove("cudart")
+        extension.libraries += ["cudart_static", *system]
+    setup(
+        ext_modules=[extension],
+        cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )
 
 
 if __name__ == "__main__":

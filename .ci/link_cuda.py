@@ -2,7 +2,7 @@
 
     python .ci/link_cuda.py [PYTHON]
 
-PYTHON is the interpreter of an environment with a CUDA build of torch, setuptools, ninja and pybind11
+PYTHON is the interpreter of an environment with a CUDA build of torch, setuptools and ninja
 (default: this one, or FRCNN_CUDA_PYTHON). The tracked sources are copied to build/cuda_link, which stays, so
 that a second run compiles only what changed. TORCH_CUDA_ARCH_LIST defaults to 8.0;9.0.
 Succeeds with a message where that torch or nvcc is missing.
@@ -22,7 +22,7 @@ CHECK = """
 import pathlib, re, torch, frcnn_ops
 info = frcnn_ops.build_info()
 sources = "".join(p.read_text() for p in pathlib.Path("csrc/bindings").glob("*.cpp"))
-bound = set(re.findall(r'define\\(m,\\s*"(\\w+)', sources))
+bound = set(re.findall(r'FRCNN_OPERATOR\\(\\s*\\w+,\\s*"(\\w+)', sources))
 registered = {name for name, devices in info["ops"].items() if "cuda" in devices}
 print(f"torch {torch.__version__}, CUDA {info['cuda']}, {info['cuda_archs']}: {len(registered)} operators")
 assert bound and bound == registered, f"registered {registered}, but the bindings have {bound}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 from typing import TypedDict
@@ -26,15 +27,18 @@ except ModuleNotFoundError as error:
     ) from error
 except ImportError as error:
     raise ImportError(
-        f"the compiled part of frcnn_ops does not load with torch {torch.__version__}, probably because it "
-        "was compiled for another: run `pip install --no-build-isolation --no-deps --force-reinstall .` in "
-        f"the folder that holds its setup.py. The loader says: {error}"
+        f"the compiled part of frcnn_ops does not load with torch {torch.__version__}; it needs torch 2.10 or "
+        "later, on the kind of machine it was compiled for. Otherwise run `pip install --no-build-isolation "
+        f"--no-deps --force-reinstall .` in the folder that holds its setup.py. The loader says: {error}"
     ) from error
+
+library = ctypes.CDLL(_C.__file__)
+"""What csrc/bindings/library.cpp offers beside the operators."""
 
 
 class BuildInfo(TypedDict):
     torch: str
-    """Version of the torch that it was compiled for."""
+    """Version of the torch whose headers it was compiled with; it runs with 2.10 and every later one."""
     compiler: str
     cuda: str
     """Version of the CUDA compiler; empty in a build for the CPU only."""
@@ -46,7 +50,13 @@ class BuildInfo(TypedDict):
 
 def build_info() -> BuildInfo:
     """What the compiled extension was built with, and for."""
-    return _C.build_info()
+    return {
+        "torch": _built_with("torch"),
+        "compiler": _built_with("compiler"),
+        "cuda": _built_with("cuda"),
+        "cuda_archs": _built_with("cuda_archs"),
+        "ops": _registered_ops(),
+    }
 
 
 def describe_build() -> str:
@@ -62,3 +72,19 @@ def describe_build() -> str:
     width = max(len(name) for name in info["ops"])
     lines += [f"op        {name:{width}}  {' '.join(on)}" for name, on in info["ops"].items()]
     return "\n".join(lines)
+
+
+def _built_with(what: str) -> str:
+    library.frcnn_build_info.restype = ctypes.c_char_p
+    return library.frcnn_build_info(what.encode()).decode()
+
+
+def _registered_ops() -> dict[str, list[str]]:
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("frcnn_ops::")]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {
+        name.removeprefix("frcnn_ops::"): [
+            device for device, key in (("cpu", "CPU"), ("cuda", "CUDA")) if has_kernel(name, key)
+        ]
+        for name in sorted(names)
+    }

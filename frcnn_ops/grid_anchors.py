@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .extension import _C
+from .checks import check
 
 
 def grid_anchors(
@@ -50,6 +50,6 @@ def grid_anchors(
 
 @torch.library.register_fake("frcnn_ops::grid_anchors")
 def _(sizes, strides, scales, ratios, center_offset, device):
-    _C.check_grid_anchors(sizes, strides, scales, ratios, center_offset)
+    check("grid_anchors", sizes, strides, scales, ratios, center_offset)
     cells = sum(sizes[2 * level] * sizes[2 * level + 1] for level in range(len(strides)))
     return torch.empty(cells * len(scales) * len(ratios), 4, dtype=torch.float32, device=device)

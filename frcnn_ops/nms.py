@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .extension import _C
+from .checks import check
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -78,7 +78,7 @@ def _(boxes, scores, groups, iou_threshold):
 
 @torch.library.register_fake("frcnn_ops::nms_padded")
 def _(boxes, scores, iou_threshold, max_keep):
-    _C.check_max_keep(max_keep)
+    check("max_keep", max_keep)
     segments = boxes.shape[0]
     return (
         boxes.new_empty((segments, max_keep), dtype=torch.int64),

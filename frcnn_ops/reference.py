@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from .extension import _C
+from .checks import check
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
 MOST_CELLS = 2**20
@@ -34,7 +34,7 @@ def base_anchors(stride, scales, ratios, center_offset, device="cpu") -> Tensor:
 
 
 def grid_anchors(sizes, strides, scales, ratios, center_offset, device) -> Tensor:
-    _C.check_grid_anchors(sizes, strides, scales, ratios, center_offset)
+    check("grid_anchors", sizes, strides, scales, ratios, center_offset)
     levels = []
     for level, stride in enumerate(strides):
         height, width = sizes[2 * level : 2 * level + 2]
@@ -149,7 +149,7 @@ def _pool_bin(feature: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
 
 
 def roi_align(features, rois, output_size, scales, sampling_ratio, aligned, finest_scale) -> Tensor:
-    _C.check_pooling("roi_align", output_size, scales, sampling_ratio, finest_scale)
+    check("pooling", "roi_align", output_size, scales, sampling_ratio, finest_scale)
     (out_h, out_w), (batch, channels) = output_size, features[0].shape[:2]
     levels = roi_levels(rois, len(features), finest_scale).tolist()
     compute = torch.promote_types(features[0].dtype, torch.float32)
@@ -193,7 +193,7 @@ def nms(boxes: Tensor, scores: Tensor, groups, iou_threshold: float) -> Tensor:
 
 
 def nms_padded(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> tuple[Tensor, Tensor]:
-    _C.check_max_keep(max_keep)
+    check("max_keep", max_keep)
     indices = torch.full((len(boxes), max_keep), -1, dtype=torch.int64, device=boxes.device)
     counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     for segment in range(len(boxes)):
@@ -209,7 +209,7 @@ def select_proposals(
     logits, deltas, image_sizes, strides, scales, ratios, center_offset, stds,
     min_size, iou_threshold, pre_nms, count,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _C.check_proposals(strides, scales, ratios, center_offset, stds, min_size, iou_threshold, pre_nms, count)
+    check("proposals", strides, scales, ratios, center_offset, stds, min_size, iou_threshold, pre_nms, count)
     boxes = image_sizes.new_zeros(len(image_sizes), count, 4)
     scores = image_sizes.new_full((len(image_sizes), count), -math.inf)
     for image, (height, width) in enumerate(image_sizes.tolist()):
@@ -238,7 +238,7 @@ def select_detections(
     probabilities, deltas, proposals, present, sizes, scales,
     stds, score_threshold, iou_threshold, max_detections,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    _C.check_selection(stds, score_threshold, iou_threshold, max_detections)
+    check("selection", stds, score_threshold, iou_threshold, max_detections)
     images, count, columns = probabilities.shape
     boxes = probabilities.new_zeros(images, max_detections, 4)
     scores = probabilities.new_zeros(images, max_detections)

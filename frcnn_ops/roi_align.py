@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .extension import _C
+from .checks import check
 
 
 def roi_align(
@@ -47,9 +47,7 @@ def roi_align(
 
     Source: He et al. 2017 (Mask R-CNN), section 3; values as in mmcv's RoIAlign with ``pool_mode="avg"``.
     """
-    return torch.ops.frcnn_ops.roi_align(
-        [features], rois, _pair(output_size), [spatial_scale], sampling_ratio, aligned, 1.0
-    )
+    return _pool([features], rois, _pair(output_size), [spatial_scale], sampling_ratio, aligned, 1.0)
 
 
 def pyramid_roi_align(
@@ -82,9 +80,16 @@ def pyramid_roi_align(
     if not all(stride > 0 for stride in strides):
         raise ValueError(f"pyramid_roi_align: strides are {list(strides)}, expected positive numbers")
     scales = [1.0 / stride for stride in strides]
-    return torch.ops.frcnn_ops.roi_align(
-        list(features), rois, _pair(output_size), scales, sampling_ratio, True, finest_scale
-    )
+    return _pool(list(features), rois, _pair(output_size), scales, sampling_ratio, True, finest_scale)
+
+
+def _pool(*arguments) -> Tensor:
+    try:
+        return torch.ops.frcnn_ops.roi_align(*arguments)
+    except RuntimeError as error:
+        if "belongs to image" in str(error):  # operators of torch's stable ABI know no other type of error
+            raise IndexError(str(error)) from None
+        raise
 
 
 def _pair(size: int | tuple[int, int]) -> list[int]:
@@ -99,7 +104,7 @@ def _memory_format(features: Tensor) -> torch.memory_format:
 
 @torch.library.register_fake("frcnn_ops::roi_align")
 def _(features, rois, output_size, scales, sampling_ratio, aligned, finest_scale):
-    _C.check_pooling("roi_align", output_size, scales, sampling_ratio, finest_scale)
+    check("pooling", "roi_align", output_size, scales, sampling_ratio, finest_scale)
     first = features[0]
     shape = (rois.shape[0], first.shape[1], *output_size)
     return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=_memory_format(first))
@@ -107,8 +112,8 @@ def _(features, rois, output_size, scales, sampling_ratio, aligned, finest_scale
 
 @torch.library.register_fake("frcnn_ops::roi_align_backward")
 def _(grad, rois, sizes, batch, scales, sampling_ratio, aligned, finest_scale):
-    _C.check_pooling("roi_align_backward", [1, 1], scales, sampling_ratio, finest_scale)
-    _C.check_maps("roi_align_backward", sizes, len(scales), batch)
+    check("pooling", "roi_align_backward", [1, 1], scales, sampling_ratio, finest_scale)
+    check("maps", "roi_align_backward", sizes, len(scales), batch)
     return [
         torch.empty(
             (batch, grad.shape[1], height, width),

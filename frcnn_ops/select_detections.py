@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .extension import _C
+from .checks import check
 
 
 def select_detections(
@@ -62,7 +62,7 @@ def select_detections(
 
 @torch.library.register_fake("frcnn_ops::select_detections")
 def _(probabilities, deltas, proposals, present, sizes, scales, *numbers):
-    _C.check_selection(*numbers)
+    check("selection", *numbers)
     shape = probabilities.shape[0], numbers[-1]
     boxes, scores = probabilities.new_empty(*shape, 4), probabilities.new_empty(shape)
     labels, rows = (probabilities.new_empty(shape, dtype=torch.int64) for _ in range(2))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .extension import _C
+from .checks import check
 
 
 def select_proposals(
@@ -71,6 +71,6 @@ def select_proposals(
 
 @torch.library.register_fake("frcnn_ops::select_proposals")
 def _(logits, deltas, image_sizes, strides, *numbers):
-    _C.check_proposals(strides, *numbers)
+    check("proposals", strides, *numbers)
     batch, count = image_sizes.shape[0], numbers[-1]
     return image_sizes.new_empty(batch, count, 4), image_sizes.new_empty(batch, count)

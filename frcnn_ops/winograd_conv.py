@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .extension import library
 
 LANES, PANEL = 16, 32
 # The weight transform for the interpolation points 0, 3/4, -3/4, 3/2, -3/2 and infinity: row p holds the
@@ -22,11 +25,13 @@ def winograd_available() -> bool:
     """
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         return False
-    try:
-        winograd_conv(torch.zeros(1, LANES, 1, 1), torch.zeros(1, 36, LANES, PANEL))
-    except NotImplementedError:
-        return False
-    return True
+    return _cpu_has_it()
+
+
+@cache
+def _cpu_has_it() -> bool:
+    library.frcnn_winograd_available.restype = ctypes.c_bool
+    return library.frcnn_winograd_available()
 
 
 def winograd_fits(channels: int, filters: int) -> bool:
@@ -84,6 +89,8 @@ def winograd_conv(
 
     Source: Lavin and Gray 2015 (Fast Algorithms for Convolutional Neural Networks).
     """
+    if not _cpu_has_it():
+        raise NotImplementedError("winograd_conv: needs an x86-64 CPU with AVX-512")
     return torch.ops.frcnn_ops.winograd_conv(x, weight, bias, add, relu)
 
 

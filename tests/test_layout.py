@@ -69,6 +69,13 @@ def test_only_the_bindings_know_torch():
         assert not [name for name in included(path) if is_torch_header(name)], f"{path.name} includes torch"
 
 
+def test_the_bindings_know_the_stable_abi_only():
+    for path in (ROOT / "csrc" / "bindings").iterdir():
+        headers = [name for name in included(path) if is_torch_header(name)]
+        unstable = [h for h in headers if not h.startswith(("torch/csrc/stable/", "torch/headeronly/"))]
+        assert not unstable, f"{path.name} includes {unstable}"
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_has_one_name_in_every_tree(name):
     for place in (f"csrc/bindings/{name}.cpp", f"frcnn_ops/{name}.py"):
@@ -80,7 +87,7 @@ def test_an_operator_has_one_name_in_every_tree(name):
 
 def test_every_operator_is_called():
     bindings = "".join(path.read_text() for path in (ROOT / "csrc" / "bindings").glob("*.cpp"))
-    schemas = set(re.findall(r'(?:define\(m,|m\.def\()\s*"(\w+)\(', bindings))
+    schemas = set(re.findall(r'FRCNN_(?:OPERATOR\(\s*\w+,|DEFINE\()\s*"(\w+)\(', bindings))
     assert {"nms_padded", "iou_loss_backward", "grid_anchors", "winograd_conv"} <= schemas
     calls = set()
     for path in python_files("frcnn_ops"):

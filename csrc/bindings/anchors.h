@@ -7,8 +7,8 @@ namespace frcnn {
 
 // The arrays that FrcnnAnchors points to.
 struct AnchorArrays {
-  AnchorArrays(const char* op, at::Device device, at::ArrayRef<double> strides, at::ArrayRef<double> scales,
-               at::ArrayRef<double> ratios, double center_offset)
+  AnchorArrays(const char* op, Device device, Floats strides, Floats scales, Floats ratios,
+               double center_offset)
       : strides(strides.begin(), strides.end()),
         scales(scales.begin(), scales.end()),
         ratios(ratios.begin(), ratios.end()) {

@@ -4,40 +4,38 @@
 // but for the number of boxes that the list form of nms returns.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <c10/core/DeviceGuard.h>
-#include <torch/library.h>
+#ifdef FRCNN_CUDA
+#include <cuda_runtime.h>
+#endif
 
-#include <optional>
-#include <string>
 #include <tuple>
-#include <vector>
 
 #include "../kernel_api.h"
 #include "expect.h"
 
 #ifdef FRCNN_CUDA
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAStream.h>
-
 namespace frcnn {
 // A launcher refuses what its 32-bit counters and grids cannot hold, before it launches anything, and what
 // needs more shared memory than the GPU has.
 inline void expect_launched(const char* op, int error) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // or the next operator, which has done nothing wrong, would report it
-  TORCH_CHECK(
+  FRCNN_CHECK(
       error != cudaErrorInvalidValue, op,
       ": the sizes are more than the CUDA kernel counts in 32 bits; split the call over images or boxes");
-  TORCH_CHECK(
+  FRCNN_CHECK(
       error != cudaErrorLaunchOutOfResources, op,
       ": a block of the CUDA kernel needs more shared memory or registers than this GPU has; run it on the "
       "CPU, or build for this GPU with TORCH_CUDA_ARCH_LIST");
-  C10_CUDA_CHECK(static_cast<cudaError_t>(error));
+  fail(op, ": CUDA says: ", cudaGetErrorString(static_cast<cudaError_t>(error)));
 }
-inline FrcnnStream stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+// Of the current device.
+inline FrcnnStream stream() {
+  void* handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(torch::stable::accelerator::getCurrentDeviceIndex(), &handle));
+  return static_cast<FrcnnStream>(handle);
+}
 }  // namespace frcnn
 
 #define FRCNN_RUN(name, device, ...)                                                                       \
@@ -51,46 +49,74 @@ inline FrcnnStream stream() { return c10::cuda::getCurrentCUDAStream().stream();
 #define FRCNN_WORKSPACE_OF(name, device, ...) frcnn_cpu_##name##_workspace(__VA_ARGS__)
 #endif
 
+// FRCNN_OPERATOR(function, "name(Tensor x) -> Tensor") defines an operator, with one function for the CPU
+// and, in a build with CUDA, for CUDA.
+#define FRCNN_DEFINE(schema) \
+  STABLE_TORCH_LIBRARY_FRAGMENT(frcnn_ops, m) { m.def(schema); }
+#define FRCNN_IMPLEMENT(function, schema, key)                      \
+  STABLE_TORCH_LIBRARY_IMPL(frcnn_ops, key, m) {                    \
+    m.impl(::frcnn::name_in(schema).c_str(), TORCH_BOX(&function)); \
+  }
+#ifdef FRCNN_CUDA
+#define FRCNN_OPERATOR(function, schema) \
+  FRCNN_DEFINE(schema)                   \
+  FRCNN_IMPLEMENT(function, schema, CPU) \
+  FRCNN_IMPLEMENT(function, schema, CUDA)
+#else
+#define FRCNN_OPERATOR(function, schema) \
+  FRCNN_DEFINE(schema)                   \
+  FRCNN_IMPLEMENT(function, schema, CPU)
+#endif
+
 namespace frcnn {
 
-// Defines an operator, with one function for the CPU and, in a build with CUDA, for CUDA.
-template <typename Function>
-void define(torch::Library& m, const std::string& schema, Function* function) {
-  const std::string name = schema.substr(0, schema.find('('));
-  m.def(schema.c_str());
-  m.impl(name.c_str(), torch::dispatch(c10::DispatchKey::CPU, function));
-#ifdef FRCNN_CUDA
-  m.impl(name.c_str(), torch::dispatch(c10::DispatchKey::CUDA, function));
-#endif
-}
+inline std::string name_in(const std::string& schema) { return schema.substr(0, schema.find('(')); }
 
-inline int64_t type_of(const at::Tensor& tensor) {
+// A guard of the CPU has nothing to do.
+class OnDevice {
+ public:
+  explicit OnDevice(const Device& device) {
+    if (device.is_cuda()) guard_.emplace(device.index());
+  }
+
+ private:
+  std::optional<DeviceGuard> guard_;
+};
+
+inline int64_t type_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case at::kFloat:
+    case ScalarType::Float:
       return kFrcnnFloat;
-    case at::kDouble:
+    case ScalarType::Double:
       return kFrcnnDouble;
-    case at::kHalf:
+    case ScalarType::Half:
       return kFrcnnHalf;
     default:
       return kFrcnnBfloat16;
   }
 }
 
-inline at::Tensor contiguous_or_none(const std::optional<at::Tensor>& tensor) {
-  return tensor.has_value() ? tensor->contiguous() : at::Tensor();
+inline OptionalTensor contiguous_or_none(const OptionalTensor& tensor,
+                                         MemoryFormat format = MemoryFormat::Contiguous) {
+  OptionalTensor made;
+  if (tensor.has_value()) made.emplace(contiguous(*tensor, format));
+  return made;
 }
-template <typename T = void>
-const T* pointer_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+inline const void* pointer_or_null(const OptionalTensor& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
-inline at::Tensor workspace(int64_t bytes, const at::Tensor& like) {
-  return at::empty({bytes}, like.options().dtype(at::kByte));
+template <typename T>
+const T* pointer_or_null(const OptionalTensor& tensor) {
+  return static_cast<const T*>(pointer_or_null(tensor));
+}
+inline Tensor workspace(int64_t bytes, const Tensor& like) {
+  return empty({bytes}, ScalarType::Byte, like.device());
 }
 
 // What only the CUDA kernels limit.
-inline void expect_at_most(const char* op, const char* name, at::Device device, int64_t count, int64_t most) {
-  TORCH_CHECK(!device.is_cuda() || count <= most, op, ": ", count, " ", name,
+inline void expect_at_most(const char* op, const char* name, const Device& device, int64_t count,
+                           int64_t most) {
+  FRCNN_CHECK(!device.is_cuda() || count <= most, op, ": ", count, " ", name,
               " are more than the CUDA kernel takes (", most, "); split the call");
 }
 

@@ -16,23 +16,22 @@ IouLoss mode_of(std::string_view mode) {
   for (const auto& [name, value] : modes) {
     if (name == mode) return value;
   }
-  TORCH_CHECK(false, "iou_loss: mode is \"", std::string(mode),
+  FRCNN_CHECK(false, "iou_loss: mode is \"", std::string(mode),
               "\", expected log, linear, square, giou, diou, ciou or bounded");
 }
 
 FrcnnReduction reduction_of(std::string_view reduction) {
   if (reduction == "none") return kFrcnnNone;
   if (reduction == "sum") return kFrcnnSum;
-  TORCH_CHECK(reduction == "mean", "iou_loss: reduction is \"", std::string(reduction),
+  FRCNN_CHECK(reduction == "mean", "iou_loss: reduction is \"", std::string(reduction),
               "\", expected none, sum or mean");
   return kFrcnnMean;
 }
 
 // The arguments of both directions, checked, and as the kernels read them.
 struct Pairs {
-  Pairs(const at::Tensor& pred, const at::Tensor& target, const std::optional<at::Tensor>& weight,
-        const std::optional<at::Tensor>& boxes, at::ArrayRef<double> stds, std::string_view mode, double eps,
-        double beta, std::string_view reduction)
+  Pairs(const Tensor& pred, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& boxes,
+        Floats stds, std::string_view mode, double eps, double beta, std::string_view reduction)
       : n(0), mode(mode_of(mode)), reduction(reduction_of(reduction)) {
     const char* op = "iou_loss";
     const Argument prediction{op, "pred", pred}, truth{op, "target", target};
@@ -54,8 +53,8 @@ struct Pairs {
     expect_stds(op, stds);
     expect_positive(op, "eps", eps);
     if (this->mode == IouLoss::kBounded) expect_positive(op, "beta", beta);
-    pred_rows = pred.contiguous();
-    target_rows = target.contiguous();
+    pred_rows = contiguous(pred);
+    target_rows = contiguous(target);
     weights = contiguous_or_none(weight);
     box_rows = contiguous_or_none(boxes);
     if (this->reduction == kFrcnnNone) {
@@ -66,19 +65,19 @@ struct Pairs {
   int64_t n;
   IouLoss mode;
   FrcnnReduction reduction;
-  at::Tensor pred_rows, target_rows, weights, box_rows;
+  Tensor pred_rows, target_rows;
+  OptionalTensor weights, box_rows;
   std::vector<int64_t> loss_shape;
 };
 
-at::Tensor iou_loss_forward(const at::Tensor& pred, const at::Tensor& target,
-                            const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& boxes,
-                            at::ArrayRef<double> stds, c10::string_view mode, double eps, double beta,
-                            c10::string_view reduction) {
+Tensor iou_loss_forward(const Tensor& pred, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& boxes, Floats stds, std::string_view mode, double eps,
+                        double beta, std::string_view reduction) {
   const Pairs p(pred, target, weight, boxes, stds, mode, eps, beta, reduction);
-  const at::Device device = pred.device();
-  const c10::DeviceGuard guard(device);
-  at::Tensor loss = at::empty(p.loss_shape, pred.options());
-  const at::Tensor memory = workspace(FRCNN_WORKSPACE_OF(iou_loss, device, p.n), pred);
+  const Device device = pred.device();
+  const OnDevice guard(device);
+  Tensor loss = empty(p.loss_shape, pred);
+  const Tensor memory = workspace(FRCNN_WORKSPACE_OF(iou_loss, device, p.n), pred);
   FRCNN_RUN(iou_loss, device, type_of(pred), p.pred_rows.const_data_ptr(), p.target_rows.const_data_ptr(),
             pointer_or_null(p.weights), pointer_or_null(p.box_rows), stds.data(), p.n,
             static_cast<int64_t>(p.mode), eps, beta, p.reduction, memory.mutable_data_ptr(),
@@ -86,19 +85,18 @@ at::Tensor iou_loss_forward(const at::Tensor& pred, const at::Tensor& target,
   return loss;
 }
 
-at::Tensor iou_loss_backward(const at::Tensor& grad, const at::Tensor& pred, const at::Tensor& target,
-                             const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& boxes,
-                             at::ArrayRef<double> stds, c10::string_view mode, double eps, double beta,
-                             c10::string_view reduction) {
+Tensor iou_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target,
+                         const OptionalTensor& weight, const OptionalTensor& boxes, Floats stds,
+                         std::string_view mode, double eps, double beta, std::string_view reduction) {
   const Pairs p(pred, target, weight, boxes, stds, mode, eps, beta, reduction);
   const Argument gradient{"iou_loss_backward", "grad", grad};
-  TORCH_CHECK(grad.sizes() == p.loss_shape, "iou_loss_backward: grad has shape ", grad.sizes(), ", expected ",
-              at::IntArrayRef(p.loss_shape), ", as the loss");
+  FRCNN_CHECK(grad.sizes() == Ints(p.loss_shape), "iou_loss_backward: grad has shape ", grad.sizes(),
+              ", expected ", Ints(p.loss_shape), ", as the loss");
   expect_like(gradient, {"iou_loss_backward", "pred", pred});
-  const at::Device device = pred.device();
-  const c10::DeviceGuard guard(device);
-  const at::Tensor grad_rows = grad.contiguous();
-  at::Tensor result = at::empty_like(p.pred_rows);
+  const Device device = pred.device();
+  const OnDevice guard(device);
+  const Tensor grad_rows = contiguous(grad);
+  Tensor result = empty_like(p.pred_rows);
   FRCNN_RUN(iou_loss_backward, device, type_of(pred), grad_rows.const_data_ptr(),
             p.pred_rows.const_data_ptr(), p.target_rows.const_data_ptr(), pointer_or_null(p.weights),
             pointer_or_null(p.box_rows), stds.data(), p.n, static_cast<int64_t>(p.mode), eps, beta,
@@ -106,23 +104,22 @@ at::Tensor iou_loss_backward(const at::Tensor& grad, const at::Tensor& pred, con
   return result;
 }
 
-TORCH_LIBRARY_FRAGMENT(frcnn_ops, m) {
-  // pred [N, 4] boxes, or deltas against `boxes` [N, 4] when given; target [N, 4] boxes;
-  // weight [N] or None; "mean" divides by the number of elements (weights do not count)
-  // mode: "log" | "linear" | "square" | "giou" | "diou" | "ciou" | "bounded"; reduction: "none" | "sum" |
-  // "mean"
-  // -> [N] ([N, 4] for "bounded"), or a scalar
-  define(m,
-         "iou_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] stds, str mode, float "
-         "eps, "
-         "float beta, str reduction) -> Tensor",
-         &iou_loss_forward);
-  define(m,
-         "iou_loss_backward(Tensor grad, Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] "
-         "stds, "
-         "str mode, float eps, float beta, str reduction) -> Tensor",
-         &iou_loss_backward);
-}
-
 }  // namespace
+
+// pred [N, 4] boxes, or deltas against `boxes` [N, 4] when given; target [N, 4] boxes;
+// weight [N] or None; "mean" divides by the number of elements (weights do not count)
+// mode: "log" | "linear" | "square" | "giou" | "diou" | "ciou" | "bounded"; reduction: "none" | "sum" |
+// "mean"
+// -> [N] ([N, 4] for "bounded"), or a scalar
+FRCNN_OPERATOR(
+    iou_loss_forward,
+    "iou_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] stds, str mode, float "
+    "eps, "
+    "float beta, str reduction) -> Tensor")
+FRCNN_OPERATOR(
+    iou_loss_backward,
+    "iou_loss_backward(Tensor grad, Tensor pred, Tensor target, Tensor? weight, Tensor? boxes, float[] "
+    "stds, "
+    "str mode, float eps, float beta, str reduction) -> Tensor")
+
 }  // namespace frcnn

@@ -3,10 +3,10 @@
 namespace frcnn {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> select_detections(
-    const at::Tensor& probabilities, const at::Tensor& deltas, const at::Tensor& proposals,
-    const at::Tensor& present, const at::Tensor& sizes, const at::Tensor& scales, at::ArrayRef<double> stds,
-    double score_threshold, double iou_threshold, int64_t max_detections) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select_detections(
+    const Tensor& probabilities, const Tensor& deltas, const Tensor& proposals, const Tensor& present,
+    const Tensor& sizes, const Tensor& scales, Floats stds, double score_threshold, double iou_threshold,
+    int64_t max_detections) {
   const char* op = "select_detections";
   const Argument probability{op, "probabilities", probabilities}, delta{op, "deltas", deltas},
       proposal{op, "proposals", proposals}, exists{op, "present", present}, size{op, "sizes", sizes},
@@ -14,30 +14,30 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> select_de
   expect_shape(probability, {-1, -1, -1}, "[B, P, C + 1]");
   const int64_t batch = probabilities.size(0), count = probabilities.size(1);
   const int64_t classes = probabilities.size(2) - 1;
-  TORCH_CHECK(classes >= 0, op, ": probabilities has shape ", probabilities.sizes(),
+  FRCNN_CHECK(classes >= 0, op, ": probabilities has shape ", probabilities.sizes(),
               ", expected [B, P, C + 1] with the background last");
   expect_shape(delta, {batch, count, -1}, "[B, P, 4 * C], or [B, P, 4] for all classes");
-  TORCH_CHECK(deltas.size(2) == 4 || deltas.size(2) == 4 * classes, op, ": deltas has shape ", deltas.sizes(),
+  FRCNN_CHECK(deltas.size(2) == 4 || deltas.size(2) == 4 * classes, op, ": deltas has shape ", deltas.sizes(),
               ", expected [", batch, ", ", count, ", ", 4 * classes, "], or 4 for all ", classes, " classes");
   expect_shape(proposal, {batch, count, 4}, "[B, P, 4]");
   expect_shape(exists, {batch, count}, "[B, P]");
   expect_shape(size, {batch, 2}, "[B, 2], (height, width) of each image");
   expect_shape(scale, {batch, 2}, "[B, 2], (x, y) factors of each image");
-  expect_dtype(exists, {at::kBool}, "bool");
-  expect_dtype(probability, {at::kFloat}, "float32");
+  expect_dtype(exists, {ScalarType::Bool}, "bool");
+  expect_dtype(probability, {ScalarType::Float}, "float32");
   for (const Argument& a : {delta, proposal, size, scale}) expect_like(a, probability);
   expect_same_device(exists, probability);
   expect_selection(stds, score_threshold, iou_threshold, max_detections);
   expect_elements(op, "the result", {batch, max_detections, 4});
-  TORCH_CHECK(product({count, classes}) <= kMostAlongOne, op, ": probabilities hold ", count, " x ", classes,
+  FRCNN_CHECK(product({count, classes}) <= kMostAlongOne, op, ": probabilities hold ", count, " x ", classes,
               " scores per image, expected at most ", kMostAlongOne);
-  const at::Device device = probabilities.device();
+  const Device device = probabilities.device();
   expect_at_most(op, "proposals per image", device, count, kFrcnnNmsBlock);
   expect_at_most(op, "detections per image", device, max_detections, kFrcnnNmsBlock);
 
-  const c10::DeviceGuard guard(device);
-  const at::Tensor rows_of[] = {probabilities.contiguous(), deltas.contiguous(), proposals.contiguous(),
-                                sizes.contiguous(),         scales.contiguous(), present.contiguous()};
+  const OnDevice guard(device);
+  const Tensor rows_of[] = {contiguous(probabilities), contiguous(deltas), contiguous(proposals),
+                            contiguous(sizes),         contiguous(scales), contiguous(present)};
   FrcnnSelection selection{};
   selection.probabilities = rows_of[0].const_data_ptr<float>();
   selection.deltas = rows_of[1].const_data_ptr<float>();
@@ -53,30 +53,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> select_de
   selection.score_threshold = score_threshold;
   selection.iou_threshold = iou_threshold;
   selection.max_detections = max_detections;
-  const auto numbers = probabilities.options(), indices = numbers.dtype(at::kLong);
-  at::Tensor boxes = at::empty({batch, max_detections, 4}, numbers);
-  at::Tensor scores = at::empty({batch, max_detections}, numbers);
-  at::Tensor labels = at::empty({batch, max_detections}, indices);
-  at::Tensor rows = at::empty({batch, max_detections}, indices);
-  at::Tensor counts = at::empty({batch}, indices);
-  at::Tensor memory = workspace(FRCNN_WORKSPACE_OF(select_detections, device, &selection), probabilities);
+  Tensor boxes = empty({batch, max_detections, 4}, probabilities);
+  Tensor scores = empty({batch, max_detections}, probabilities);
+  Tensor labels = empty({batch, max_detections}, ScalarType::Long, device);
+  Tensor rows = empty({batch, max_detections}, ScalarType::Long, device);
+  Tensor counts = empty({batch}, ScalarType::Long, device);
+  Tensor memory = workspace(FRCNN_WORKSPACE_OF(select_detections, device, &selection), probabilities);
   FRCNN_RUN(select_detections, device, &selection, memory.mutable_data_ptr(), boxes.mutable_data_ptr<float>(),
             scores.mutable_data_ptr<float>(), labels.mutable_data_ptr<int64_t>(),
             rows.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>());
   return {boxes, scores, labels, rows, counts};
 }
 
-TORCH_LIBRARY_FRAGMENT(frcnn_ops, m) {
-  // probabilities [B, P, C + 1], background last; deltas [B, P, 4 * C], or 4 for all classes; proposals
-  // [B, P, 4], of which those present [B, P] exist; sizes [B, 2] (h, w); scales [B, 2] (x, y); all float32
-  // -> boxes [B, D, 4], scores [B, D], labels and rows (into P) int64 [B, D], counts int64 [B]: best first,
-  // equal scores by proposal, then by class; unused: 0 and -1
-  define(m,
-         "select_detections(Tensor probabilities, Tensor deltas, Tensor proposals, Tensor present, "
-         "Tensor sizes, Tensor scales, float[] stds, float score_threshold, float iou_threshold, "
-         "int max_detections) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-         &select_detections);
-}
-
 }  // namespace
+
+// probabilities [B, P, C + 1], background last; deltas [B, P, 4 * C], or 4 for all classes; proposals
+// [B, P, 4], of which those present [B, P] exist; sizes [B, 2] (h, w); scales [B, 2] (x, y); all float32
+// -> boxes [B, D, 4], scores [B, D], labels and rows (into P) int64 [B, D], counts int64 [B]: best first,
+// equal scores by proposal, then by class; unused: 0 and -1
+FRCNN_OPERATOR(select_detections,
+               "select_detections(Tensor probabilities, Tensor deltas, Tensor proposals, Tensor present, "
+               "Tensor sizes, Tensor scales, float[] stds, float score_threshold, float iou_threshold, "
+               "int max_detections) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+
 }  // namespace frcnn

@@ -5,20 +5,18 @@
 namespace frcnn {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> select_proposals(at::TensorList logits, at::TensorList deltas,
-                                                    const at::Tensor& image_sizes,
-                                                    at::ArrayRef<double> strides, at::ArrayRef<double> scales,
-                                                    at::ArrayRef<double> ratios, double center_offset,
-                                                    at::ArrayRef<double> stds, double min_size,
-                                                    double iou_threshold, int64_t pre_nms, int64_t count) {
+std::tuple<Tensor, Tensor> select_proposals(const Tensors& logits, const Tensors& deltas,
+                                            const Tensor& image_sizes, Floats strides, Floats scales,
+                                            Floats ratios, double center_offset, Floats stds, double min_size,
+                                            double iou_threshold, int64_t pre_nms, int64_t count) {
   const char* op = "select_proposals";
   expect_proposals(strides, scales, ratios, center_offset, stds, min_size, iou_threshold, pre_nms, count);
-  TORCH_CHECK(logits.size() == strides.size() && deltas.size() == strides.size(), op, ": there are ",
+  FRCNN_CHECK(logits.size() == strides.size() && deltas.size() == strides.size(), op, ": there are ",
               logits.size(), " logits, ", deltas.size(), " deltas and ", strides.size(),
               " strides, expected one of each per level");
   const Argument size{op, "image_sizes", image_sizes};
   expect_shape(size, {-1, 2}, "[B, 2], (height, width) of each image");
-  expect_dtype(size, {at::kFloat}, "float32");
+  expect_dtype(size, {ScalarType::Float}, "float32");
   const int64_t batch = image_sizes.size(0);
   const int64_t per_cell = static_cast<int64_t>(scales.size() * ratios.size());
   std::vector<FrcnnRPNLevel> levels;
@@ -37,13 +35,13 @@ std::tuple<at::Tensor, at::Tensor> select_proposals(at::TensorList logits, at::T
     levels.push_back(level);
   }
   expect_elements(op, "the result", {batch, count, 4});
-  const at::Device device = image_sizes.device();
+  const Device device = image_sizes.device();
   expect_at_most(op, "anchors before NMS (pre_nms)", device, pre_nms, kFrcnnNmsBlock);
   expect_at_most(op, "proposals (count)", device, count, kFrcnnNmsBlock);
 
-  const c10::DeviceGuard guard(device);
+  const OnDevice guard(device);
   const AnchorArrays arrays(op, device, strides, scales, ratios, center_offset);
-  const at::Tensor sizes = image_sizes.contiguous();
+  const Tensor sizes = contiguous(image_sizes);
   FrcnnProposals proposals{};
   proposals.grid = &arrays.grid;
   proposals.levels = levels.data();
@@ -54,25 +52,23 @@ std::tuple<at::Tensor, at::Tensor> select_proposals(at::TensorList logits, at::T
   proposals.iou_threshold = iou_threshold;
   proposals.pre_nms = pre_nms;
   proposals.count = count;
-  at::Tensor boxes = at::empty({batch, count, 4}, sizes.options());
-  at::Tensor scores = at::empty({batch, count}, sizes.options());
-  at::Tensor memory = workspace(FRCNN_WORKSPACE_OF(select_proposals, device, &proposals), sizes);
+  Tensor boxes = empty({batch, count, 4}, sizes);
+  Tensor scores = empty({batch, count}, sizes);
+  Tensor memory = workspace(FRCNN_WORKSPACE_OF(select_proposals, device, &proposals), sizes);
   FRCNN_RUN(select_proposals, device, &proposals, memory.mutable_data_ptr(), boxes.mutable_data_ptr<float>(),
             scores.mutable_data_ptr<float>());
   return {boxes, scores};
 }
 
-TORCH_LIBRARY_FRAGMENT(frcnn_ops, m) {
-  // logits: L of [B, A, H, W], deltas: L of [B, A*4, H, W], image_sizes [B, 2] (h, w), all float32, any
-  // strides
-  // -> boxes [B, count, 4], scores (logits) [B, count]: best first, equal ones by level, then by anchor;
-  // unused: 0 and -inf
-  define(m,
-         "select_proposals(Tensor[] logits, Tensor[] deltas, Tensor image_sizes, float[] strides, "
-         "float[] scales, float[] ratios, float center_offset, float[] stds, float min_size, "
-         "float iou_threshold, int pre_nms, int count) -> (Tensor, Tensor)",
-         &select_proposals);
-}
-
 }  // namespace
+
+// logits: L of [B, A, H, W], deltas: L of [B, A*4, H, W], image_sizes [B, 2] (h, w), all float32, any
+// strides
+// -> boxes [B, count, 4], scores (logits) [B, count]: best first, equal ones by level, then by anchor;
+// unused: 0 and -inf
+FRCNN_OPERATOR(select_proposals,
+               "select_proposals(Tensor[] logits, Tensor[] deltas, Tensor image_sizes, float[] strides, "
+               "float[] scales, float[] ratios, float center_offset, float[] stds, float min_size, "
+               "float iou_threshold, int pre_nms, int count) -> (Tensor, Tensor)")
+
 }  // namespace frcnn

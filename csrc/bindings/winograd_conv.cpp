@@ -3,22 +3,22 @@
 namespace frcnn {
 namespace {
 
-constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
+constexpr auto kChannelsLast = MemoryFormat::ChannelsLast;
 
-at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         const std::optional<at::Tensor>& add, bool relu) {
+Tensor winograd_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                     const OptionalTensor& add, bool relu) {
   const char* op = "winograd_conv";
-  TORCH_CHECK_NOT_IMPLEMENTED(frcnn_cpu_winograd_available(), op, ": needs an x86-64 CPU with AVX-512");
+  FRCNN_CHECK(frcnn_cpu_winograd_available(), op, ": needs an x86-64 CPU with AVX-512");
   expect_shape({op, "x", x}, {-1, -1, -1, -1}, "[B, C, H, W]");
   expect_shape({op, "weight", weight}, {-1, kFrcnnWinogradPoints, -1, kFrcnnWinogradPanel},
                "[K / 32, 36, C, 32]");
-  expect_dtype({op, "x", x}, {at::kFloat}, "float32");
+  expect_dtype({op, "x", x}, {ScalarType::Float}, "float32");
   expect_like({op, "weight", weight}, {op, "x", x});
   const int64_t channels = x.size(1),
                 filters = weight.size(0) * kFrcnnWinogradPanel;  // no overflow: a size is 31 bits
-  TORCH_CHECK(channels == weight.size(2), op, ": x has ", channels, " channels but weight is for ",
+  FRCNN_CHECK(channels == weight.size(2), op, ": x has ", channels, " channels but weight is for ",
               weight.size(2));
-  TORCH_CHECK(channels % int{kFrcnnWinogradLanes} == 0, op, ": x has ", channels,
+  FRCNN_CHECK(channels % int{kFrcnnWinogradLanes} == 0, op, ": x has ", channels,
               " channels, expected a multiple of ", int{kFrcnnWinogradLanes});
   if (bias) {
     expect_shape({op, "bias", *bias}, {filters}, "[K]");
@@ -29,23 +29,21 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
     expect_like({op, "add", *add}, {op, "x", x});
   }
   expect_elements(op, "the result", {x.size(0), filters, x.size(2), x.size(3)});
-  at::Tensor out =
-      at::empty({x.size(0), filters, x.size(2), x.size(3)}, x.options().memory_format(kChannelsLast));
-  const at::Tensor image = x.contiguous(kChannelsLast), panels = weight.contiguous();
-  const at::Tensor shift = contiguous_or_none(bias);
-  const at::Tensor added = add ? add->contiguous(kChannelsLast) : at::Tensor();
+  Tensor out = empty({x.size(0), filters, x.size(2), x.size(3)}, x, kChannelsLast);
+  const Tensor image = contiguous(x, kChannelsLast), panels = contiguous(weight);
+  const OptionalTensor shift = contiguous_or_none(bias);
+  const OptionalTensor added = contiguous_or_none(add, kChannelsLast);
   frcnn_cpu_winograd_conv(image.const_data_ptr<float>(), panels.const_data_ptr<float>(),
                           pointer_or_null<float>(shift), pointer_or_null<float>(added), relu, x.size(0),
                           x.size(2), x.size(3), channels, filters, out.mutable_data_ptr<float>());
   return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(frcnn_ops, m) {
-  // 3x3, stride 1, padding 1: x [B, C, H, W], weight [K / 32, 36, C, 32] (transformed), bias [K],
-  // add [B, K, H, W] -> [B, K, H, W] channels-last; CPU only, inference only
-  m.def("winograd_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? add, bool relu) -> Tensor");
-  m.impl("winograd_conv", torch::dispatch(c10::DispatchKey::CPU, &winograd_conv));
-}
-
 }  // namespace
+
+// 3x3, stride 1, padding 1: x [B, C, H, W], weight [K / 32, 36, C, 32] (transformed), bias [K],
+// add [B, K, H, W] -> [B, K, H, W] channels-last; CPU only, inference only
+FRCNN_DEFINE("winograd_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? add, bool relu) -> Tensor")
+FRCNN_IMPLEMENT(winograd_conv, "winograd_conv", CPU)
+
 }  // namespace frcnn

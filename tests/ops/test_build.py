@@ -179,7 +179,9 @@ def test_unbuilt_and_stale_extensions_say_how_to_build(source):
     clone = source.parent
     assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in import_copy(clone)
     (source / "_C.abi3.so").write_bytes(b"not a library")
-    assert "compiled for another: run `pip install --no-build-isolation --no-deps" in import_copy(clone)
+    message = import_copy(clone)
+    assert "it needs torch 2.10 or later" in message
+    assert "run `pip install --no-build-isolation --no-deps --force-reinstall .`" in message
 
 
 def test_a_source_folder_that_hides_the_installed_package_is_named(source, tmp_path):
@@ -189,3 +191,18 @@ def test_a_source_folder_that_hides_the_installed_package_is_named(source, tmp_p
     message = import_copy(source.parent, installed)
     assert f"found the source folder {source}, which is not compiled" in message
     assert f"the installed {installed / 'frcnn_ops'}: run the command from another folder" in message
+
+
+@pytest.mark.skipif(shutil.which("nm") is None or sys.platform != "linux", reason="no nm")
+def test_the_extension_asks_torch_and_python_for_what_is_stable_only():
+    """So that one build runs with every torch from 2.10 and every Python from 3.10 on."""
+    library = Path(frcnn_ops.extension.library._name)
+    assert library.name == "_C.abi3.so"
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True
+    )
+    asked = {line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()}
+    # of C++ (mangled _Z…) only what the compiler's own library has: torch's names begin at, c10 or torch
+    assert not [name for name in asked if re.match(r"_ZNK?(2at|3c10|5torch)", name)]
+    assert {name for name in asked if name.startswith("Py")} == {"PyModule_Create2"}
+    assert {name for name in asked if "torch" in name} >= {"torch_call_dispatcher", "torch_parallel_for"}
