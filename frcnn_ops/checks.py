@@ -15,6 +15,7 @@ CHECKS = {
     "pooling": "sIFif",
     "proposals": "FFFfFffii",
     "selection": "Fffi",
+    "winograd": "",
 }
 """Parameters of the checks: s a string, i an integer, f a float, I and F a list of them."""
 

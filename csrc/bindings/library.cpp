@@ -3,8 +3,8 @@
 // themselves when the module is loaded.
 #include <Python.h>
 
-#include "../kernel_api.h"
 #include "expect.h"
+#include "winograd.h"
 
 #if defined(_WIN32)
 #define FRCNN_EXPORT extern "C" __declspec(dllexport)
@@ -84,7 +84,10 @@ FRCNN_EXPORT const char* frcnn_check_selection(Floats stds, double score_thresho
   return complaint([&] { frcnn::expect_selection(stds, score_threshold, iou_threshold, max_detections); });
 }
 
-FRCNN_EXPORT bool frcnn_winograd_available() { return frcnn_cpu_winograd_available(); }
+// What is missing, or null.
+FRCNN_EXPORT const char* frcnn_check_winograd() {
+  return complaint([] { FRCNN_CHECK(frcnn::winograd_lanes(), "winograd_conv", frcnn::kWinogradNeeds); });
+}
 
 // setup.py defines FRCNN_TORCH_VERSION, FRCNN_CUDA_VERSION and FRCNN_CUDA_ARCHS; the last two are empty
 // strings in a build without CUDA.
