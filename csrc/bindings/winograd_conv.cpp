@@ -6,7 +6,7 @@ namespace {
 constexpr auto kChannelsLast = MemoryFormat::ChannelsLast;
 
 Tensor winograd_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                         const OptionalTensor& add, bool relu) {
+                     const OptionalTensor& add, bool relu) {
   const char* op = "winograd_conv";
   const int64_t lanes = winograd_lanes();
   FRCNN_CHECK(lanes, op, kWinogradNeeds);
