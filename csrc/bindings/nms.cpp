@@ -122,9 +122,11 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const std::opt
   if (!fits(boxes, n)) return nms_large(box_rows, score_row, group_row, iou_threshold);
 #endif
   at::Tensor indices = at::empty({n}, indices_of), count = at::empty({1}, indices_of);
+  at::Tensor memory = workspace(FRCNN_WORKSPACE_OF(nms, boxes.device(), 1, n), boxes);
   FRCNN_RUN(nms, boxes.device(), type_of(boxes), box_rows.const_data_ptr(), score_row.const_data_ptr(),
             pointer_or_null<int64_t>(group_row), 1, n, iou_threshold, n, /*drop_absent=*/false,
-            indices.mutable_data_ptr<int64_t>(), count.mutable_data_ptr<int64_t>());
+            memory.mutable_data_ptr(), indices.mutable_data_ptr<int64_t>(),
+            count.mutable_data_ptr<int64_t>());
   return indices.slice(0, 0, count.item<int64_t>());
 }
 
@@ -149,8 +151,9 @@ std::tuple<at::Tensor, at::Tensor> nms_padded(const at::Tensor& boxes, const at:
     return {indices, counts};
   }
 #endif
+  at::Tensor memory = workspace(FRCNN_WORKSPACE_OF(nms, boxes.device(), segments, n), boxes);
   FRCNN_RUN(nms, boxes.device(), type_of(boxes), box_rows.const_data_ptr(), score_rows.const_data_ptr(),
-            nullptr, segments, n, iou_threshold, max_keep, /*drop_absent=*/true,
+            nullptr, segments, n, iou_threshold, max_keep, /*drop_absent=*/true, memory.mutable_data_ptr(),
             indices.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>());
   return {indices, counts};
 }
