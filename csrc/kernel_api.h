@@ -85,7 +85,7 @@ struct FrcnnRoiAlign {
 FRCNN_KERNEL(roi_align, int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
              const void* rois, void* out);
 // grad is [K, h, w, C], grad_features [B, H, W, C], whatever channels_last says; on a CPU float32 or float64
-FRCNN_WORKSPACE(roi_align_backward, const FrcnnRoiAlign* pooling);
+FRCNN_WORKSPACE(roi_align_backward, int64_t type, const FrcnnRoiAlign* pooling);
 FRCNN_KERNEL(roi_align_backward, int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
              const void* rois, void* workspace, void* const* grad_features);
 

@@ -142,7 +142,8 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
                               batch,        grad.size(1),  rois.size(0),
                               grad.size(2), grad.size(3),  sampling_ratio,
                               aligned,      true,          finest_scale};
-  const at::Tensor memory = workspace(FRCNN_WORKSPACE_OF(roi_align_backward, device, &pooling), grad);
+  const at::Tensor memory =
+      workspace(FRCNN_WORKSPACE_OF(roi_align_backward, device, type_of(source), &pooling), grad);
   FRCNN_RUN(roi_align_backward, device, type_of(source), &pooling, source.const_data_ptr(),
             rows.const_data_ptr(), memory.mutable_data_ptr(), pointers.data());
   for (at::Tensor& map : grads) map = map.to(grad.scalar_type());
