@@ -85,7 +85,7 @@ struct FrcnnRoiAlign {
 FRCNN_KERNEL(roi_align, int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
              const void* rois, void* out);
 // grad is [K, h, w, C], grad_features [B, H, W, C], whatever channels_last says; on a CPU float32 or float64
-FRCNN_WORKSPACE(roi_align_backward, const FrcnnRoiAlign* pooling);
+FRCNN_WORKSPACE(roi_align_backward, int64_t type, const FrcnnRoiAlign* pooling);
 FRCNN_KERNEL(roi_align_backward, int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
              const void* rois, void* workspace, void* const* grad_features);
 
@@ -96,9 +96,10 @@ FRCNN_KERNEL(roi_align_backward, int64_t type, const FrcnnRoiAlign* pooling, con
 // capability 8.0.
 enum { kFrcnnNmsBlock = 4096 };
 int frcnn_cuda_nms_block(int64_t* boxes);
+FRCNN_WORKSPACE(nms, int64_t segments, int64_t n);
 FRCNN_KERNEL(nms, int64_t type, const void* boxes, const void* scores, const int64_t* groups,
              int64_t segments, int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
-             int64_t* indices, int64_t* counts);
+             void* workspace, int64_t* indices, int64_t* counts);
 
 // Larger inputs, on CUDA: sort by the keys of the scores, stably, then by group if there are any, then
 // suppress. keys ascend from the best score to the worst, NaN last; int32 for float scores, int64 for double

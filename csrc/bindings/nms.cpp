@@ -147,9 +147,11 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const OptionalTensor& grou
 #endif
   Tensor indices = empty({n}, ScalarType::Long, boxes.device());
   const Tensor count = empty({1}, ScalarType::Long, boxes.device());
+  const Tensor memory = workspace(FRCNN_WORKSPACE_OF(nms, boxes.device(), 1, n), boxes);
   FRCNN_RUN(nms, boxes.device(), type_of(boxes), box_rows.const_data_ptr(), score_row.const_data_ptr(),
             pointer_or_null<int64_t>(group_row), 1, n, iou_threshold, n, /*drop_absent=*/false,
-            indices.mutable_data_ptr<int64_t>(), count.mutable_data_ptr<int64_t>());
+            memory.mutable_data_ptr(), indices.mutable_data_ptr<int64_t>(),
+            count.mutable_data_ptr<int64_t>());
   int64_t kept = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(count.get(), &kept));
   return torch::stable::narrow(indices, 0, 0, kept);
@@ -176,8 +178,9 @@ std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores,
     return {indices, counts};
   }
 #endif
+  Tensor memory = workspace(FRCNN_WORKSPACE_OF(nms, boxes.device(), segments, n), boxes);
   FRCNN_RUN(nms, boxes.device(), type_of(boxes), box_rows.const_data_ptr(), score_rows.const_data_ptr(),
-            nullptr, segments, n, iou_threshold, max_keep, /*drop_absent=*/true,
+            nullptr, segments, n, iou_threshold, max_keep, /*drop_absent=*/true, memory.mutable_data_ptr(),
             indices.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>());
   return {indices, counts};
 }

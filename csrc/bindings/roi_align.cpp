@@ -139,7 +139,8 @@ Tensors roi_align_backward(const Tensor& grad, const Tensor& rois, Ints sizes, i
                               batch,        grad.size(1),  rois.size(0),
                               grad.size(2), grad.size(3),  sampling_ratio,
                               aligned,      true,          finest_scale};
-  const Tensor memory = workspace(FRCNN_WORKSPACE_OF(roi_align_backward, device, &pooling), grad);
+  const Tensor memory =
+      workspace(FRCNN_WORKSPACE_OF(roi_align_backward, device, type_of(source), &pooling), grad);
   FRCNN_RUN(roi_align_backward, device, type_of(source), &pooling, source.const_data_ptr(),
             rows.const_data_ptr(), memory.mutable_data_ptr(), pointers.data());
   for (Tensor& map : grads) map = converted(map, grad.scalar_type());

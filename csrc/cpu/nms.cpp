@@ -52,9 +52,11 @@ std::vector<Candidate<T>> segment_nms(const T* boxes, const T* scores, int64_t c
 }  // namespace
 }  // namespace frcnn
 
+int64_t frcnn_cpu_nms_workspace(int64_t, int64_t) { return 0; }
+
 void frcnn_cpu_nms(int64_t type, const void* boxes, const void* scores, const int64_t* groups,
                    int64_t segments, int64_t n, double iou_threshold, int64_t max_keep, bool drop_absent,
-                   int64_t* indices, int64_t* counts) {
+                   void*, int64_t* indices, int64_t* counts) {
   using namespace frcnn;
   for_box_type(type, [&](auto number) {
     using T = decltype(number);

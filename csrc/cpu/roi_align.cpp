@@ -347,7 +347,7 @@ void frcnn_cpu_roi_align(int64_t type, const FrcnnRoiAlign* pooling, const void*
   for_half_or_float(type, [&](auto map_number) { run(map_number, float{}); });
 }
 
-int64_t frcnn_cpu_roi_align_backward_workspace(const FrcnnRoiAlign*) { return 0; }
+int64_t frcnn_cpu_roi_align_backward_workspace(int64_t, const FrcnnRoiAlign*) { return 0; }
 
 void frcnn_cpu_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
                                   const void* rois, void*, void* const* grad_features) {

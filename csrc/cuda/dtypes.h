@@ -1,4 +1,4 @@
-// Number types on the device: what a type is computed in, and loads and stores of 16 bytes.
+// Number types on the device: what a type is computed in, and loads and stores of 16 bytes, boxes among them.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "../box.h"
 #include "../kernel_api.h"
 #include "launch.h"
 
@@ -78,7 +79,19 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
   }
 }
 
-inline bool aligned_to_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+FRCNN_HD bool aligned_to_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// A box from device memory: one load of 16 bytes for float, unless a view of a tensor begins in between.
+template <typename T>
+__device__ __forceinline__ Box<T> read_box(const T* p) {
+  if constexpr (sizeof(T) == 4) {
+    if (aligned_to_16(p)) {
+      const float4 v = *reinterpret_cast<const float4*>(p);
+      return {v.x, v.y, v.z, v.w};
+    }
+  }
+  return load_box(p);
+}
 
 // Calls f with a null pointer to the type that `type` names.
 template <typename F>

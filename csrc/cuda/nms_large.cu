@@ -93,12 +93,13 @@ __global__ void __launch_bounds__(kPruneThreads) prune_kernel(Sorted<T> p, int64
     const int64_t kept = p.kept_count[s];
     bool dropped = false;
     if (row < end && row < chunk + p.chunk) {
-      const Box<T> box = load_box(p.boxes + p.order[row] * 4);
+      const Box<T> box = read_box(p.boxes + p.order[row] * 4);
       const T area = box.area();
+      const Threshold<T> limit(p.threshold);
       constexpr int kParts = kPruneThreads / kPruneBoxes;
       for (int64_t k = blockIdx.y * kParts + t / kPruneBoxes; k < kept && !dropped; k += gridDim.y * kParts) {
         const Box<T> other = p.kept[start + k];
-        dropped = iou(other, other.area(), box, area) > p.threshold;
+        dropped = limit.exceeded(other, other.area(), box, area);
       }
     }
     // A warp's rows start at a multiple of 32 from the chunk's start, so a chunk's bits fill whole words.
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
       }
       const int rank = rank_in_block(chosen, count, s);
       if (chosen) {
-        boxes[rank] = load_box(p.boxes + row * 4);
+        boxes[rank] = read_box(p.boxes + row * 4);
         places[rank] = i;
       }
     }

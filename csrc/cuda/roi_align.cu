@@ -3,14 +3,14 @@
 // Bilinear weights factorize (../bilinear.h), so a bin's sum over samples is a sum over the distinct cells
 // they touch, each with a row weight times a column weight. A block serves one RoI: some threads first make
 // each bin row's and column's list of (cell, weight) in shared memory, once; then
-// - channels-last: a warp takes a bin, a lane 16 bytes of channels (256 half channels per warp): every load
-//   is a full line, and a typical bin of 2 to 4 cells needs 9 to 25 loads where four per sample need 16 to
-//   64;
+// - channels-last: a warp takes a row of bins, a lane 16 bytes of channels (256 half channels per warp), so
+//   that every load is a full line. It goes from bin to bin and sums each column of cells with the row
+//   weights once: neighboring bins share a column or two, and those sums are still in registers;
 // - NCHW: a thread takes a (channel, bin), bins fastest, so a warp's loads fall on few lines of one map.
 //
-// Bound by the issue of instructions: about 30 for each load of 16 bytes, of which 8 are multiply-adds; the
-// rest unpacks halves and computes addresses. Modeled (docs/performance.md) for 1000 RoIs of one image in
-// half: 46 us, where L2 takes 23 and device memory 15. Nothing was measured on a GPU.
+// Bound by the issue of instructions: 24 for each load of 16 bytes, of which 8 are multiply-adds and 8 unpack
+// halves, and what a column's sum costs beside. 1000 RoIs of one image in half read 187 MB through L2, 21 us
+// (modeled, docs/performance.md). Nothing was measured on a GPU.
 #include "roi_align.h"
 
 namespace frcnn {
@@ -22,7 +22,7 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMostTaps = 17;
 constexpr int kTableBytes = 40 << 10;
 constexpr int kOverflow = -1;  // instead of a list's length
-constexpr int64_t kBlocksWanted = 2048;
+constexpr int64_t kBlocksWanted = 2048, kRoiBlocksWanted = 512;
 // Said aloud because ptxas would otherwise spill a few registers to fit one block more.
 template <typename T>
 constexpr int kBlocksPerSm = sizeof(T) == 8 ? 2 : 3;
@@ -100,7 +100,8 @@ __device__ __forceinline__ void make_geometry(const Pyramid<C>& pyramid, const C
   }
   __syncthreads();
   if (!g.pools) return;
-  for (int i = static_cast<int>(threadIdx.x); i < table.rows + pyramid.pooled_width; i += kThreads) {
+  const int threads = static_cast<int>(blockDim.x);
+  for (int i = static_cast<int>(threadIdx.x); i < table.rows + pyramid.pooled_width; i += threads) {
     const bool row = i < table.rows;
     table.counts[i] =
         list_taps(row ? g.place.y : g.place.x, row ? i : i - table.rows, row ? g.height : g.width,
@@ -109,23 +110,10 @@ __device__ __forceinline__ void make_geometry(const Pyramid<C>& pyramid, const C
   __syncthreads();
 }
 
-// Calls add(offset in cells, weight) for every cell that bin (row, column) touches.
+// Calls add(offset in cells, weight) for every corner of every sample of bin (row, column): for bins of more
+// than 16 cells along an axis, whose lists have overflowed.
 template <typename C, typename F>
-__device__ __forceinline__ void for_each_cell(const Geometry<C>& g, const TapTable<C>& table, int row,
-                                              int column, F&& add) {
-  const int rows = table.counts[row], columns = table.counts[table.rows + column];
-  if (rows != kOverflow && columns != kOverflow) {
-    const Tap<C>* const x = table.taps + (table.rows + column) * table.capacity;
-    const int width = g.width;
-    for (int i = 0; i < rows; ++i) {
-      const Tap<C> y = table.taps[row * table.capacity + i];
-      const int64_t base = int64_t{y.cell} * width;
-#pragma unroll 4
-      for (int j = 0; j < columns; ++j) add(base + x[j].cell, y.weight * x[j].weight);
-    }
-    return;
-  }
-  // Bins of more than 16 cells, sample by sample.
+__device__ __forceinline__ void for_each_sample(const Geometry<C>& g, int row, int column, F&& add) {
   int y_begin, y_end, x_begin, x_end;
   sample_range(g.place.y, row, g.height, &y_begin, &y_end);
   sample_range(g.place.x, column, g.width, &x_begin, &x_end);
@@ -147,33 +135,109 @@ __device__ __forceinline__ void for_each_cell(const Geometry<C>& g, const TapTab
   }
 }
 
-// grid: RoIs, groups of bin rows. N: channels per lane.
+// Calls add(offset in cells, weight) for every cell that bin (row, column) touches.
+template <typename C, typename F>
+__device__ __forceinline__ void for_each_cell(const Geometry<C>& g, const TapTable<C>& table, int row,
+                                              int column, F&& add) {
+  const int rows = table.counts[row], columns = table.counts[table.rows + column];
+  if (rows != kOverflow && columns != kOverflow) {
+    const Tap<C>* const x = table.taps + (table.rows + column) * table.capacity;
+    const int width = g.width;
+    for (int i = 0; i < rows; ++i) {
+      const Tap<C> y = table.taps[row * table.capacity + i];
+      const int64_t base = int64_t{y.cell} * width;
+#pragma unroll 4
+      for (int j = 0; j < columns; ++j) add(base + x[j].cell, y.weight * x[j].weight);
+    }
+    return;
+  }
+  for_each_sample(g, row, column, add);
+}
+
+// Adds 16 bytes of a cell, times a weight.
+template <int N, typename T, typename C>
+__device__ __forceinline__ void add_cell(const char* from, C weight, C* sum) {
+  const Pack<T, N> v = load_pack<T, N>(reinterpret_cast<const T*>(from));
+#pragma unroll
+  for (int n = 0; n < N; ++n) sum[n] = fma(weight, static_cast<C>(widen(v.v[n])), sum[n]);
+}
+
+// grid: RoIs, groups of bin rows; a warp per bin row. N: channels per lane.
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>)
     channels_last_kernel(const __grid_constant__ Pyramid<compute_t<T>> pyramid,
                          const __grid_constant__ Maps<T> maps, const compute_t<T>* __restrict__ rois,
-                         int rows_per_block, int capacity, T* __restrict__ out) {
+                         int capacity, T* __restrict__ out) {
   using C = compute_t<T>;
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(g, Geometry<C>);
   const TapTable<C> table(memory, pyramid.pooled_height, pyramid.pooled_width, capacity);
-  const int64_t k = blockIdx.x;
+  const int64_t k = blockIdx.x, channels = pyramid.channels;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int ph = pyramid.pooled_height, pw = pyramid.pooled_width;
-  const int first_row = static_cast<int>(blockIdx.y) * rows_per_block;
-  const int last_row = first_row + rows_per_block < ph ? first_row + rows_per_block : ph;
+  const int row = static_cast<int>(blockIdx.y * (blockDim.x / 32)) + warp;
 
   make_geometry(pyramid, rois + k * 5, g, table);
+  if (row >= ph) return;
   const bool pools = g.pools;
   const T* map = nullptr;
-  if (pools) map = maps.map[g.place.level] + g.place.image * g.height * g.width * pyramid.channels;
-  for (int bin = first_row * pw + warp; bin < last_row * pw; bin += kWarps) {
-    T* const to = out + (k * ph * pw + bin) * pyramid.channels;
-    for (int64_t c = lane * N; c < pyramid.channels; c += 32 * N) {
+  int rows = 0;
+  if (pools) {
+    map = maps.map[g.place.level] + g.place.image * g.height * g.width * channels;
+    rows = table.counts[row];
+  }
+  const Tap<C>* const y = table.taps + row * capacity;
+  // In bytes; the launcher has seen to it that they fit.
+  const unsigned cell_size = static_cast<unsigned>(channels * sizeof(T));
+  const unsigned row_size = static_cast<unsigned>(g.width) * cell_size;
+  T* const to = out + (k * ph + row) * pw * channels;
+  for (int64_t c = lane * N; c < channels; c += 32 * N) {
+    const char* const base = reinterpret_cast<const char*>(map + c);
+    // Two columns of cells, summed over the bin row, where they are, and whether the second is the older.
+    C first[N] = {}, second[N] = {};
+    int first_cell = -1, second_cell = -1;
+    bool second_next = false;
+    const auto sum_column = [&](int cell, C* into) {
+      const char* const from = base + uint64_t{static_cast<unsigned>(cell)} * cell_size;
+#pragma unroll
+      for (int n = 0; n < N; ++n) into[n] = C(0);
+      int i = 0;
+      for (; i + 1 < rows; i += 2) {
+        add_cell<N, T>(from + uint64_t{static_cast<unsigned>(y[i].cell)} * row_size, y[i].weight, into);
+        add_cell<N, T>(from + uint64_t{static_cast<unsigned>(y[i + 1].cell)} * row_size, y[i + 1].weight,
+                       into);
+      }
+      if (i < rows)
+        add_cell<N, T>(from + uint64_t{static_cast<unsigned>(y[i].cell)} * row_size, y[i].weight, into);
+    };
+    for (int bin = 0; bin < pw; ++bin) {
       C sum[N] = {};
-      if (pools) {
-        for_each_cell(g, table, bin / pw, bin % pw, [&](int64_t cell, C weight) {
-          const Pack<T, N> v = load_pack<T, N>(map + cell * pyramid.channels + c);
+      const int columns = pools ? table.counts[ph + bin] : 0;
+      if (rows != kOverflow && columns != kOverflow) {
+        const Tap<C>* const x = table.taps + (ph + bin) * capacity;
+        for (int j = 0; j < columns; ++j) {
+          const Tap<C> tap = x[j];
+          if (tap.cell != first_cell && tap.cell != second_cell) {
+            if (second_next) {
+              sum_column(tap.cell, second);
+              second_cell = tap.cell;
+            } else {
+              sum_column(tap.cell, first);
+              first_cell = tap.cell;
+            }
+            second_next = !second_next;
+          }
+          if (tap.cell == first_cell) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) sum[n] = fma(tap.weight, first[n], sum[n]);
+          } else {
+#pragma unroll
+            for (int n = 0; n < N; ++n) sum[n] = fma(tap.weight, second[n], sum[n]);
+          }
+        }
+      } else {
+        for_each_sample(g, row, bin, [&](int64_t cell, C weight) {
+          const Pack<T, N> v = load_pack<T, N>(map + cell * channels + c);
 #pragma unroll
           for (int n = 0; n < N; ++n) sum[n] = fma(weight, static_cast<C>(widen(v.v[n])), sum[n]);
         });
@@ -181,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>)
       Pack<T, N> result;
 #pragma unroll
       for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[n]);
-      store_pack<T, N>(to + c, result);
+      store_pack<T, N>(to + bin * channels + c, result);
     }
   }
 }
@@ -237,6 +301,9 @@ extern "C" int frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, 
     Maps<T> maps{};
     bool packs = pooling->channels % kPack<T> == 0 && aligned_to_16(out);
     for (int64_t l = 0; l < pooling->levels; ++l) {
+      const int64_t row_size =
+          pooling->sizes[2 * l + 1] * pooling->channels * static_cast<int64_t>(sizeof(T));
+      if (pooling->channels_last && row_size > UINT32_MAX) return cudaErrorInvalidValue;
       maps.map[l] = static_cast<const T*>(features[l]);
       packs = packs && aligned_to_16(features[l]);
     }
@@ -248,13 +315,15 @@ extern "C" int frcnn_cuda_roi_align(int64_t type, const FrcnnRoiAlign* pooling, 
     const C* const boxes = static_cast<const C*>(rois);
     T* const to = static_cast<T*>(out);
     if (pooling->channels_last) {
-      const int rows = static_cast<int>(clamp_to(k * ph / kBlocksWanted, 1, ph));
-      const dim3 grid(static_cast<unsigned>(k), static_cast<unsigned>(div_up<int64_t>(ph, rows)));
+      // As many rows in a block as there are RoIs to spare, and about the same number in each.
+      const int64_t most = clamp_to(k * ph / kRoiBlocksWanted, 1, kWarps), groups = div_up(ph, most);
+      const dim3 grid(static_cast<unsigned>(k), static_cast<unsigned>(groups));
+      const dim3 block(static_cast<unsigned>(div_up(ph, groups) * 32));
       if (packs)
-        return launch(channels_last_kernel<T, kPack<T>>, grid, dim3(kThreads), bytes, stream, pyramid, maps,
-                      boxes, rows, capacity, to);
-      return launch(channels_last_kernel<T, 1>, grid, dim3(kThreads), bytes, stream, pyramid, maps, boxes,
-                    rows, capacity, to);
+        return launch(channels_last_kernel<T, kPack<T>>, grid, block, bytes, stream, pyramid, maps, boxes,
+                      capacity, to);
+      return launch(channels_last_kernel<T, 1>, grid, block, bytes, stream, pyramid, maps, boxes, capacity,
+                    to);
     }
     const int64_t most = div_up<int64_t>(pooling->channels, 65535);
     const int channels = static_cast<int>(

@@ -1,129 +1,32 @@
-// Gradient of RoIAlign with respect to the feature maps: no atomics, the same bits every time.
+// Gradient of RoIAlign with respect to the feature maps: no atomics on sums, the same bits every time.
 //
-// Launch 1 (sort_kernel): RoIs by map (level, image), keeping their order, with the cells each may touch.
-// Launch 2 (tile_kernel): the maps are cut into tiles of 8 x 8 cells x 32 lanes of channels. A block owns a
-// tile: it lists its map's RoIs that reach it, in order, makes their row and column weights for the tile in
-// shared memory, and each warp sums one row of 8 cells in registers, float32 for half, reading a bin's
-// gradient once for all 8. Every output is written once, zeros included: no memset, no read-modify-write. The
-// order of a sum is that of RoIs, then bins, whatever runs when, so results are deterministic.
+// The maps are cut into tiles of 8 x 8 cells x 32 lanes of channels. The work of a tile is to sum the RoIs
+// that reach it, one after the other, and to write it; all tiles' work in a row is cut into as many equal
+// parts as there are blocks (roi_align_plan.h, two launches), so that neither many RoIs on one object nor
+// large maps without any make a block longer than the others. A block takes the tiles of its part one by one:
+// it lists the tile's RoIs, in order, makes their row and column weights for the tile in shared memory, and
+// each warp sums one row of 8 cells in registers, float32 for half: for each bin column the gradients of the
+// bin rows that touch the row, then their sum into the cells that the column touches. A tile that lies in one
+// part is written once, zeros included: no memset, no read-modify-write. The pieces of any other are left in
+// float32 and added up by the last launch (join_kernel). Where the parts begin and end follows from the RoIs
+// alone, and a sum's order is that of RoIs, then bin columns, then bin rows: results are deterministic.
 //
-// Bound by the issue of instructions: each gradient of 16 bytes meets 8 cells with 64 multiply-adds, for the
-// about 40 % of a tile row's cells that a bin touches. For 2 x 512 RoIs in half a modeled 65 us
-// (docs/performance.md), where the bytes take a modeled 35 us (92 MB of maps written once, the gradients read
-// once). A tile is one block's, so many RoIs on one small object are bound by its block: a modeled 111 us
-// where they lie around 7 objects. Atomics would move 36 to 64 read-modify-writes of 32 bytes per 16 bytes of
-// gradient instead. Nothing was measured on a GPU.
-#include "roi_align.h"
+// Bound by the issue of instructions: each gradient of 16 bytes is unpacked and weighted with 16, and a bin
+// column's sum meets the cells that it touches with 8 multiply-adds each. A tile that is split costs its
+// pieces, 64 KB of float32 each for 256 channels, twice through L2. Figures: docs/performance.md, modeled;
+// nothing was measured on a GPU. Atomics would move 36 to 64 read-modify-writes of 32 bytes per 16 bytes of
+// gradient.
+#include "roi_align_plan.h"
 
 namespace frcnn {
 namespace {
 
-constexpr int kTile = kFrcnnTile;  // cells along each side; a warp per row
-constexpr int kThreads = kTile * 32;
-constexpr int kSortThreads = 1024;
 constexpr int kMostBatch = 16;  // RoIs whose weights are in shared memory together
 constexpr int kTableBytes = 40 << 10;
-
-// Which cells an RoI may touch, inclusive.
-struct Bounds {
-  int y_low, y_high, x_low, x_high;
-};
-
-// What launch 1 leaves for launch 2, in the workspace.
-struct Sorted {
-  Bounds* bounds;  // [K], sorted
-  int* order;      // [K]: which RoI
-  int* starts;     // [maps + 1]
-};
-
-Sorted sorted_in(void* workspace, int64_t rois) {
-  Sorted s;
-  s.bounds = static_cast<Bounds*>(workspace);
-  s.order = reinterpret_cast<int*>(s.bounds + rois);
-  s.starts = s.order + rois;
-  return s;
-}
-
-// One cell more on each side than the samples reach, so that rounding cannot lose one.
-template <typename C>
-__device__ __forceinline__ bool touched(const RoiAxis<C>& axis, int bins, int extent, int* low, int* high) {
-  if (axis.grid <= 0) return false;
-  const C a = axis.coordinate(0, 0), b = axis.coordinate(bins - 1, axis.grid - 1);
-  const int first = static_cast<int>(min_of(a, b)) - 2, last = static_cast<int>(max_of(a, b)) + 2;
-  *low = first > 0 ? first : 0;
-  *high = last < extent - 1 ? last : extent - 1;
-  return *low <= *high;
-}
-
-// The map of an RoI, or -1 if it touches nothing.
-template <typename C>
-__device__ __forceinline__ int64_t map_of(const Pyramid<C>& pyramid, const C* roi, Bounds* bounds) {
-  RoiPlace<C> place;
-  if (!place_roi(pyramid, roi, &place)) return -1;
-  if (!touched(place.y, pyramid.pooled_height, pyramid.height[place.level], &bounds->y_low,
-               &bounds->y_high) ||
-      !touched(place.x, pyramid.pooled_width, pyramid.width[place.level], &bounds->x_low, &bounds->x_high))
-    return -1;
-  return place.level * pyramid.batch + place.image;
-}
-
-// The number of threads before this one for which `chosen` holds, and of all; called by a whole block.
-template <int kWarps>
-__device__ __forceinline__ int rank_in_block(bool chosen, int* of_warp, int* total) {
-  const int t = static_cast<int>(threadIdx.x), warp = t / 32, lane = t % 32;
-  const unsigned votes = __ballot_sync(kFullWarp, chosen);
-  if (lane == 0) of_warp[warp] = __popc(votes);
-  __syncthreads();
-  int before = 0, sum = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    before += w < warp ? of_warp[w] : 0;
-    sum += of_warp[w];
-  }
-  __syncthreads();
-  *total = sum;
-  return before + __popc(votes & ((1u << lane) - 1u));
-}
-
-// grid: maps. Each block finds where its map starts by counting the RoIs of lower maps.
-template <typename C>
-__global__ void __launch_bounds__(kSortThreads)
-    sort_kernel(const __grid_constant__ Pyramid<C> pyramid, const C* __restrict__ rois, Sorted sorted) {
-  FRCNN_SHARED(of_warp, int[kSortThreads / 32]);
-  FRCNN_SHARED(lower, int);
-  const int64_t map = blockIdx.x;
-  const int count = static_cast<int>(pyramid.rois), t = static_cast<int>(threadIdx.x);
-  if (t == 0) lower = 0;
-  __syncthreads();
-  int own_lower = 0;
-  Bounds bounds;
-  for (int k = t; k < count; k += kSortThreads) {
-    const int64_t m = map_of(pyramid, rois + int64_t{k} * 5, &bounds);
-    own_lower += m >= 0 && m < map;
-  }
-  if (own_lower > 0) atomicAdd(&lower, own_lower);
-  __syncthreads();
-  int next = lower;
-  if (t == 0) sorted.starts[map] = next;
-  for (int first = 0; first < count; first += kSortThreads) {
-    const int k = first + t;
-    const bool mine = k < count && map_of(pyramid, rois + int64_t{k} * 5, &bounds) == map;
-    int found;
-    const int rank = rank_in_block<kSortThreads / 32>(mine, of_warp, &found);
-    if (mine) {
-      sorted.order[next + rank] = k;
-      sorted.bounds[next + rank] = bounds;
-    }
-    next += found;
-  }
-  if (t == 0 && map == gridDim.x - 1) sorted.starts[map + 1] = next;
-}
 
 template <typename T>
 struct GradMaps {
   T* map[kFrcnnMostLevels];
-  int64_t first_tile[kFrcnnMostLevels];  // of the level, among all tiles
-  int columns[kFrcnnMostLevels];         // tiles along x
-  int tiles[kFrcnnMostLevels];           // per image
 };
 
 // How much of a bin's sum comes from one cell, along one axis.
@@ -168,114 +71,228 @@ struct Weights {
   int of_warp[kTile];
 };
 
-// grid: tiles, groups of 32 * N channels. N: channels per lane.
+// A piece of a tile, of a part that does not cover all of it: [2 * parts][kTile * kTile][channels], for each
+// part what it has of a tile that began before, and of one that goes on behind.
+template <typename C>
+__device__ __forceinline__ C* piece_of(C* pieces, int part, bool begins, int cell, int64_t channels) {
+  return pieces + ((int64_t{part} * 2 + begins) * kTile * kTile + cell) * channels;
+}
+
+// grid: parts, groups of 32 * N channels. N: channels per lane.
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
-    tile_kernel(const __grid_constant__ Pyramid<compute_t<T>> pyramid,
+    tile_kernel(const __grid_constant__ Pyramid<compute_t<T>> pyramid, const __grid_constant__ Tiles tiles,
                 const __grid_constant__ GradMaps<T> maps, const compute_t<T>* __restrict__ rois,
-                const T* __restrict__ grad, Sorted sorted, int batch_size) {
+                const T* __restrict__ grad, Sorted sorted, int batch_size,
+                compute_t<T>* __restrict__ pieces) {
   using C = compute_t<T>;
   FRCNN_DYNAMIC_SHARED(memory);
   FRCNN_SHARED(s, Weights<C>);
   const int t = static_cast<int>(threadIdx.x), row = t / 32, lane = t % 32;
   const int ph = pyramid.pooled_height, pw = pyramid.pooled_width, bins = ph + pw;
   C* const table = reinterpret_cast<C*>(memory);  // [batch_size][ph + pw][kTile]
-
-  int level = 0;
-  while (level + 1 < pyramid.levels && int64_t{blockIdx.x} >= maps.first_tile[level + 1]) ++level;
-  const int64_t tile_of_level = int64_t{blockIdx.x} - maps.first_tile[level];
-  const int64_t image = tile_of_level / maps.tiles[level];
-  const int tile = static_cast<int>(tile_of_level - image * maps.tiles[level]);
-  const int y0 = tile / maps.columns[level] * kTile, x0 = tile % maps.columns[level] * kTile;
-  const int height = pyramid.height[level], width = pyramid.width[level];
-  const int64_t map = level * pyramid.batch + image;
   const int64_t channel = int64_t{blockIdx.y} * 32 * N + lane * N;
   const bool active = channel < pyramid.channels;
+  const int part = static_cast<int>(blockIdx.x);
+  const int64_t part_begin = sorted.begin_of(part, tiles.count),
+                part_end = sorted.begin_of(part + 1, tiles.count);
 
-  C sum[kTile][N] = {};
-  const int begin = sorted.starts[map], end = sorted.starts[map + 1];
-  for (int first = begin; first < end; first += kThreads) {
-    bool reaches = false;
-    if (first + t < end) {
-      const Bounds b = sorted.bounds[first + t];
-      reaches = b.y_low < y0 + kTile && b.y_high >= y0 && b.x_low < x0 + kTile && b.x_high >= x0;
-    }
-    int found;
-    const int rank = rank_in_block<kTile>(reaches, s.of_warp, &found);
-    if (reaches) s.hits[rank] = sorted.order[first + t];
-    __syncthreads();
+  for (int64_t own = sorted.tile_of_part[part], begins = sorted.before[own], ends; begins < part_end;
+       ++own, begins = ends) {
+    ends = sorted.before[own + 1];
+    const TilePlace tile = place_tile(tiles, pyramid.levels, own);
+    const int height = pyramid.height[tile.level], width = pyramid.width[tile.level];
+    const int64_t map = tile.level * pyramid.batch + tile.image;
+    // Of the RoIs that reach the tile, those whose work begins in the part.
+    const bool from_start = part_begin <= begins, to_end = ends <= part_end;
+    const int64_t skipped = from_start ? 0 : (part_begin - begins - 1 + kRoiWork - 1) / kRoiWork;
+    const int64_t wanted = to_end ? INT64_MAX : (part_end - begins - 1 + kRoiWork - 1) / kRoiWork;
+    int64_t seen = 0;
 
-    for (int hit = 0; hit < found; hit += batch_size) {
-      const int size = found - hit < batch_size ? found - hit : batch_size;
-      if (t < size) {
-        place_roi(pyramid, rois + int64_t{s.hits[hit + t]} * 5, &s.place[t]);
-        s.factor[t] = C(1) / sample_count(s.place[t].y, s.place[t].x);
-        s.columns[t] = {pw, 0};
-      }
-      if (t < size * kTile) s.rows[t / kTile][t % kTile] = {ph, 0};
+    C sum[kTile][N] = {};
+    const int end = sorted.starts[map + 1];
+    for (int first = sorted.starts[map]; first < end && seen < wanted; first += kThreads) {
+      const bool hit = first + t < end && reaches(sorted.bounds[first + t], tile);
+      int found;
+      const int64_t rank = seen + rank_in_block<kTile>(hit, s.of_warp, &found);
+      const int64_t low = skipped > seen ? skipped : seen,
+                    high = wanted < seen + found ? wanted : seen + found;
+      if (hit && rank >= low && rank < high) s.hits[rank - low] = sorted.order[first + t];
       __syncthreads();
-      for (int i = t; i < size * bins * kTile; i += kThreads) {
-        const int r = i / (bins * kTile), b = i / kTile % bins, offset = i % kTile;
-        const bool along_y = b < ph;
-        const int bin = along_y ? b : b - ph, cell = (along_y ? y0 : x0) + offset;
-        const int extent = along_y ? height : width;
-        C weight = C(0);
-        if (cell < extent) weight = cell_weight(along_y ? s.place[r].y : s.place[r].x, bin, extent, cell);
-        if (along_y) weight *= s.factor[r];
-        table[i] = weight;
-        if (weight != C(0)) {
-          Range& range = along_y ? s.rows[r][offset] : s.columns[r];
-          atomicMin(&range.begin, bin);
-          atomicMax(&range.end, bin + 1);
+      const int count = high > low ? static_cast<int>(high - low) : 0;
+      seen += found;
+
+      for (int hit = 0; hit < count; hit += batch_size) {
+        const int size = count - hit < batch_size ? count - hit : batch_size;
+        if (t < size) {
+          place_roi(pyramid, rois + int64_t{s.hits[hit + t]} * 5, &s.place[t]);
+          s.factor[t] = C(1) / sample_count(s.place[t].y, s.place[t].x);
+          s.columns[t] = {pw, 0};
         }
-      }
-      __syncthreads();
-      for (int r = 0; r < size && active; ++r) {
-        const T* const from = grad + int64_t{s.hits[hit + r]} * ph * pw * pyramid.channels + channel;
-        const C* const y_weights = table + r * bins * kTile;
-        const C* const x_weights = y_weights + ph * kTile;
-        const Range rows = s.rows[r][row], columns = s.columns[r];
-        for (int i = rows.begin; i < rows.end; ++i) {
-          const C y_weight = y_weights[i * kTile + row];
-          if (y_weight == C(0)) continue;
+        if (t < size * kTile) s.rows[t / kTile][t % kTile] = {ph, 0};
+        __syncthreads();
+        for (int i = t; i < size * bins * kTile; i += kThreads) {
+          const int r = i / (bins * kTile), b = i / kTile % bins, offset = i % kTile;
+          const bool along_y = b < ph;
+          const int bin = along_y ? b : b - ph, cell = (along_y ? tile.y : tile.x) + offset;
+          const int extent = along_y ? height : width;
+          C weight = C(0);
+          if (cell < extent) weight = cell_weight(along_y ? s.place[r].y : s.place[r].x, bin, extent, cell);
+          if (along_y) weight *= s.factor[r];
+          table[i] = weight;
+          if (weight != C(0)) {
+            Range& range = along_y ? s.rows[r][offset] : s.columns[r];
+            atomicMin(&range.begin, bin);
+            atomicMax(&range.end, bin + 1);
+          }
+        }
+        __syncthreads();
+        for (int r = 0; r < size && active; ++r) {
+          const Range rows = s.rows[r][row], columns = s.columns[r];
+          const C* const y_weights = table + r * bins * kTile + row;
+          const C* const x_weights = table + (r * bins + ph) * kTile;
+          const T* const from = grad + int64_t{s.hits[hit + r]} * ph * pw * pyramid.channels + channel;
+          if (rows.begin >= rows.end) continue;
           for (int j = columns.begin; j < columns.end; ++j) {
-            const Pack<T, N> v = load_pack<T, N>(from + (i * pw + j) * pyramid.channels);
-            C values[N];
+            C values[N] = {};
+            for (int i = rows.begin; i < rows.end; ++i) {
+              const C weight = y_weights[i * kTile];
+              if (weight == C(0)) continue;  // keeps an infinite gradient away from other cells
+              const Pack<T, N> v = load_pack<T, N>(from + (i * pw + j) * pyramid.channels);
 #pragma unroll
-            for (int n = 0; n < N; ++n) values[n] = static_cast<C>(widen(v.v[n])) * y_weight;
-            C weights[kTile];
-#pragma unroll
-            for (int x = 0; x < kTile; x += kPack<C>) {
-              const Pack<C, kPack<C>> some = load_pack<C, kPack<C>>(x_weights + j * kTile + x);
-#pragma unroll
-              for (int n = 0; n < kPack<C>; ++n) weights[x + n] = some.v[n];
+              for (int n = 0; n < N; ++n) values[n] = fma(weight, static_cast<C>(widen(v.v[n])), values[n]);
             }
 #pragma unroll
-            for (int x = 0; x < kTile; ++x) {
-              const C weight = weights[x];
-              if (weight == C(0)) continue;  // also keeps an infinite gradient away from other cells
+            for (int x = 0; x < kTile; x += kPack<C>) {
+              const Pack<C, kPack<C>> weights = load_pack<C, kPack<C>>(x_weights + j * kTile + x);
+              // Two cells at once: for one the compiler would rather issue all than branch.
 #pragma unroll
-              for (int n = 0; n < N; ++n) sum[x][n] = fma(weight, values[n], sum[x][n]);
+              for (int k = 0; k < kPack<C>; k += 2) {
+                if (weights.v[k] == C(0) && weights.v[k + 1] == C(0)) continue;
+#pragma unroll
+                for (int side = 0; side < 2; ++side) {
+                  if (weights.v[k + side] == C(0)) continue;
+#pragma unroll
+                  for (int n = 0; n < N; ++n)
+                    sum[x + k + side][n] = fma(weights.v[k + side], values[n], sum[x + k + side][n]);
+                }
+              }
             }
           }
         }
+        __syncthreads();
       }
-      __syncthreads();
+    }
+
+    const int y = tile.y + row, columns = width - tile.x < kTile ? width - tile.x : kTile;
+    if (!active || y >= height) continue;
+    T* const to =
+        maps.map[tile.level] + ((tile.image * height + y) * width + tile.x) * pyramid.channels + channel;
+#pragma unroll
+    for (int x = 0; x < kTile; ++x) {
+      if (x >= columns) break;
+      if (from_start && to_end) {
+        Pack<T, N> result;
+#pragma unroll
+        for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[x][n]);
+        store_pack<T, N>(to + x * pyramid.channels, result);
+      } else {
+        C* const piece = piece_of(pieces, part, from_start, row * kTile + x, pyramid.channels) + channel;
+        constexpr int kEach = N == 1 ? 1 : kPack<C>;
+#pragma unroll
+        for (int n = 0; n < N; n += kEach) {
+          Pack<C, kEach> some;
+#pragma unroll
+          for (int m = 0; m < kEach; ++m) some.v[m] = sum[x][n + m];
+          store_pack<C, kEach>(piece + n, some);
+        }
+      }
     }
   }
+}
 
-  const int y = y0 + row;
-  if (!active || y >= height) return;
-  const int columns = width - x0 < kTile ? width - x0 : kTile;
-  T* const to = maps.map[level] + ((image * height + y) * width + x0) * pyramid.channels + channel;
+// Adds up the pieces of the tiles that lie in several parts, in order. grid: parts but the first, tile rows,
+// groups of 32 * N channels; a warp takes a cell.
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads)
+    join_kernel(const __grid_constant__ Pyramid<compute_t<T>> pyramid, const __grid_constant__ Tiles tiles,
+                const __grid_constant__ GradMaps<T> maps, Sorted sorted,
+                const compute_t<T>* __restrict__ pieces) {
+  using C = compute_t<T>;
+  constexpr int kEach = N == 1 ? 1 : kPack<C>;
+  const int t = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.y), column = t / 32;
+  const int64_t channel = int64_t{blockIdx.z} * 32 * N + t % 32 * N;
+  int part = static_cast<int>(blockIdx.x) + 1;
+  const int64_t own = sorted.tile_of_part[part], begins = sorted.before[own], ends = sorted.before[own + 1];
+  // The part is the first that begins within the tile; the one before it has the tile's beginning.
+  if (sorted.begin_of(part, tiles.count) <= begins || sorted.begin_of(part - 1, tiles.count) > begins) return;
+  const TilePlace tile = place_tile(tiles, pyramid.levels, own);
+  const int height = pyramid.height[tile.level], width = pyramid.width[tile.level];
+  const int y = tile.y + row, x = tile.x + column;
+  if (y >= height || x >= width || channel >= pyramid.channels) return;
+
+  C sum[N] = {};
+  const auto add = [&](int of, bool begins_tile) {
+    const C* const piece =
+        piece_of(pieces, of, begins_tile, row * kTile + column, pyramid.channels) + channel;
 #pragma unroll
-  for (int x = 0; x < kTile; ++x) {
-    if (x >= columns) break;
-    Pack<T, N> result;
+    for (int n = 0; n < N; n += kEach) {
+      const Pack<C, kEach> some = load_pack<C, kEach>(piece + n);
 #pragma unroll
-    for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[x][n]);
-    store_pack<T, N>(to + x * pyramid.channels, result);
+      for (int m = 0; m < kEach; ++m) sum[n + m] += some.v[m];
+    }
+  };
+  add(part - 1, true);
+  for (int64_t at = sorted.begin_of(part, tiles.count); at < ends; ++part) {
+    const int64_t next = sorted.begin_of(part + 1, tiles.count);
+    if (next > at) add(part, false);  // else there is less work than parts, and this one has none
+    at = next;
   }
+  Pack<T, N> result;
+#pragma unroll
+  for (int n = 0; n < N; ++n) result.v[n] = narrow<T>(sum[n]);
+  T* const to = maps.map[tile.level] + ((tile.image * height + y) * width + x) * pyramid.channels + channel;
+  store_pack<T, N>(to, result);
+}
+
+int64_t round_up(int64_t bytes) { return div_up<int64_t>(bytes, 16) * 16; }
+
+// Fewer where there is little work: a part is at least some RoIs of a tile.
+int parts_of(const FrcnnRoiAlign& pooling, int64_t tiles) {
+  const int64_t most = tiles + pooling.rois / 8;
+  return static_cast<int>(most < kMostParts ? most : kMostParts);
+}
+
+// False if the tiles are more than 32 bits count.
+bool count_tiles(const FrcnnRoiAlign& pooling, Tiles* tiles) {
+  *tiles = {};
+  for (int64_t l = 0; l < pooling.levels && l < kFrcnnMostLevels; ++l) {
+    const int64_t columns = div_up<int64_t>(pooling.sizes[2 * l + 1], kTile);
+    const int64_t per_image = div_up<int64_t>(pooling.sizes[2 * l], kTile) * columns;
+    if (columns > INT32_MAX || per_image > INT32_MAX) return false;
+    tiles->first[l] = tiles->count;
+    tiles->columns[l] = static_cast<int>(columns);
+    tiles->per_image[l] = static_cast<int>(per_image);
+    tiles->count += per_image * pooling.batch;
+  }
+  return tiles->count <= INT32_MAX;
+}
+
+// The places of the workspace's parts.
+struct Workspace {
+  int64_t pieces, bounds, before, order, starts, tile_of_part, finished, end;
+};
+Workspace workspace_of(const FrcnnRoiAlign& pooling, int64_t tiles, int64_t size) {
+  Workspace w;
+  w.pieces = 0;
+  w.bounds = round_up(2 * parts_of(pooling, tiles) * kTile * kTile * pooling.channels * size);
+  w.before = w.bounds + pooling.rois * static_cast<int64_t>(sizeof(Bounds));
+  w.order = w.before + (tiles + 1) * static_cast<int64_t>(sizeof(int64_t));
+  w.starts = w.order + pooling.rois * 4;
+  w.tile_of_part = w.starts + (pooling.levels * pooling.batch + 1) * 4;
+  w.finished = w.tile_of_part + parts_of(pooling, tiles) * 4;
+  w.end = w.finished + 4;
+  return w;
 }
 
 }  // namespace
@@ -283,9 +300,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
 
 extern "C" {
 
-int64_t frcnn_cuda_roi_align_backward_workspace(const FrcnnRoiAlign* pooling) {
-  return pooling->rois * static_cast<int64_t>(sizeof(frcnn::Bounds) + sizeof(int)) +
-         (pooling->levels * pooling->batch + 1) * static_cast<int64_t>(sizeof(int));
+int64_t frcnn_cuda_roi_align_backward_workspace(int64_t type, const FrcnnRoiAlign* pooling) {
+  frcnn::Tiles tiles;
+  if (!frcnn::count_tiles(*pooling, &tiles)) return 0;
+  return frcnn::workspace_of(*pooling, tiles.count, type == kFrcnnDouble ? 8 : 4).end;
 }
 
 int frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, const void* grad,
@@ -296,41 +314,51 @@ int frcnn_cuda_roi_align_backward(int64_t type, const FrcnnRoiAlign* pooling, co
     using T = std::remove_pointer_t<decltype(tag)>;
     using C = compute_t<T>;
     Pyramid<C> pyramid;
-    if (!copy_pyramid(*pooling, &pyramid)) return cudaErrorInvalidValue;
+    Tiles tiles;
+    if (!copy_pyramid(*pooling, &pyramid) || !count_tiles(*pooling, &tiles)) return cudaErrorInvalidValue;
     GradMaps<T> maps{};
-    int64_t tiles = 0;
     bool packs = pooling->channels % kPack<T> == 0 && aligned_to_16(grad);
     for (int l = 0; l < pyramid.levels; ++l) {
       maps.map[l] = static_cast<T*>(grad_features[l]);
-      maps.first_tile[l] = tiles;
-      maps.columns[l] = div_up(pyramid.width[l], kTile);
-      const int64_t per_image = int64_t{div_up(pyramid.height[l], kTile)} * maps.columns[l];
-      if (per_image > INT32_MAX) return cudaErrorInvalidValue;
-      maps.tiles[l] = static_cast<int>(per_image);
-      tiles += per_image * pooling->batch;
       packs = packs && aligned_to_16(grad_features[l]);
     }
-    if (tiles * pooling->channels == 0) return cudaSuccess;
+    if (tiles.count * pooling->channels == 0) return cudaSuccess;
     const int64_t bytes_per_roi =
         (pyramid.pooled_height + pyramid.pooled_width) * kTile * static_cast<int64_t>(sizeof(C));
     const int64_t fitting = kTableBytes / bytes_per_roi;
     const int batch_size = static_cast<int>(fitting < kMostBatch ? fitting : kMostBatch);
-    if (tiles > INT32_MAX || pooling->channels > kFrcnnMostChannels || batch_size == 0)
-      return cudaErrorInvalidValue;
+    if (pooling->channels > kFrcnnMostChannels || batch_size == 0) return cudaErrorInvalidValue;
 
-    const Sorted sorted = sorted_in(workspace, pooling->rois);
+    const Workspace places = workspace_of(*pooling, tiles.count, sizeof(C));
+    char* const memory = static_cast<char*>(workspace);
+    const Sorted sorted{reinterpret_cast<Bounds*>(memory + places.bounds),
+                        reinterpret_cast<int64_t*>(memory + places.before),
+                        reinterpret_cast<int*>(memory + places.order),
+                        reinterpret_cast<int*>(memory + places.starts),
+                        reinterpret_cast<int*>(memory + places.tile_of_part),
+                        reinterpret_cast<unsigned*>(memory + places.finished),
+                        parts_of(*pooling, tiles.count)};
+    C* const pieces = reinterpret_cast<C*>(memory + places.pieces);
     const C* const boxes = static_cast<const C*>(rois);
-    const cudaError_t error =
-        launch(sort_kernel<C>, dim3(static_cast<unsigned>(pooling->levels * pooling->batch)),
-               dim3(kSortThreads), 0, stream, pyramid, boxes, sorted);
-    if (error != cudaSuccess) return error;
-    const auto run = [&](auto kernel, int channels_per_lane) {
-      const dim3 grid(static_cast<unsigned>(tiles),
-                      static_cast<unsigned>(div_up<int64_t>(pooling->channels, 32 * channels_per_lane)));
-      return launch(kernel, grid, dim3(kThreads), static_cast<size_t>(batch_size * bytes_per_roi), stream,
-                    pyramid, maps, boxes, static_cast<const T*>(grad), sorted, batch_size);
+    cudaError_t error = launch(sort_kernel<C>, dim3(static_cast<unsigned>(pooling->levels * pooling->batch)),
+                               dim3(kSortThreads), 0, stream, pyramid, boxes, sorted);
+    if (error == cudaSuccess)
+      error = launch(plan_kernel<C>, dim3(static_cast<unsigned>(div_up<int64_t>(tiles.count, kTile))),
+                     dim3(kThreads), 0, stream, pyramid, tiles, sorted);
+    const auto run = [&](auto tile, auto join, int channels_per_lane) {
+      const unsigned groups =
+          static_cast<unsigned>(div_up<int64_t>(pooling->channels, 32 * channels_per_lane));
+      if (error == cudaSuccess)
+        error = launch(tile, dim3(static_cast<unsigned>(sorted.parts), groups), dim3(kThreads),
+                       static_cast<size_t>(batch_size * bytes_per_roi), stream, pyramid, tiles, maps, boxes,
+                       static_cast<const T*>(grad), sorted, batch_size, pieces);
+      if (error == cudaSuccess && sorted.parts > 1)
+        error = launch(join, dim3(static_cast<unsigned>(sorted.parts) - 1, kTile, groups), dim3(kThreads), 0,
+                       stream, pyramid, tiles, maps, sorted, pieces);
+      return error;
     };
-    return packs ? run(tile_kernel<T, kPack<T>>, kPack<T>) : run(tile_kernel<T, 1>, 1);
+    return packs ? run(tile_kernel<T, kPack<T>>, join_kernel<T, kPack<T>>, kPack<T>)
+                 : run(tile_kernel<T, 1>, join_kernel<T, 1>, 1);
   });
 }
 }

@@ -1,19 +1,21 @@
 // From the logits and deltas of all levels to each image's proposals: a memset and four launches. Two
 // launches find the best anchors of every level and image without sorting all of them: the first counts
 // logits by their upper 12 bits, the second lists the anchors of the bins that hold the best `pre_nms`. Then
-// a block per level and image orders what is listed, decodes, clips, filters and suppresses (nms_suppress.h),
-// and a block per image merges the levels.
+// some blocks per level and image order what is listed, decode, clip and filter, each for itself, and
+// suppress together (nms_spread.h). The last launch merges the levels: a box's rank is its place in its own
+// level plus how many are better in each other level, which a search in that sorted level tells.
 //
 // Bound by latency: the logits of a 800x1344 image, 268,569 anchors, are 1.1 MB and read twice, a modeled 1
-// us at 3.35 TB/s; everything after is a thousand anchors per level on one multiprocessor each.
+// us at 3.35 TB/s; everything after is a thousand anchors per level.
 #include "anchors.h"
-#include "nms_suppress.h"
+#include "nms_spread.h"
 #include "order_in_block.h"
 
 namespace frcnn {
 namespace {
 
 constexpr int kScanThreads = 256, kScanEach = 8;  // anchors that a thread looks at
+constexpr int kMergeThreads = 128;
 constexpr int kBinBits = 12, kBins = 1 << kBinBits;
 constexpr int kBinsPerDigit = kBins / kDigits;
 static_assert(kDigits == kScanThreads);
@@ -28,11 +30,12 @@ struct Levels {
 // In the workspace; S: images times levels.
 struct Work {
   Key* listed;         // [B, anchors]: a level's keys from its first anchor on
-  Key* kept;           // [S, each]: keys of (score, slot)
+  unsigned* kept;      // [S, each]: keys of scores, ascending
   float4* boxes;       // [S, each]
   int *counts, *bins;  // [S] kept; [S, kBins]
   int* listed_count;   // [S]
   int each;            // most that a level keeps
+  Spread spread;
 };
 
 // (score, anchor), or kLastKey for an anchor beyond the level's, and for a logit of NaN or -inf.
@@ -98,20 +101,20 @@ __global__ void __launch_bounds__(kScanThreads)
   }
 }
 
-// grid: (levels, images). Dynamic shared memory: keys [size], boxes [size]; size: pre_nms, or the anchors of
-// the largest level if those are fewer, rounded up to a power of two.
+// grid: (blocks of a level, levels, images). Dynamic shared memory: boxes [size], keys [size]; size: pre_nms,
+// or the anchors of the largest level if those are fewer, as boxes_in_shared() rounds it.
 __global__ void __launch_bounds__(kNmsThreads, 1)
     level_kernel(const __grid_constant__ AnchorGrid grid, const __grid_constant__ Levels levels,
                  const float* __restrict__ image_sizes, Delta<float> stds, float min_size, float threshold,
                  int pre_nms, int size, Work work) {
   FRCNN_DYNAMIC_SHARED(memory);
-  FRCNN_SHARED(suppression, NmsShared);
+  FRCNN_SHARED(suppression, SpreadShared);
   FRCNN_SHARED(order, OrderShared);
-  Key* const keys = reinterpret_cast<Key*>(memory);
-  Box<float>* const boxes = reinterpret_cast<Box<float>*>(keys + size);
+  Box<float>* const boxes = reinterpret_cast<Box<float>*>(memory);
+  Key* const keys = reinterpret_cast<Key*>(boxes + size);
   const int t = static_cast<int>(threadIdx.x);
-  const int l = static_cast<int>(blockIdx.x), image = static_cast<int>(blockIdx.y);
-  const int segment = image * static_cast<int>(gridDim.x) + l;
+  const int l = static_cast<int>(blockIdx.y), image = static_cast<int>(blockIdx.z);
+  const int segment = image * static_cast<int>(gridDim.y) + l;
   const FrcnnRPNLevel& level = levels.level[l];
   const Key* const listed = work.listed + image * levels.anchors + levels.first[l];
   const int total = work.listed_count[segment], wanted = total < pre_nms ? total : pre_nms;
@@ -137,38 +140,66 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
                  image_sizes[image * 2 + 1]);
       valid = box.width() > min_size && box.height() > min_size;
     }
-    const int rank = rank_in_block(valid, count, suppression);
+    const int rank = rank_in_block(valid, count, suppression.in_block);
     if (valid) {
       store_box(&boxes[rank].x1, box);
       places[rank] = static_cast<int>(own >> 32);
     }
   }
-  const int kept = suppress_in_block<float>(boxes, places, count, nullptr, threshold, work.each, suppression);
+  const int kept =
+      suppress_spread(boxes, reinterpret_cast<float*>(places + size), places, count, nullptr, threshold,
+                      work.each, work.spread, segment, static_cast<int>(blockIdx.x), suppression);
+  if (kept < 0) return;
 #pragma unroll 1  // four at a time would not fit the registers
   for (int i = t; i < kept; i += kNmsThreads) {
     const int64_t slot = int64_t{segment} * work.each + i;
-    work.kept[slot] =
-        static_cast<Key>(static_cast<unsigned>(places[i])) << 32 | static_cast<unsigned>(l * work.each + i);
+    work.kept[slot] = static_cast<unsigned>(places[i]);
     work.boxes[slot] = make_float4(boxes[i].x1, boxes[i].y1, boxes[i].x2, boxes[i].y2);
   }
   if (t == 0) work.counts[segment] = kept;
 }
 
-// grid: images. Dynamic shared memory: keys [size]; size: `most` rounded up to a power of two.
-__global__ void __launch_bounds__(kNmsThreads, 1)
-    image_kernel(int levels, int most, int size, Work work, float4* __restrict__ boxes,
-                 float* __restrict__ scores) {
-  FRCNN_DYNAMIC_SHARED(memory);
-  FRCNN_SHARED(order, OrderShared);
-  Key* const keys = reinterpret_cast<Key*>(memory);
-  const int64_t image = blockIdx.x, first = image * levels * work.each;
-  const KeyLists lists{work.kept + first, work.counts + image * levels, levels,
-                       static_cast<unsigned>(work.each)};
-  const int count = lowest_of_lists<kNmsThreads>(lists, most, size, keys, order);
-  for (int i = static_cast<int>(threadIdx.x); i < most; i += kNmsThreads) {
-    const bool used = i < count;
-    boxes[image * most + i] = used ? work.boxes[first + (keys[i] & 0xffffffffu)] : make_float4(0, 0, 0, 0);
-    scores[image * most + i] = used ? score_of(static_cast<unsigned>(keys[i] >> 32)) : -INFINITY;
+// How many of the `count` ascending keys are below `key`.
+__device__ __forceinline__ int count_below(const unsigned* keys, int count, uint64_t key) {
+  int low = 0, high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (keys[middle] < key)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// grid: (parts of a level, levels, images)
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(int most, Work work, float4* __restrict__ boxes, float* __restrict__ scores) {
+  const int levels = static_cast<int>(gridDim.y), level = static_cast<int>(blockIdx.y);
+  const int64_t image = blockIdx.z;
+  const int* const counts = work.counts + image * levels;
+  const unsigned* const kept = work.kept + image * levels * work.each;
+  const int i = static_cast<int>(blockIdx.x * kMergeThreads + threadIdx.x);
+  if (i < counts[level]) {
+    // Of equal scores those of a lower level come first.
+    const int64_t slot = int64_t{level} * work.each + i;
+    const uint64_t key = kept[slot];
+    int64_t rank = i;
+    for (int l = 0; l < levels; ++l)
+      if (l != level)
+        rank += count_below(kept + int64_t{l} * work.each, counts[l], l < level ? key + 1 : key);
+    if (rank < most) {
+      boxes[image * most + rank] = work.boxes[image * levels * work.each + slot];
+      scores[image * most + rank] = score_of(static_cast<unsigned>(key));
+    }
+  }
+  if (level == 0 && i < most) {
+    int64_t used = 0;
+    for (int l = 0; l < levels; ++l) used += counts[l];
+    if (i >= used) {
+      boxes[image * most + i] = make_float4(0, 0, 0, 0);
+      scores[image * most + i] = -INFINITY;
+    }
   }
 }
 
@@ -202,9 +233,13 @@ struct Plan {
     };
     work.boxes = reinterpret_cast<float4*>(part(segments * each * static_cast<int64_t>(sizeof(float4))));
     work.listed = reinterpret_cast<Key*>(part(p.batch * levels.anchors * static_cast<int64_t>(sizeof(Key))));
-    work.kept = reinterpret_cast<Key*>(part(segments * each * static_cast<int64_t>(sizeof(Key))));
+    work.kept = reinterpret_cast<unsigned*>(part(segments * each * 4));
     work.counts = reinterpret_cast<int*>(part(segments * 4));
+    work.spread.blocks = blocks_per_segment(segments, wanted);
+    work.spread.words = static_cast<int>(div_up<int64_t>(wanted, kWord));
+    work.spread.bits = reinterpret_cast<unsigned*>(part(Spread::bytes(segments, wanted)));
     zeroed = bytes;
+    work.spread.finished = reinterpret_cast<unsigned*>(part(segments * 4));
     work.bins = reinterpret_cast<int*>(part(segments * kBins * 4));
     work.listed_count = reinterpret_cast<int*>(part(segments * 4));
     zeroed_bytes = bytes - zeroed;
@@ -248,15 +283,17 @@ int frcnn_cuda_select_proposals(const FrcnnProposals* proposals, void* workspace
       error = launch(list_kernel, parts, dim3(kScanThreads), 0, stream, plan.levels,
                      static_cast<int>(p.pre_nms), plan.work);
   }
-  const int level_size = power_of_two(plan.wanted), size = power_of_two(p.count);
+  const int size = boxes_in_shared(plan.wanted);
   if (error == cudaSuccess)
-    error = launch(level_kernel, dim3(levels, images), dim3(kNmsThreads),
-                   static_cast<size_t>(level_size) * (sizeof(Key) + sizeof(Box<float>)), stream, grid,
-                   plan.levels, p.image_sizes, stds, static_cast<float>(p.min_size),
-                   static_cast<float>(p.iou_threshold), static_cast<int>(plan.wanted), level_size, plan.work);
-  if (error == cudaSuccess)
-    error = launch(image_kernel, dim3(images), dim3(kNmsThreads), static_cast<size_t>(size) * sizeof(Key),
-                   stream, static_cast<int>(levels), static_cast<int>(p.count), size, plan.work,
+    error = launch(level_kernel, dim3(static_cast<unsigned>(plan.work.spread.blocks), levels, images),
+                   dim3(kNmsThreads), static_cast<size_t>(size) * (sizeof(Key) + sizeof(Box<float>)), stream,
+                   grid, plan.levels, p.image_sizes, stds, static_cast<float>(p.min_size),
+                   static_cast<float>(p.iou_threshold), static_cast<int>(plan.wanted), size, plan.work);
+  const int64_t longest = plan.work.each > p.count ? plan.work.each : p.count;
+  if (error == cudaSuccess && longest > 0)
+    error = launch(merge_kernel,
+                   dim3(static_cast<unsigned>(div_up<int64_t>(longest, kMergeThreads)), levels, images),
+                   dim3(kMergeThreads), 0, stream, static_cast<int>(p.count), plan.work,
                    reinterpret_cast<float4*>(boxes), scores);
   return error;
 }

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OPS = {
     "nms_block.cu": ["nms_padded", "nms_grouped"],
     "nms_suppress.h": ["nms_padded", "nms_grouped"],
+    "nms_spread.h": ["nms_padded", "nms_grouped", "select_proposals"],
+    "roi_align_plan.h": ["roi_align_backward"],
     "nms_large.cu": ["nms_large", "nms_padded_large"],
 }
 BARRIER = re.compile(r"__syncthreads\(\);|__syncwarp\(\);|__threadfence\(\);")

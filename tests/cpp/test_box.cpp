@@ -1,12 +1,12 @@
-// box.h without torch, meant to run under the sanitizers: gradients against finite differences, and hostile
-// coordinates through every function.
+// box.h and threshold.h without torch, meant to run under the sanitizers: gradients against finite
+// differences, hostile coordinates through every function, and thresholds where a quotient ties with them.
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
 #include <limits>
 #include <random>
 
-#include "box.h"
+#include "threshold.h"
 
 using namespace frcnn;
 
@@ -103,9 +103,48 @@ void hostile_coordinates_are_safe() {
   }
 }
 
+// Quotients within a few units of the last place of the threshold, on both sides, at every size of number.
+template <typename T>
+void thresholds_decide_as_the_quotient() {
+  constexpr T smallest = std::numeric_limits<T>::denorm_min(), infinity = std::numeric_limits<T>::infinity();
+  constexpr T special[] = {0,
+                           smallest,
+                           2 * smallest,
+                           std::numeric_limits<T>::min(),
+                           1,
+                           infinity,
+                           std::numeric_limits<T>::max(),
+                           std::numeric_limits<T>::quiet_NaN(),
+                           -1};
+  constexpr int count = sizeof(special) / sizeof(special[0]);
+  std::mt19937 random(3);
+  std::uniform_real_distribution<T> mantissa(1, 2);
+  for (const T value : {T(0), T(-0.0), smallest, T(0.3), T(0.5), T(0.7), T(1) - T(1e-7), T(1)}) {
+    const Threshold<T> threshold(value);
+    const auto agrees = [&](T inter, T joint) {
+      const bool more = joint > T(0) && inter / joint > value;
+      expect(threshold.exceeded(inter, joint) == more, "threshold");
+      expect(!more || threshold.may_exceed(inter, joint), "may exceed");
+    };
+    for (int trial = 0; trial < 200000; ++trial) {
+      const T joint =
+          std::ldexp(mantissa(random), std::numeric_limits<T>::min_exponent - 24 +
+                                           static_cast<int>(random() % (sizeof(T) == 4 ? 274 : 2090)));
+      T inter = value * joint;
+      for (int i = static_cast<int>(random() % 5); i > 0; --i)
+        inter = std::nextafter(inter, random() % 2 == 0 ? infinity : T(0));
+      agrees(inter, joint);
+      agrees(special[random() % count], joint);
+      agrees(special[random() % (count - 1)], special[random() % count]);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  thresholds_decide_as_the_quotient<float>();
+  thresholds_decide_as_the_quotient<double>();
   gradients_match_finite_differences();
   hostile_coordinates_are_safe<float>();
   hostile_coordinates_are_safe<double>();

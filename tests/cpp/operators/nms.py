@@ -76,6 +76,7 @@ def nms_padded(
     with emulated.device(seed) as d:
         indices, counts = d.empty((segments, max_keep), np.int64), d.empty(segments, np.int64)
         inputs = d.put(boxes), d.put(scores), None if groups is None else d.put(groups), segments, n
+        memory = d.empty(size_of(d, "frcnn_cuda_nms_workspace", Int(segments), Int(n)), np.uint8)
         d.call(
             "frcnn_cuda_nms",
             kind_of(boxes),
@@ -83,6 +84,7 @@ def nms_padded(
             Double(iou_threshold),
             max_keep,
             ctypes.c_bool(drop_absent),
+            memory,
             indices,
             counts,
         )

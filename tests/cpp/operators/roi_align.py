@@ -129,8 +129,8 @@ def roi_align_backward(
         pooling = RoiAlign(
             sizes, scales, batch, channels, len(rois), h, w, sampling_ratio, aligned, True, finest_scale
         )
-        size = size_of(d, "frcnn_cuda_roi_align_backward_workspace", ctypes.byref(pooling))
         kind = kind_of(grad, kind)
+        size = size_of(d, "frcnn_cuda_roi_align_backward_workspace", Int(kind), ctypes.byref(pooling))
         pointers = (Pointer * len(outs))(*(o.address for o in outs))
         arrays = d.put(grad.transpose(0, 2, 3, 1)), d.put(rois), d.empty(size, np.uint8)
         d.call("frcnn_cuda_roi_align_backward", kind, ctypes.byref(pooling), *arrays, pointers)
