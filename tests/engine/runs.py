@@ -131,7 +131,7 @@ class Run:
     def text(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
-    def wait_for(self, condition, seconds: float = 60.0) -> None:
+    def wait_for(self, condition, seconds: float = 300.0) -> None:
         """Until `condition()` holds; fails when the process ends before, or takes too long."""
         limit = time.monotonic() + seconds
         while not condition():
