@@ -111,7 +111,7 @@ rehearse-gpu-report: $(GPU_VENV)/.installed
 	    --rehearsal --build build/emulated-gpu $(GPU_REPORT_ARGS)
 
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR) $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR) $(BIN)/python -m mkdocs build
 	@echo build/site/index.html
 
 lint: $(INSTALLED)

@@ -62,7 +62,7 @@ def stages(model: FasterRCNN) -> list[Stage]:
         Stage(
             "roi_head",
             RoIHead.forward,
-            "each proposal pooled to 7 x 7 from the level of its size",
+            "pools each proposal to 7 x 7 from a map of the neck",
             roi,
             RoIHead.losses,
             "512 sampled proposals of each image",

@@ -105,8 +105,11 @@ def recipe() -> str:
     ]
     for kind in DATACLASSES:
         parts += [f"## {kind.__name__}", inspect.getdoc(kind) or ""]
-        rows = [f"| `{name}` | {value} | {default} | {text} |" for name, value, default, text in fields(kind)]
-        parts.append("\n".join(["| field | value | default | |", "| --- | --- | --- | --- |", *rows]))
+        rows = [
+            f"| `{name}` | {default} | {value}{f'<br>{text}' if text else ''} |"
+            for name, value, default, text in fields(kind)
+        ]
+        parts.append("\n".join(["| field | default | what it may be |", "| --- | --- | --- |", *rows]))
     return "\n\n".join(parts) + "\n"
 
 
