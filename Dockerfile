@@ -7,7 +7,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY requirements/constraints.txt constraints.txt
 ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_CONSTRAINT=/src/constraints.txt PIP_NO_CACHE_DIR=1
-RUN pip install torch==2.13.0 numpy==2.4.6 setuptools==84.2.1 wheel==0.48.0 ninja==1.13.2 pybind11==3.1.0
+RUN pip install torch==2.13.0 numpy==2.4.6 setuptools==84.2.1 wheel==0.48.0 ninja==1.13.2
 COPY . .
 RUN FORCE_CUDA=0 pip wheel --no-deps --no-build-isolation -w /wheels .
 
