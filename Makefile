@@ -13,15 +13,18 @@
 # make wheel    builds dist/*.whl for every Python from 3.10 and every torch from 2.10 on, on machines as old as the
 #              manylinux tag says; with a CUDA torch in PYTHON's place (WHEEL_PYTHON) and nvcc, one that has CUDA
 # make sdist    builds dist/*.tar.gz
+# make docs    builds the site of docs/ into build/site; a warning is an error
 # make lint    checks style and types; make format applies the style
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
 #
 # PYTHON chooses the interpreter, PIP_ARGS goes to pip (for example an --index-url with the torch build you want),
-# TEST_ARGS to pytest. TESTS names what `make test` runs (default: all), THREADS how many threads each process has.
+# TEST_ARGS to pytest, CONSTRAINTS names the file with the versions that are installed. TESTS names what `make test`
+# runs (default: all), THREADS how many threads each process has.
 
 PYTHON ?= python3
 PIP_ARGS ?=
+CONSTRAINTS ?= requirements/constraints.txt
 TEST_ARGS ?=
 TESTS ?= tests
 THREADS ?= 1
@@ -33,13 +36,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements/constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
     $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 CPP := $(shell find csrc tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report lint format cuda-check \
-    cuda-link wheel sdist install clean
+.PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report docs lint format \
+    cuda-check cuda-link wheel sdist install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -107,6 +110,10 @@ rehearse-gpu-report: $(GPU_VENV)/.installed
 	    $(GPU_BIN)/python tools/cuda_emulator/emulated_gpu.py $(GPU_BIN)/python benchmarks/gpu_report.py \
 	    --rehearsal --build build/emulated-gpu $(GPU_REPORT_ARGS)
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR) $(BIN)/python -m mkdocs build
+	@echo build/site/index.html
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -147,7 +154,7 @@ $(INSTALLED): $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools wheel ninja
 	$(PIP) torch numpy
-	$(PIP) --no-build-isolation -e '.[tensorboard,demo,test]'
+	$(PIP) --no-build-isolation -e '.[tensorboard,demo,docs,test]'
 	@touch $@
 
 clean:

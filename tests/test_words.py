@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TREES = [".ci", "benchmarks", "csrc", "docs", "examples", "frcnn", "frcnn_ops", "requirements"]
+TREES = [".ci", ".github", "benchmarks", "csrc", "docs", "examples", "frcnn", "frcnn_ops", "requirements"]
 TREES += ["tests", "tools"]
 
 IMAGE = "picture|photo|photograph"
@@ -53,6 +53,7 @@ UNWANTED = {
 EXCEPTIONS = {
     "tests/test_words.py": "the words themselves",
     "LICENSE": "the text of Apache",
+    "CITATION.cff": "titles of papers",
 }
 
 

@@ -206,3 +206,22 @@ def test_the_extension_asks_torch_and_python_for_what_is_stable_only():
     assert not [name for name in asked if re.match(r"_ZNK?(2at|3c10|5torch)", name)]
     assert {name for name in asked if name.startswith("Py")} == {"PyModule_Create2"}
     assert {name for name in asked if "torch" in name} >= {"torch_call_dispatcher", "torch_parallel_for"}
+
+
+def test_what_was_built_is_asked_of_a_source_folder(source):
+    """`python -m frcnn_ops` answers in one sentence, without a traceback."""
+    code = (
+        "import runpy, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
+    )
+    code += "sys.path = ['', *(p for p in sys.path if p not in ('', sys.argv[1]))]; "
+    code += "runpy._run_module_as_main('frcnn_ops')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT)],
+        capture_output=True,
+        text=True,
+        cwd=source.parent,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in done.stderr

@@ -1,0 +1,73 @@
+"""What the documentation's examples run with here: every recipe small, what they download made beforehand.
+
+The recipes keep their names and the downloads their way, checksum included; a model is a few hundred
+kilobytes, its images are some dozen pixels wide, and nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+PUBLISHED = "published"
+"""Folder, below the prepared one, of what the examples would download; TORCH_HOME names it."""
+
+
+def install(prepared: Path) -> None:
+    """Put the small recipes in the place of the real ones, in this process."""
+    sys.path[:0] = [str(TESTS), str(TESTS / "engine")]
+    from tiny_recipe import STAGE_CHANNELS, tiny_recipe
+
+    import frcnn.backbone
+    from frcnn.checkpoint.pretrained import BACKBONE_WEIGHTS, BackboneWeights
+    from frcnn.zoo import recipes
+
+    frcnn.backbone.STAGE_CHANNELS = STAGE_CHANNELS
+    tiny = tiny_recipe()
+    backbone = replace(tiny.model.backbone, pretrained="torchvision://resnet18")
+    files = {path.name.partition("-")[0]: path.name for path in (prepared / PUBLISHED).rglob("*.pth")}
+    for name, real in recipes._BY_NAME.items():
+        published, model = real.published, tiny.model
+        if published is not None:
+            published = replace(published, checkpoint=f"v2.0/{files.get('detector', 'x-00000000.pth')}")
+            model = replace(model, backbone=backbone)
+        recipes._BY_NAME[name] = replace(tiny, name=name, published=published, model=model)
+    address = f"https://example.invalid/{files.get('backbone', 'x-00000000.pth')}"
+    BACKBONE_WEIGHTS["torchvision://resnet18"] = BackboneWeights((address,), "made by the test")
+
+
+def prepare(folder: Path) -> None:
+    """Write what the examples start from: a data set, an image, checkpoints; everything from fixed seeds."""
+    install(folder)
+    import torch
+    from tiny_coco import write_tiny
+
+    import frcnn
+    from frcnn.zoo.coco import COCO_CLASSES
+
+    annotations, images = write_tiny(folder / "data", images=8)
+    (folder / "annotations").mkdir()
+    for name in ("train", "val"):
+        shutil.copy(annotations, folder / "annotations" / f"{name}.json")
+    shutil.move(images, folder / "images")
+    shutil.copy(folder / "images" / "1.png", folder / "street.jpg")  # read by its content, not by its name
+    shutil.rmtree(folder / "data")
+
+    torch.manual_seed(0)
+    frcnn.build("small_r18_fpn", class_names=("bar", "square")).save(folder / "mine.pth")
+    detector = frcnn.build("faster_rcnn_r50_fpn_1x_coco", class_names=COCO_CLASSES)
+    detector.save(folder / "detector.pth")
+    weights = {name: value.clone() for name, value in detector.backbone.state_dict().items()}
+    torch.save(weights, folder / "backbone.pth")
+    theirs = {"meta": {"CLASSES": COCO_CLASSES}, "state_dict": detector.state_dict()}
+    torch.save(theirs, folder / "mmdetection.pth")
+    store = folder / PUBLISHED / "hub" / "checkpoints"
+    store.mkdir(parents=True)
+    for name in ("detector", "backbone"):
+        content = (folder / f"{name}.pth").read_bytes()
+        (store / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.pth").write_bytes(content)
+        (folder / f"{name}.pth").unlink()
