@@ -2,8 +2,8 @@
 
 FORCE_CUDA=1 or 0 overrides, TORCH_CUDA_ARCH_LIST chooses GPU architectures, CXX the compiler, MAX_JOBS the
 number of parallel compilations, CXXFLAGS adds compiler options. No GPU has to be visible. The extension uses
-torch's stable ABI of 2.10 and Python's of 3.10, so that it runs with every later one; CUDA's runtime is inside
-it, unless FRCNN_CUDART=shared (the emulated device takes the runtime's place).
+torch's stable ABI of 2.10 and Python's of 3.10, so that it runs with every later one; CUDA's runtime is
+inside it, unless FRCNN_CUDART=shared (the emulated device takes the runtime's place).
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ except ModuleNotFoundError as error:
     ) from error
 except ImportError as error:
     raise ImportError(
-        f"the compiled part of frcnn_ops does not load with torch {torch.__version__}; it needs torch 2.10 or "
-        "later, on the kind of machine it was compiled for. Otherwise run `pip install --no-build-isolation "
-        f"--no-deps --force-reinstall .` in the folder that holds its setup.py. The loader says: {error}",
+        f"the compiled part of frcnn_ops does not load with torch {torch.__version__}; it needs torch 2.10 "
+        "or later, on the kind of machine it was compiled for. Otherwise run `pip install "
+        f"--no-build-isolation --no-deps --force-reinstall .` in the folder that holds its setup.py. The loader says: {error}",
         name="frcnn_ops",
     ) from error
 

@@ -91,9 +91,12 @@ def winograd_conv(
 
     Source: Lavin and Gray 2015 (Fast Algorithms for Convolutional Neural Networks).
     """
-    if not winograd_available():
-        raise NotImplementedError(_what_is_missing())
-    return torch.ops.frcnn_ops.winograd_conv(x, weight, bias, add, relu)
+    try:
+        return torch.ops.frcnn_ops.winograd_conv(x, weight, bias, add, relu)
+    except RuntimeError:
+        if not winograd_available():  # operators of torch's stable ABI know no other type of error
+            raise NotImplementedError(_what_is_missing()) from None
+        raise
 
 
 @torch.library.register_fake("frcnn_ops::winograd_conv")
