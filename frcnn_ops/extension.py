@@ -31,7 +31,8 @@ except ImportError as error:
     raise ImportError(
         f"the compiled part of frcnn_ops does not load with torch {torch.__version__}; it needs torch 2.10 "
         "or later, on the kind of machine it was compiled for. Otherwise run `pip install "
-        f"--no-build-isolation --no-deps --force-reinstall .` in the folder that holds its setup.py. The loader says: {error}",
+        "--no-build-isolation --no-deps --force-reinstall .` in the folder that holds its setup.py. "
+        f"The loader says: {error}",
         name="frcnn_ops",
     ) from error
 
