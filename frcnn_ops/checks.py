@@ -12,8 +12,10 @@ CHECKS = {
     "grid_anchors": "IFFFf",
     "maps": "sIii",
     "max_keep": "i",
+    "normalization": "FF",
     "pooling": "sIFif",
     "proposals": "FFFfFffii",
+    "resize": "Iiii",
     "selection": "Fffi",
     "winograd": "",
 }

@@ -83,6 +83,12 @@ FRCNN_EXPORT const char* frcnn_check_selection(Floats stds, double score_thresho
                                                int64_t max_detections) {
   return complaint([&] { frcnn::expect_selection(stds, score_threshold, iou_threshold, max_detections); });
 }
+FRCNN_EXPORT const char* frcnn_check_normalization(Floats mean, Floats std) {
+  return complaint([&] { frcnn::expect_normalization(mean, std); });
+}
+FRCNN_EXPORT const char* frcnn_check_resize(Ints sizes, int64_t images, int64_t height, int64_t width) {
+  return complaint([&] { frcnn::expect_resize(sizes, images, height, width); });
+}
 
 // What is missing, or null.
 FRCNN_EXPORT const char* frcnn_check_winograd() {
