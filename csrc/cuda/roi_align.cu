@@ -162,9 +162,10 @@ __device__ __forceinline__ void add_cell(const char* from, C weight, C* sum) {
   for (int n = 0; n < N; ++n) sum[n] = fma(weight, static_cast<C>(widen(v.v[n])), sum[n]);
 }
 
-// grid: RoIs, groups of bin rows; a warp per bin row. N: channels per lane.
+// grid: RoIs, groups of bin rows; a warp per bin row. N: channels per lane. Three blocks fit a multiprocessor
+// where halves are loaded by 16 bytes; the others would spill on sm_100 and sm_120.
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && N > 1 ? 3 : 2)
     channels_last_kernel(const __grid_constant__ Pyramid<compute_t<T>> pyramid,
                          const __grid_constant__ Maps<T> maps, const compute_t<T>* __restrict__ rois,
                          int capacity, T* __restrict__ out) {
