@@ -85,8 +85,7 @@ def flows(model: FasterRCNN) -> list[str]:
     _, proposals, _ = model.propose(image, size)
     boxes, scores, labels, _ = model.detect_padded(image, size, scale)
     logits, deltas = outputs["rpn_head"]
-    rois = torch.nn.functional.pad(proposals[0], (1, 0))
-    classes, refined, _ = model.roi_head(outputs["neck"], [rois[:, 1:]])
+    classes, refined, _ = model.roi_head(outputs["neck"], proposals)
     return [
         f"image {shape(image)}, normalized, padded to a multiple of {model.data.pad_divisor}",
         maps(outputs["backbone"]),
