@@ -36,7 +36,8 @@ class FPN(nn.Module):
         lateral = self.lateral_convs[-1](features[-1])
         outputs = [self.fpn_convs[-1](lateral)]
         for index in range(len(features) - 2, -1, -1):
-            coarse = F.interpolate(lateral, size=features[index].shape[-2:], mode="nearest")
+            with torch.autocast(lateral.device.type, enabled=False):  # which would copy to float32 and back
+                coarse = F.interpolate(lateral, size=features[index].shape[-2:], mode="nearest")
             lateral = self.lateral_convs[index](features[index], add=coarse)
             outputs.insert(0, self.fpn_convs[index](lateral))
         outputs.append(outputs[-1][..., ::2, ::2].contiguous(memory_format=torch.channels_last))

@@ -169,6 +169,18 @@ inline void expect_selection(at::ArrayRef<double> stds, double score_threshold, 
   expect_count(op, "max_detections", max_detections, 0, kMostAlongOne);
 }
 
+inline void expect_seed(const char* op, const at::Tensor& seed, const Argument& beside) {
+  const Argument number{op, "seed", seed};
+  expect_shape(number, {}, "[], one number");
+  expect_dtype(number, {at::kLong}, "int64");
+  expect_same_device(number, beside);
+}
+
+inline void expect_samples(const char* op, int64_t samples, int64_t most_positive) {
+  expect_count(op, "samples", samples, 0, kMostAlongOne);
+  expect_count(op, "most_positive", most_positive, 0, samples);
+}
+
 inline void expect_max_keep(int64_t max_keep) {
   expect_count("nms_padded", "max_keep", max_keep, 0, kMostAlongOne);
 }

@@ -1,4 +1,4 @@
-// Number types on the CPU. Half and bfloat16 are only read: what is computed from them is float32.
+// Number types on the CPU. What is computed from half and bfloat16 is float32.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,33 @@ inline float widen(Half value) {
   return float_of(bits | (size >= 65536.0f ? 0x7f800000u : 0u) | sign);
 }
 
+inline void narrow(float value, float& out) { out = value; }
+inline void narrow(double value, double& out) { out = value; }
+// To the nearest, ties to even; a NaN stays one.
+inline void narrow(float value, BFloat16& out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  out.bits = static_cast<uint16_t>(value != value ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+inline void narrow(float value, Half& out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) {
+    out.bits = 0x7e00u;
+  } else if (size >= 0x477ff000u) {  // rounds beyond the largest
+    out.bits = static_cast<uint16_t>(sign | 0x7c00u);
+  } else if (size < 0x38800000u) {  // subnormal: a sum aligns the bits and rounds them
+    const float aligned = float_of(size) + 0.5f;
+    uint32_t sum;
+    std::memcpy(&sum, &aligned, sizeof(sum));
+    out.bits = static_cast<uint16_t>(sign | (sum - 0x3f000000u));
+  } else {
+    const uint32_t rebiased = size - 0x38000000u;
+    out.bits = static_cast<uint16_t>(sign | (rebiased + 0xfffu + (rebiased >> 13 & 1u)) >> 13);
+  }
+}
+
 // Calls f with a value of the type that `type` names.
 template <typename F>
 void for_box_type(int64_t type, const F& f) {
@@ -44,6 +71,13 @@ template <typename F>
 void for_half_or_float(int64_t type, const F& f) {
   type == kFrcnnHalf ? f(Half{}) : type == kFrcnnBfloat16 ? f(BFloat16{}) : f(float{});
 }
+template <typename F>
+void for_any_type(int64_t type, const F& f) {
+  type == kFrcnnDouble ? f(double{}) : for_half_or_float(type, f);
+}
+// What a type is computed in.
+template <typename T>
+using Compute = decltype(widen(T{}));
 
 template <typename T>
 Delta<T> load_delta(const T* p) {

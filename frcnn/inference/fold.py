@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import frcnn_ops
-from frcnn.conv import Conv, Linear, affine
+from frcnn.conv import Conv, Linear, fold_all
 from frcnn.detector import FasterRCNN
 
 
@@ -65,14 +65,13 @@ def _merge(head: nn.Module, first: str, second: str) -> None:
 
 
 @torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+def fold_norm(conv: Conv, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
     """Weight and bias, float64, of the convolution that equals `conv` and then `norm` in evaluation mode."""
-    weight = conv.weight.double()
-    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
     if norm is None:
-        return weight, bias
-    scale, shift = affine(copy.deepcopy(norm).double())
-    return weight * scale[:, None, None, None], bias * scale + shift
+        weight = conv.weight.double()
+        return weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    conv, norm = copy.deepcopy(conv).double(), copy.deepcopy(norm).double().eval()
+    return fold_all([(conv, norm)])[norm]
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
@@ -133,7 +132,6 @@ class FoldedConv(nn.Module):
         *,
         add: Tensor | None = None,
         relu: bool = False,
-        beside: None = None,
     ) -> Tensor:
         """relu(conv(x) + add); the norm and the layer beside are inside the weight."""
         if self.winograd:
