@@ -161,11 +161,18 @@ FRCNN_KERNEL(assign_max_iou, int64_t type, const void* boxes, int64_t box_batch_
              const int64_t* ignore_counts, int64_t i, double pos_iou, double neg_iou, double min_pos_iou,
              bool match_low_quality, double ignore_iof, void* workspace, int64_t* gt_index, void* max_iou);
 
-// x [B, H, W, C], weight [K / panel, points, C, panel] as bindings/winograd_conv.cpp describes it, bias [K]
-// and add [B, H, W, K] or null -> out [B, H, W, K]; float32, C a multiple of lanes
-enum { kFrcnnWinogradPoints = 36, kFrcnnWinogradLanes = 16, kFrcnnWinogradPanel = 32 };
-bool frcnn_cpu_winograd_available();
-void frcnn_cpu_winograd_conv(const float* x, const float* weight, const float* bias, const float* add,
-                             bool relu, int64_t batch, int64_t height, int64_t width, int64_t channels,
-                             int64_t filters, float* out);
+// x [B, H, W, C], weight [K / panel, points, C, panel] as frcnn_ops/winograd_conv.py makes it, bias [K] and
+// add [B, H, W, K] or null -> out [B, H, W, K]; float32, C a multiple of channels and K of filters. lanes:
+// what frcnn_cpu_winograd_lanes says, the floats in this CPU's widest vectors of at most `most`; 0 if it has
+// none.
+enum {
+  kFrcnnWinogradPoints = 36,
+  kFrcnnWinogradPanel = 16,
+  kFrcnnWinogradChannels = 16,
+  kFrcnnWinogradFilters = 32
+};
+int64_t frcnn_cpu_winograd_lanes(int64_t most);
+void frcnn_cpu_winograd_conv(int64_t lanes, const float* x, const float* weight, const float* bias,
+                             const float* add, bool relu, int64_t batch, int64_t height, int64_t width,
+                             int64_t channels, int64_t filters, float* out);
 }

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LANES, PANEL = 16, 32
+CHANNELS, FILTERS = 16, 32  # C and K are multiples of these
+PANEL = 16  # filters whose weights lie together
 # The weight transform for the interpolation points 0, 3/4, -3/4, 3/2, -3/2 and infinity: row p holds the
 # powers of its point over the product of its distances to the other finite points.
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -16,14 +17,12 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 @cache
 def winograd_available() -> bool:
-    """Whether :func:`winograd_conv` runs here: it needs an x86-64 CPU with AVX-512, and torch using it.
+    """Whether :func:`winograd_conv` runs here: it needs a CPU with AVX2 and FMA, AVX-512 or NEON.
 
-    With ATEN_CPU_CAPABILITY=avx2 torch does without AVX-512, and so does this.
+    Vectors are as wide as torch's own: ATEN_CPU_CAPABILITY=avx2 does without AVX-512, default without AVX2.
     """
-    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        return False
     try:
-        winograd_conv(torch.zeros(1, LANES, 1, 1), torch.zeros(1, 36, LANES, PANEL))
+        winograd_conv(torch.zeros(1, CHANNELS, 1, 1), torch.zeros(FILTERS // PANEL, 36, CHANNELS, PANEL))
     except NotImplementedError:
         return False
     return True
@@ -31,13 +30,13 @@ def winograd_available() -> bool:
 
 def winograd_fits(channels: int, filters: int) -> bool:
     """Whether the kernel handles these widths: multiples of 16 and 32."""
-    return channels % LANES == 0 and filters % PANEL == 0
+    return channels % CHANNELS == 0 and filters % FILTERS == 0
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
     """A 3x3 convolution's weight [K, C, 3, 3], transformed and laid out for :func:`winograd_conv`.
 
-    Computed in float64. Returns float32 [K / 32, 36, C, 32].
+    Computed in the weight's dtype, but at least float32. Returns float32 [K / 16, 36, C, 16].
 
     Raises:
         ValueError: if the weight is not 3x3, C is not a multiple of 16 or K not of 32.
@@ -47,18 +46,19 @@ def winograd_weight(weight: Tensor) -> Tensor:
     filters, channels, *size = weight.shape
     if size != [3, 3] or not winograd_fits(channels, filters):
         raise ValueError(
-            f"expected a weight [K, C, 3, 3] with K a multiple of {PANEL} and C of {LANES}, "
+            f"expected a weight [K, C, 3, 3] with K a multiple of {FILTERS} and C of {CHANNELS}, "
             f"got {list(weight.shape)}"
         )
     points = torch.tensor(POINTS, dtype=torch.float64)
     distances = (points[:, None] - points).fill_diagonal_(1.0).prod(1)
     transform = F.pad(points[:, None] ** torch.arange(3) / distances[:, None], (0, 0, 0, 1))
     transform[-1, 2] = 1.0
-    transform = transform.to(weight.device)
-    # G g G' as one product: the rows of a tile's 36 elements times the 9 of a filter
-    tiles = weight.detach().double().flatten(2) @ torch.kron(transform, transform).T  # [K, C, 36]
-    panels = tiles.view(filters // PANEL, PANEL, channels, 36).permute(0, 3, 2, 1)
-    return panels.float().contiguous()
+    transform = torch.kron(transform, transform).to(
+        weight.device, torch.promote_types(weight.dtype, torch.float32)
+    )
+    # G g G' as one product: the 36 elements of a tile from the 9 of a filter
+    panels = weight.detach().reshape(filters // PANEL, PANEL, channels, 9).permute(0, 3, 2, 1).flatten(2)
+    return (transform @ panels.to(transform.dtype)).float().view(filters // PANEL, 36, channels, PANEL)
 
 
 def winograd_conv(

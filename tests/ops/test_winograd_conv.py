@@ -1,10 +1,14 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import frcnn_ops
 
-pytestmark = pytest.mark.skipif(not frcnn_ops.winograd_available(), reason="needs AVX-512")
+pytestmark = pytest.mark.skipif(not frcnn_ops.winograd_available(), reason="needs AVX2, AVX-512 or NEON")
 
 
 def sample(batch=1, channels=16, filters=32, height=9, width=14, seed=0):
@@ -47,6 +51,34 @@ def test_every_number_of_threads_gives_the_same_bits(threads):
         assert torch.equal(frcnn_ops.winograd_conv(x, packed, bias), expected)
     finally:
         torch.set_num_threads(before)
+
+
+PRINTED = """
+import frcnn_ops, hashlib
+from tests.ops.test_winograd_conv import sample
+x, weight, bias = sample(1, 64, 32, 30, 41)
+found = frcnn_ops.winograd_conv(x, frcnn_ops.winograd_weight(weight), bias, relu=True)
+print(hashlib.sha256(found.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_narrower_vectors_give_the_same_bits():
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        pytest.skip("this CPU has one width; tests/cpp/test_winograd.cpp runs them all on any")
+    hashes = set()
+    for capability in ("avx2", "avx512"):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        command = [sys.executable, "-c", PRINTED]
+        hashes.add(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert len(hashes) == 1
+
+
+def test_an_image_is_the_same_in_any_batch():
+    x, weight, bias = sample(3, 32, 32, 21, 30)
+    packed = frcnn_ops.winograd_weight(weight)
+    together = frcnn_ops.winograd_conv(x, packed, bias)
+    for index in range(3):
+        assert torch.equal(together[index], frcnn_ops.winograd_conv(x[index : index + 1], packed, bias)[0])
 
 
 def test_layouts_and_empty_inputs():
@@ -104,7 +136,9 @@ def test_mistakes_are_named():
         frcnn_ops.winograd_conv(x, packed, bias, x)
     with pytest.raises(RuntimeError, match="weight has shape"):
         frcnn_ops.winograd_conv(x, weight)
+    with pytest.raises(RuntimeError, match="weight has 16 filters, expected a multiple of 32"):
+        frcnn_ops.winograd_conv(x, packed[:1])
     with pytest.raises(RuntimeError, match=r"weight has shape .* at most 2147483647 along each dimension"):
-        frcnn_ops.winograd_conv(x[:, :0], torch.zeros(2**58, 36, 0, 32))
+        frcnn_ops.winograd_conv(x[:, :0], torch.zeros(2**58, 36, 0, 16))
     with pytest.raises(RuntimeError, match="the result would have shape"):
-        frcnn_ops.winograd_conv(torch.zeros(2**20, 0, 2**15, 2**15), torch.zeros(2**20, 36, 0, 32))
+        frcnn_ops.winograd_conv(torch.zeros(2**20, 0, 2**15, 2**15), torch.zeros(2**20, 36, 0, 16))
