@@ -13,6 +13,7 @@ from .nms import batched_nms, nms, nms_padded
 from .roi_align import pyramid_roi_align, roi_align
 from .select_detections import select_detections
 from .select_proposals import select_proposals
+from .train_conv import train_conv, train_conv_fits
 from .winograd_conv import winograd_available, winograd_conv, winograd_fits, winograd_weight
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "roi_align",
     "select_detections",
     "select_proposals",
+    "train_conv",
+    "train_conv_fits",
     "winograd_available",
     "winograd_conv",
     "winograd_fits",
