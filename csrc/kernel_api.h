@@ -144,6 +144,32 @@ FRCNN_WORKSPACE(select_detections, const FrcnnSelection* selection);
 FRCNN_KERNEL(select_detections, const FrcnnSelection* selection, void* workspace, float* boxes, float* scores,
              int64_t* labels, int64_t* rows, int64_t* counts);
 
+// images [B, H, W, 3], BGR; sizes [B, 2], (height, width) of each, beyond which the result is zero; mean and
+// std: host, three, in the result's order; reverse: the result is RGB -> out [B, H, W, 3] of `type`, one of
+// float, half and bfloat16
+FRCNN_KERNEL(normalize_images, int64_t type, const uint8_t* images, const float* sizes, const double* mean,
+             const double* std, bool reverse, int64_t batch, int64_t height, int64_t width, void* out);
+
+// An image of resize_images, in host memory but for its pixels [height, width, 3]. On CUDA a launch takes
+// kFrcnnImages of them, none longer than kFrcnnLongestSide.
+enum { kFrcnnImages = 32, kFrcnnLongestSide = 1 << 24 };
+struct FrcnnImage {
+  const uint8_t* pixels;
+  int64_t height, width, new_height, new_width;
+};
+// -> out [B, H, W, 3], zero beyond each image's new size
+FRCNN_KERNEL(resize_images, const FrcnnImage* images, int64_t batch, int64_t height, int64_t width,
+             uint8_t* out);
+
+// What follows a convolution: x and out [B, H, W, K], bias [K], add [B, h, w, K] or null, each of whose cells
+// is the nearest of several of x where it is smaller; `type` one of float, half and bfloat16
+struct FrcnnEpilogue {
+  const void *x, *bias, *add;
+  bool relu;
+  int64_t batch, height, width, channels, add_height, add_width;
+};
+FRCNN_KERNEL(conv_epilogue, int64_t type, const FrcnnEpilogue* epilogue, void* out);
+
 // mode: as frcnn::IouLoss counts; reduction: a FrcnnReduction; weight and boxes may be null.
 enum FrcnnReduction { kFrcnnNone = 0, kFrcnnSum = 1, kFrcnnMean = 2 };
 FRCNN_WORKSPACE(iou_loss, int64_t n);

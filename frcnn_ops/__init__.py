@@ -7,9 +7,12 @@ from .extension import build_info  # isort: skip  # first: it defines the operat
 from .assign_max_iou import assign_max_iou
 from .box_coder import decode_boxes, encode_boxes
 from .box_iou import box_iou
+from .conv_epilogue import conv_epilogue
 from .grid_anchors import grid_anchors
 from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_loss
 from .nms import batched_nms, nms, nms_padded
+from .normalize_images import normalize_images
+from .resize_images import resize_images
 from .roi_align import pyramid_roi_align, roi_align
 from .select_detections import select_detections
 from .select_proposals import select_proposals
@@ -22,6 +25,7 @@ __all__ = [
     "box_iou",
     "build_info",
     "ciou_loss",
+    "conv_epilogue",
     "decode_boxes",
     "diou_loss",
     "encode_boxes",
@@ -30,7 +34,9 @@ __all__ = [
     "iou_loss",
     "nms",
     "nms_padded",
+    "normalize_images",
     "pyramid_roi_align",
+    "resize_images",
     "roi_align",
     "select_detections",
     "select_proposals",

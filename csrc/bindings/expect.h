@@ -169,6 +169,30 @@ inline void expect_selection(at::ArrayRef<double> stds, double score_threshold, 
   expect_count(op, "max_detections", max_detections, 0, kMostAlongOne);
 }
 
+inline void expect_normalization(at::ArrayRef<double> mean, at::ArrayRef<double> std) {
+  const char* op = "normalize_images";
+  TORCH_CHECK(mean.size() == 3 && std.size() == 3, op, ": mean and std have ", mean.size(), " and ",
+              std.size(), " numbers, expected 3 each, one per channel");
+  for (const double value : mean) {
+    TORCH_CHECK(value == 0 || is_positive(std::abs(value)), op, ": mean holds ", value,
+                ", expected finite numbers");
+  }
+  expect_all_positive(op, "std", std);
+}
+
+inline void expect_resize(at::IntArrayRef sizes, int64_t images, int64_t height, int64_t width) {
+  const char* op = "resize_images";
+  expect_count(op, "height", height, 0, kMostAlongOne);
+  expect_count(op, "width", width, 0, kMostAlongOne);
+  TORCH_CHECK(static_cast<int64_t>(sizes.size()) == 2 * images, op, ": sizes has ", sizes.size(),
+              " numbers, expected ", 2 * images, " (height and width of each image)");
+  for (size_t i = 0; i < sizes.size(); i += 2) {
+    TORCH_CHECK(sizes[i] >= 0 && sizes[i] <= height && sizes[i + 1] >= 0 && sizes[i + 1] <= width, op,
+                ": sizes hold ", sizes[i], " x ", sizes[i + 1], ", expected at most height x width, ", height,
+                " x ", width);
+  }
+}
+
 inline void expect_max_keep(int64_t max_keep) {
   expect_count("nms_padded", "max_keep", max_keep, 0, kMostAlongOne);
 }

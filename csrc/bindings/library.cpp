@@ -72,6 +72,10 @@ void check_proposals(Floats strides, Floats scales, Floats ratios, double center
 void check_selection(Floats stds, double score_threshold, double iou_threshold, int64_t max_detections) {
   frcnn::expect_selection(stds, score_threshold, iou_threshold, max_detections);
 }
+void check_normalization(Floats mean, Floats std) { frcnn::expect_normalization(mean, std); }
+void check_resize(Ints sizes, int64_t images, int64_t height, int64_t width) {
+  frcnn::expect_resize(sizes, images, height, width);
+}
 void check_maps(Name op, Ints sizes, size_t levels, int64_t batch) {
   frcnn::expect_maps(op.c_str(), sizes, levels, batch);
 }
@@ -89,6 +93,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_maps", for_python(&check_maps));
   m.def("check_max_keep", for_python(&frcnn::expect_max_keep));
   m.def("check_proposals", for_python(&check_proposals));
+  m.def("check_normalization", for_python(&check_normalization));
+  m.def("check_resize", for_python(&check_resize));
   m.def("check_selection", for_python(&check_selection));
   m.def("build_info", [] {
     pybind11::dict info;

@@ -1,4 +1,4 @@
-// Number types on the CPU. Half and bfloat16 are only read: what is computed from them is float32.
+// Number types on the CPU. What is computed from half and bfloat16 is float32.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,12 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 inline float widen(BFloat16 value) { return float_of(uint32_t{value.bits} << 16); }
@@ -30,9 +36,34 @@ inline float widen(BFloat16 value) { return float_of(uint32_t{value.bits} << 16)
 inline float widen(Half value) {
   const uint32_t sign = (value.bits & 0x8000u) << 16;
   const float size = float_of((value.bits & 0x7fffu) << 13) * 0x1p112f;
-  uint32_t bits;
-  std::memcpy(&bits, &size, sizeof(bits));
-  return float_of(bits | (size >= 65536.0f ? 0x7f800000u : 0u) | sign);
+  return float_of(bits_of(size) | (size >= 65536.0f ? 0x7f800000u : 0u) | sign);
+}
+
+// Rounded to nearest, ties to even.
+template <typename T>
+T narrow(float value);
+template <>
+inline float narrow<float>(float value) {
+  return value;
+}
+template <>
+inline BFloat16 narrow<BFloat16>(float value) {
+  const uint32_t bits = bits_of(value);
+  if (value != value) return {0x7fc0};
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+template <>
+inline Half narrow<Half>(float value) {
+  const uint32_t bits = bits_of(value), size = bits & 0x7fffffffu;
+  uint32_t half;
+  if (size >= 0x47800000u) {  // 65536 and more, infinite or NaN
+    half = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  } else if (size < 0x38800000u) {  // subnormal: added to 0.5, whose last place is half's smallest number
+    half = bits_of(float_of(size) + 0.5f) - 0x3f000000u;
+  } else {  // the exponent has another bias, 112 less
+    half = (size - (112u << 23) + 0xfffu + (size >> 13 & 1u)) >> 13;
+  }
+  return {static_cast<uint16_t>((bits >> 16 & 0x8000u) | half)};
 }
 
 // Calls f with a value of the type that `type` names.

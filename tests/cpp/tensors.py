@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16}
 FORMS = {"nms_grouped": "nms", "nms_large": "nms", "nms_padded_large": "nms_padded"}
 
 
@@ -28,6 +29,7 @@ def arguments(form: str, case: dict, device: str = "cpu") -> dict:
             return tensor(value, case.get("kind")).to(device)
         return [convert(v) for v in value] if isinstance(value, list) else value
 
-    named = {"device": torch.device(device), **case}
+    dtype = DTYPES.get(case.get("kind"), torch.float32)
+    named = {"device": torch.device(device), "dtype": dtype, **case}
     wanted = [argument.name for argument in operator(form).default._schema.arguments]
     return {name: convert(named[name]) for name in wanted if name in named}
