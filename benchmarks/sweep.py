@@ -40,7 +40,10 @@ FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: detection in a mode of ours or of the peer ("torchvision"), or a step ("training")."""
+    """What is timed: detection in a mode of ours or of the peer ("torchvision"), or a step ("training").
+
+    Behind a mode of ours, with a comma, may be an `Epilogue` of frcnn.inference.fold that is not the default.
+    """
 
     recipe: str
     precision: str
@@ -60,6 +63,8 @@ def all_cases(recipes: Sequence[str] = RECIPES, batches: Sequence[int] = BATCHES
     rest = [(recipe, precision, mode) for recipe in recipes for precision in PRECISIONS for mode in modes]
     beside = [(recipes[0], "float32", "torchvision"), (recipes[0], "bfloat16", "torchvision")]
     beside.append((recipes[0], "bfloat16", "compiled"))
+    for precision in ("bfloat16", "tf32"):  # to choose the default by
+        beside += [(recipes[0], precision, f"graph, {epilogue}") for epilogue in ("cudnn", "kernel")]
     first = len(PRECISIONS) * len(modes)  # of the first backbone
     rest[first:first] = beside
     compiled = [(recipe, precision, "compiled") for precision in PRECISIONS for recipe in recipes]
@@ -143,6 +148,7 @@ class Measurement:
     def _prepare(self, case: Case) -> int:
         """Make ready what is timed; returns how many bytes the GPU holds that it does not need."""
         from benchmarks.inputs import annotations
+        from frcnn.inference.fast_detector import FastDetector
         from frcnn.inference.hardware import DTYPES
 
         ours = self.ours
@@ -157,7 +163,8 @@ class Measurement:
         ours.model.eval()
         if self.fast_of != (case.precision, case.mode):
             self.fast_of = ours.fast = None  # the last one's memory first
-            ours.fast = ours.model.optimize(precision=case.precision, mode=case.mode)
+            mode, _, epilogue = case.mode.partition(", ")
+            ours.fast = FastDetector(ours.model, case.precision, mode, epilogue=epilogue or "product")
             self.fast_of = (case.precision, case.mode)
         return self.weights_bytes  # of the model that trains
 

@@ -77,12 +77,12 @@ def calibrate(model: FasterRCNN, batch: Batch) -> None:
     _standardize(model.rpn_head.rpn_reg, torch.cat(deltas), PROPOSAL_SHIFT)
     sizes = torch.tensor(batch.sizes, dtype=torch.float32, device=batch.images.device)
     proposals, scores = model.rpn_head.propose(*model.rpn_head(features), sizes)
-    present = [boxes[score > -torch.inf] for boxes, score in zip(proposals, scores, strict=True)]
-    classes, deltas, _ = head(features, present)
+    present = (scores > -torch.inf).flatten()
+    classes, deltas, _ = (outputs[present] for outputs in head(features, proposals))
     _standardize(head.bbox_head.fc_reg, deltas, DETECTION_SHIFT)
     classes = _standardize(head.bbox_head.fc_cls, classes, CLASS_SPREAD)
 
-    wanted = min(CANDIDATES * len(present), classes[:, :-1].numel() // 20)
+    wanted = min(CANDIDATES * len(proposals), classes[:, :-1].numel() // 20)
     low, high = -20.0, 40.0
     for _ in range(40):
         background = (low + high) / 2

@@ -33,7 +33,8 @@ class Conv(nn.Conv2d):
         """[B, C, H, W] -> [B, K, H', W'].
 
         norm: over the K channels, for a layer without a bias of its own.
-        add: [B, K, H', W']; a folded network overwrites it with the result.
+        add: [B, K, H', W']; a folded network overwrites it with the result. Or a map of another size, to a
+            layer that keeps x's size: then what `resized` makes of it.
         beside: a layer of the same geometry over the same x, whose channels follow this one's in the result.
         """
         weight, bias = joined(self, beside)
@@ -44,6 +45,7 @@ class Conv(nn.Conv2d):
         if norm is not None:
             x = norm(x)
         if add is not None:
+            add = resized(add, x)
             x = x.add_(add) if norm is None else x + add
         return F.relu(x, inplace=True) if relu else x
 
@@ -55,6 +57,12 @@ class Linear(nn.Linear):
         """[R, N], or [R, C, h, w] with N = C*h*w, -> [R, M]; `beside` as in `Conv`."""
         x = F.linear(x.flatten(1), *joined(self, beside))
         return F.relu(x, inplace=True) if relu else x
+
+
+def resized(add: Tensor, like: Tensor) -> Tensor:
+    """A map as large as another one: at each position its nearest cell."""
+    size = like.shape[-2:]
+    return add if add.shape[-2:] == size else F.interpolate(add, size=size, mode="nearest")
 
 
 def joined(

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+import frcnn_ops
 from frcnn.backbone import ResNet
 from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
@@ -43,9 +44,6 @@ class FasterRCNN(nn.Module, Predictor):
     from images to detections.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: ModelConfig, data: DataConfig | None = None, class_names: Sequence[str] = ()):
         super().__init__()
         if class_names and len(class_names) != config.num_classes:
@@ -60,12 +58,10 @@ class FasterRCNN(nn.Module, Predictor):
         self.neck = FPN(self.backbone.channels, config.fpn_channels)
         self.rpn_head = RPNHead(config.fpn_channels, config.strides, config.rpn)
         self.roi_head = RoIHead(config.fpn_channels, config.strides[:-1], config.num_classes, config.roi_head)
-        self.register_buffer("mean", torch.tensor(self.data.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(self.data.std), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        return self.mean.device
+        return self.roi_head.bbox_head.fc_cls.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,12 +134,8 @@ class FasterRCNN(nn.Module, Predictor):
         """Of uint8 what `preprocess.normalize` and `pad` make, to the bit; float32 as it is."""
         if pixels.dtype != torch.uint8:
             return pixels
-        pixels = pixels.flip(-1) if self.data.rgb else pixels
-        images = (pixels.float() - self.mean) / self.std
-        rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]
-        columns = torch.arange(images.shape[2], device=images.device) < sizes[:, 1:]
-        images *= (rows[:, :, None] & columns[:, None, :])[..., None]
-        return images.permute(0, 3, 1, 2)
+        data = self.data
+        return frcnn_ops.normalize_images(pixels, sizes, data.mean, data.std, data.rgb, self.dtype)
 
     def optimize(
         self, precision: Precision = "float32", mode: Mode = "eager", few_shapes: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frcnn.conv import Conv
@@ -36,8 +35,7 @@ class FPN(nn.Module):
         lateral = self.lateral_convs[-1](features[-1])
         outputs = [self.fpn_convs[-1](lateral)]
         for index in range(len(features) - 2, -1, -1):
-            coarse = F.interpolate(lateral, size=features[index].shape[-2:], mode="nearest")
-            lateral = self.lateral_convs[index](features[index], add=coarse)
+            lateral = self.lateral_convs[index](features[index], add=lateral)
             outputs.insert(0, self.fpn_convs[index](lateral))
         outputs.append(outputs[-1][..., ::2, ::2].contiguous(memory_format=torch.channels_last))
         return outputs

@@ -60,9 +60,11 @@ class RoIHead(nn.Module):
         self.num_classes = num_classes
         self.bbox_head = BBoxHead(channels, num_classes, config)
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Levels of [B, C, H, W] and per image boxes [P, 4] -> what BBoxHead says of all boxes."""
-        rois = torch.cat([F.pad(image, (1, 0), value=float(index)) for index, image in enumerate(boxes)])
+    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Levels of [B, C, H, W] and boxes [B, P, 4] -> what BBoxHead says of all boxes."""
+        images, count, _ = boxes.shape
+        image = torch.arange(images, dtype=boxes.dtype, device=boxes.device)[:, None, None]
+        rois = torch.cat([image.expand(-1, count, 1), boxes], 2).flatten(0, 1)
         pooled = frcnn_ops.pyramid_roi_align(
             features[: len(self.strides)],
             rois,
@@ -100,7 +102,7 @@ class RoIHead(nn.Module):
         boxes = torch.where(samples.used[..., None], boxes, unit)
         targets = torch.where(samples.positive[..., None], matched_boxes, boxes).flatten(0, 1)
 
-        logits, deltas, _ = self(features, boxes.unbind())
+        logits, deltas, _ = self(features, boxes)
         used, positive = samples.used.flatten(), samples.positive.flatten()
         losses = {
             "loss_cls": class_loss(logits, labels, used),
@@ -156,8 +158,7 @@ class RoIHead(nn.Module):
         """
         config = self.config
         images, count = present.shape
-        proposals = proposals.where(present[..., None], 0.0)  # nothing to pool for an absent box
-        logits, deltas, box_features = self(features, proposals.unbind())
+        logits, deltas, box_features = self(features, proposals)
         probabilities = logits.view(images, count, -1).softmax(-1)
         boxes, scores, labels, rows, counts = frcnn_ops.select_detections(
             probabilities,

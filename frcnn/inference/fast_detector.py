@@ -16,7 +16,7 @@ from torch import Tensor
 import frcnn_ops
 from frcnn.detector import FasterRCNN, fingerprint
 from frcnn.inference.cuda_graph import GraphCache
-from frcnn.inference.fold import fold
+from frcnn.inference.fold import Epilogue, fold
 from frcnn.inference.hardware import DTYPES, Precision, check_precision, float32_arithmetic, limit_threads
 from frcnn.inference.stream import Predictor
 from frcnn.structures import Batch, Detections
@@ -62,6 +62,7 @@ class FastDetector(Predictor):
         that a data set needs at most 8 graphs or compilations for each batch size. A convolution sees what
         lies beside an image's border, so detections near it change a little, as they do where MMDetection
         pads an image to the largest of its batch; without it, they do not depend on anything else.
+    epilogue: as `frcnn.inference.fold.Epilogue` says, on a GPU; mode "compiled" fuses by itself.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class FastDetector(Predictor):
         precision: Precision = "float32",
         mode: Mode = "eager",
         few_shapes: bool = False,
+        epilogue: Epilogue = "product",
     ):
         self.config, self.data, self.class_names = model.config, model.data, model.class_names
         self.precision, self.mode, self.few_shapes = precision, mode, few_shapes
@@ -80,7 +82,7 @@ class FastDetector(Predictor):
             raise ValueError(
                 f'mode="graph" captures CUDA graphs, but the model is on {model.device}: move it to a GPU'
             )
-        self._network = fold(model, DTYPES[precision], fused=mode == "eager")
+        self._network = fold(model, DTYPES[precision], mode != "compiled", epilogue)
         wrapped = {"eager": lambda function: function, "compiled": CompiledByShape, "graph": GraphCache}
         self._detect_padded = wrapped[mode](self._network.detect_padded)
         if self.device.type == "cpu":

@@ -53,8 +53,7 @@ def test_the_wanted_number_of_candidates_passes_and_most_boxes_are_background(ca
         boxes, scores = model.rpn_head.propose(
             *model.rpn_head(features), torch.tensor(batch.sizes, dtype=torch.float32)
         )
-        present = [image[score > -torch.inf] for image, score in zip(boxes, scores, strict=True)]
-        logits, *_ = model.roi_head(features, present)
+        logits = model.roi_head(features, boxes)[0][(scores > -torch.inf).flatten()]
     probabilities = logits.softmax(1)
     above = (probabilities[:, :-1] > model.config.roi_head.score_threshold).sum()
     assert above == pytest.approx(2 * CANDIDATES, abs=2)

@@ -258,13 +258,13 @@ def test_folding_is_exact():
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("finish", ["apart", "onednn"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("kernel, stride, groups", [(1, 1, 1), (3, 1, 1), (3, 2, 4), (7, 2, 1), (1, 2, 1)])
-def test_fused_convolutions(fused, relu, kernel, stride, groups):
+def test_fused_convolutions(finish, relu, kernel, stride, groups):
     torch.manual_seed(0)
     conv = Conv(16, 32, kernel, stride, kernel // 2, groups=groups)
-    folded = FoldedConv(conv, None, torch.float32, fused)
+    folded = FoldedConv(conv, *fold_norm(conv, None), torch.float32, finish)
     is_3x3 = (kernel, stride, groups) == (3, 1, 1)
     assert folded.winograd == (is_3x3 and frcnn_ops.winograd_available())
     for height, width in ((20, 33), (50, 20)):  # the second reuses the first one's weight layout

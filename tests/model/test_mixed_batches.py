@@ -213,7 +213,11 @@ def test_losses_average_over_the_batch(model, batch, outputs, proposals):
         labels.append(torch.cat([gt_labels, torch.where(gt > 0, gt_labels[gt.clamp(min=1) - 1], 3)]))
         targets.append(torch.cat([gts, gts[gt.clamp(min=1) - 1]]))
     with torch.no_grad():
-        class_logits, class_deltas, _ = model.roi_head(features, boxes)
+        outputs = [
+            model.roi_head([level[index : index + 1] for level in features], own[None])
+            for index, own in enumerate(boxes)
+        ]
+    class_logits, class_deltas = (torch.cat([output[part] for output in outputs]) for part in range(2))
     labels, targets, boxes = torch.cat(labels), torch.cat(targets), torch.cat(boxes)
     assert float(losses["loss_cls"]) == pytest.approx(float(F.cross_entropy(class_logits, labels)), rel=1e-5)
     positive = (labels < 3).nonzero()[:, 0]
