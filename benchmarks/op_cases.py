@@ -1,4 +1,4 @@
-"""The operators' workloads in R-50-FPN: images, and what each library does with them."""
+"""The operators' workloads in R-50-FPN: images, and what ours, the reference and a peer do with them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from torch import Tensor
 
 import frcnn_ops
 from frcnn_ops import reference
-
-try:
-    import torchvision
-except ImportError:
-    torchvision = None
 
 STRIDES = (4, 8, 16, 32, 64)
 CHANNELS = 256
@@ -29,6 +24,8 @@ class Case:
     name: str
     bytes: int
     subjects: dict[str, Callable[[], object]]
+    peer: tuple[str, tuple] | None = None
+    """A function of benchmarks/peer_ops.py and its arguments."""
 
 
 @dataclass
@@ -96,23 +93,14 @@ def touched_cells(rois: Tensor, sizes: list[tuple[int, int]], batch: int) -> int
     return sum(int(mask.sum()) for mask in masks)  # fmt: skip
 
 
-def torchvision_pyramid(features: list[Tensor], rois: Tensor) -> Tensor:
-    """RoIAlign as torchvision's MultiScaleRoIAlign does it, a call per level; aligned, as ours."""
-    levels = reference.roi_levels(rois, len(features), 56.0)
-    rois = rois.to(features[0].dtype)
-    out = features[0].new_empty(len(rois), features[0].shape[1], 7, 7)
-    for level, feature in enumerate(features):
-        own = torch.where(levels == level)[0]
-        pooled = torchvision.ops.roi_align(feature, rois[own], 7, 1 / STRIDES[level], 0, aligned=True)
-        out = out.index_copy(0, own, pooled)
-    return out
-
-
-def roi_align_cases(image: Image, batch: int, count: int, with_reference: bool) -> Iterator[Case]:
-    sizes = image.level_sizes(4)
+def roi_align_cases(
+    image: Image, batch: int, count: int, levels: int, with_reference: bool
+) -> Iterator[Case]:
+    """levels: 4, or 1 for everything on the finest, where a bin of a large RoI holds many samples."""
+    sizes, strides = image.level_sizes(levels), STRIDES[:levels]
     rois = image.rois(batch, count)
     cells = touched_cells(rois, sizes, batch)
-    scales = [1 / s for s in STRIDES[:4]]
+    scales = [1 / s for s in strides]
     half = torch.float16 if image.device.type == "cuda" else torch.float32
     layouts = {
         (half, torch.channels_last): "channels-last",
@@ -122,7 +110,7 @@ def roi_align_cases(image: Image, batch: int, count: int, with_reference: bool) 
         maps = [torch.randn(batch, CHANNELS, h, w, device=image.device).to(dtype) for h, w in sizes]
         maps = [m.contiguous(memory_format=layout) for m in maps]
         each = CHANNELS * dtype.itemsize
-        title = f"{name} {str(dtype)[6:]}, {batch} x {count} RoIs"
+        title = f"{name} {str(dtype)[6:]}, {batch} x {count} RoIs" + ("" if levels > 1 else ", one level")
 
         def forward(pool: Callable[..., Tensor], maps=maps) -> Callable[[], object]:
             return lambda: pool(maps, rois)
@@ -134,20 +122,20 @@ def roi_align_cases(image: Image, batch: int, count: int, with_reference: bool) 
             return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
         def ours(maps, rois):
-            return frcnn_ops.pyramid_roi_align(maps, rois, 7, STRIDES[:4])
+            return frcnn_ops.pyramid_roi_align(maps, rois, 7, strides)
 
         def naive(maps, rois):
             return reference.roi_align(maps, rois, (7, 7), scales, 0, True, 56.0)
 
         pools = {"ours": ours, "reference": naive} if with_reference else {"ours": ours}
-        if torchvision:
-            pools["torchvision"] = torchvision_pyramid
+        peer = ([m.contiguous() for m in maps], rois, strides)  # the layout that torchvision reads
         subjects = {name: forward(pool) for name, pool in pools.items()}
-        yield Case(f"roi_align {title}", (cells + len(rois) * 49) * each, subjects)
+        yield Case(f"roi_align {title}", (cells + len(rois) * 49) * each, subjects, ("roi_align", peer))
         pools.pop("reference", None)
         every = batch * sum(h * w for h, w in sizes)
         subjects = {name: backward(pool) for name, pool in pools.items()}
-        yield Case(f"roi_align backward {title}", (every + len(rois) * 49) * each, subjects)
+        peer = ("roi_align_backward", peer)
+        yield Case(f"roi_align backward {title}", (every + len(rois) * 49) * each, subjects, peer)
 
 
 def nms_cases(image: Image, batch: int, count: int) -> Iterator[Case]:
@@ -160,16 +148,18 @@ def nms_cases(image: Image, batch: int, count: int) -> Iterator[Case]:
         "ours": lambda: frcnn_ops.nms_padded(boxes, scores, 0.7, count),
         "reference": lambda: reference.nms_padded(boxes, scores, 0.7, count),
     }
-    if torchvision:
-        subjects["torchvision"] = lambda: torchvision.ops.batched_nms(flat, flat_scores, ids, 0.7)
-    yield Case(f"nms {batch} images x 5 levels x {count}", segments * count * 28, subjects)
+    peer = "batched_nms", (flat, flat_scores, ids, 0.7)
+    yield Case(f"nms {batch} images x 5 levels x {count}", segments * count * 28, subjects, peer)
 
     boxes_one, scores_one = image.proposals(20 * count)
     classes = torch.arange(20 * count, device=image.device) % 80
     subjects = {"ours": lambda: frcnn_ops.batched_nms(boxes_one, scores_one, classes, 0.5)}
-    if torchvision:
-        subjects["torchvision"] = lambda: torchvision.ops.batched_nms(boxes_one, scores_one, classes, 0.5)
-    yield Case(f"nms {20 * count} boxes, 80 classes", 20 * count * 36, subjects)
+    peer = "batched_nms", (boxes_one, scores_one, classes, 0.5)
+    yield Case(f"nms {20 * count} boxes, 80 classes", 20 * count * 36, subjects, peer)
+
+    subjects = {"ours": lambda: frcnn_ops.nms(boxes_one, scores_one, 0.5)}
+    peer = "nms", (boxes_one, scores_one, 0.5)
+    yield Case(f"nms {20 * count} boxes", 20 * count * 28, subjects, peer)
 
 
 def box_cases(image: Image, batch: int) -> Iterator[Case]:
@@ -181,14 +171,8 @@ def box_cases(image: Image, batch: int) -> Iterator[Case]:
         "ours": lambda: frcnn_ops.grid_anchors(sizes, STRIDES, device=image.device),
         "reference": lambda: reference.grid_anchors(flat_sizes, STRIDES, (8.0,), RATIOS, 0.0, image.device),
     }
-    if torchvision:
-        make = torchvision.models.detection.anchor_utils.AnchorGenerator(
-            tuple((8 * s,) for s in STRIDES), (RATIOS,) * 5
-        )
-        make.cell_anchors = [c.to(image.device) for c in make.cell_anchors]
-        steps = [[torch.tensor(s, device=image.device)] * 2 for s in STRIDES]
-        subjects["torchvision"] = lambda: make.grid_anchors(sizes, steps)
-    yield Case(f"grid_anchors {n}", n * 16, subjects)
+    peer = "grid_anchors", (sizes, STRIDES, RATIOS, str(image.device))
+    yield Case(f"grid_anchors {n}", n * 16, subjects, peer)
 
     rois, _ = image.proposals(512)
     codes = torch.randn(512, 320, device=image.device)
@@ -202,21 +186,17 @@ def box_cases(image: Image, batch: int) -> Iterator[Case]:
         "ours": lambda: frcnn_ops.encode_boxes(rois, targets, stds),
         "reference": lambda: reference.encode_boxes(rois, targets, stds),
     }
-    if torchvision:
-        coder = torchvision.models.detection._utils.BoxCoder((10.0, 10.0, 5.0, 5.0))
-        subjects["torchvision"] = lambda: coder.decode_single(codes, rois)
-        encoding["torchvision"] = lambda: coder.encode_single(targets, rois)
-    yield Case("decode_boxes 512 x 80 classes", 512 * (16 + 80 * 32), subjects)
-    yield Case("encode_boxes 512", 512 * 48, encoding)
+    weights = tuple(1 / std for std in stds)
+    peer = "decode_boxes", (codes, rois, weights)
+    yield Case("decode_boxes 512 x 80 classes", 512 * (16 + 80 * 32), subjects, peer)
+    yield Case("encode_boxes 512", 512 * 48, encoding, ("encode_boxes", (targets, rois, weights)))
 
     gts = image.objects(100).to(image.device)
     subjects = {
         "ours": lambda: frcnn_ops.box_iou(gts, anchors),
         "reference": lambda: reference.box_iou(gts, anchors),
     }
-    if torchvision:
-        subjects["torchvision"] = lambda: torchvision.ops.box_iou(gts, anchors)
-    yield Case(f"box_iou 100 x {n}", 100 * n * 4 + n * 16, subjects)
+    yield Case(f"box_iou 100 x {n}", 100 * n * 4 + n * 16, subjects, ("box_iou", (gts, anchors)))
 
     count = torch.tensor([100], device=image.device)
     rule = (0.7, 0.3, 0.3, True, -1.0)
@@ -224,10 +204,7 @@ def box_cases(image: Image, batch: int) -> Iterator[Case]:
         "ours": lambda: frcnn_ops.assign_max_iou(anchors, gts, *rule[:4]),
         "reference": lambda: reference.assign_max_iou(anchors, gts[None], count, None, None, *rule),
     }
-    if torchvision:
-        match = torchvision.models.detection._utils.Matcher(0.7, 0.3, allow_low_quality_matches=True)
-        subjects["torchvision"] = lambda: match(torchvision.ops.box_iou(gts, anchors))
-    yield Case(f"assign_max_iou {n} x 100 gts", n * 28, subjects)
+    yield Case(f"assign_max_iou {n} x 100 gts", n * 28, subjects, ("assign_max_iou", (gts, anchors)))
 
     logits, deltas = (
         [torch.randn(batch, a, h, w, device=image.device) * 0.3 for h, w in sizes] for a in (3, 12)
@@ -269,10 +246,10 @@ def loss_cases(image: Image, count: int) -> Iterator[Case]:
             "ours": step(lambda fixed=fixed: torch.ops.frcnn_ops.iou_loss(pred, target, *fixed)),
             "reference": step(lambda fixed=fixed: reference.iou_loss(pred, target, *fixed)),
         }
-        if torchvision:
-            function = getattr(torchvision.ops, peer)
-            subjects["torchvision"] = step(lambda f=function: f(pred, target, reduction="mean"))
-        yield Case(f"{mode}_loss forward and backward, {count}", count * 80, subjects)
+        arguments = (peer, pred.detach(), target)
+        yield Case(
+            f"{mode}_loss forward and backward, {count}", count * 80, subjects, ("iou_loss", arguments)
+        )
 
 
 def all_cases(image: Image, batches: list[int], quick: bool) -> Iterator[Case]:
@@ -283,5 +260,5 @@ def all_cases(image: Image, batches: list[int], quick: bool) -> Iterator[Case]:
     for batch in batches:
         yield from nms_cases(image, batch, 1000 // shrink)
     for batch in batches:
-        for count in (1000, 512):
-            yield from roi_align_cases(image, batch, count // shrink, quick)
+        for count, levels in ((1000, 4), (512, 4), (100, 4), (1000, 1)):
+            yield from roi_align_cases(image, batch, count // shrink, levels, quick)

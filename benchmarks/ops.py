@@ -2,11 +2,13 @@
 
     python benchmarks/ops.py                      everything, on the GPU if there is one
     python benchmarks/ops.py --only nms --quick   small images, some operators
+    python benchmarks/ops.py --device cpu --peer-python PATH   torchvision of another environment
 
 Ours, torchvision's and the reference take turns in one run; medians are printed with the least bytes that
 must move, the bandwidth that makes, its share of the device's copy bandwidth, and peak extra memory. A
 library stops taking turns once it has used its budget of seconds. The reference's RoIAlign loops over RoIs in
-Python, minutes for a thousand, and runs with --quick only. Results go to ops.json and ops.md in
+Python, minutes for a thousand, and runs with --quick only. torchvision gets NCHW maps, the layout it reads,
+whatever ours gets. Bytes are counted, times measured. Results go to ops.json and ops.md in
 benchmarks/results/<date>-<machine>, or in the folder that --output names; they are whole after every case.
 """
 
@@ -17,8 +19,11 @@ import datetime
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,23 +31,11 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import machine, measure, report
-from benchmarks.op_cases import Case, Image, all_cases, torchvision
+from benchmarks.op_cases import Case, Image, all_cases
+from benchmarks.worker import Worker
 from frcnn.files import replace_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Of one call; on a GPU the mean of several in a row, between events."""
-    if device.type != "cuda":
-        return measure.timed(call, device)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(5):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 5e3
 
 
 def extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
@@ -57,21 +50,36 @@ def extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def run_case(case: Case, device: torch.device, budget: float, most: int = 100) -> dict[str, object]:
-    """Median seconds and extra memory of each subject, taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in case.subjects}
-    memory, spent = {}, dict.fromkeys(case.subjects, 0.0)
+def run_case(
+    case: Case, device: torch.device, budget: float, peer: Worker | None, most: int = 100
+) -> dict[str, object]:
+    """Median seconds and extra memory of each subject, taking turns.
+
+    peer: runs torchvision's part of the case, in a process of its own.
+    """
+    runs: dict[str, Callable[[], float]] = {}
+    memory = {}
     for name, call in case.subjects.items():
+        memory[name] = extra_bytes(call, device)  # of the first call on: it warms up
+        runs[name] = partial(measure.seconds_of, call, device)
+    if peer is not None and case.peer is not None:
+        function, arguments = case.peer
+        with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+            torch.save(arguments, file.name)
+            peer.call("prepare", name=function, file=file.name, device=str(device))
+        runs["torchvision"] = partial(peer.call, "run")
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    spent = dict.fromkeys(runs, 0.0)
+    for name, run in runs.items():
         started = time.perf_counter()
-        call()  # warms up
-        memory[name] = extra_bytes(call, device)
+        run()  # warms up
         spent[name] = time.perf_counter() - started
     for _ in range(most):
-        for name, call in case.subjects.items():
+        for name, run in runs.items():
             if seconds[name] and spent[name] > budget:
                 continue
             started = time.perf_counter()
-            seconds[name].append(seconds_of(call, device))
+            seconds[name].append(run())
             spent[name] += time.perf_counter() - started
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {"name": case.name, "bytes": case.bytes, "seconds": medians, "extra_bytes": memory,
@@ -108,6 +116,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     parser.add_argument("--batches", type=int, nargs="+", help="default: 1 2 8 on a GPU, else 1")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds per case and library")
+    parser.add_argument("--peer-python", help="interpreter with torchvision; default: this one, if it has it")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
     parser.add_argument("--output", type=Path, help="folder for the results, also with --quick")
     parser.add_argument(
         "--save", action=argparse.BooleanOptionalAction, default=True, help="write the results"
@@ -117,7 +127,11 @@ def main() -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         print("no GPU: timing the CPU operators; the goals for a GPU stay unmeasured", file=sys.stderr)
-    if torchvision is None:
+    torch.set_num_threads(options.threads)
+    peer = None
+    if options.peer_python or find_spec("torchvision"):
+        peer = Worker("benchmarks.peer_ops", options.peer_python or sys.executable, options.threads)
+    else:
         print("torchvision is not installed: its column stays empty", file=sys.stderr)
     height, width = (256, 320) if options.quick else (800, 1333)
     batches = options.batches or ([1, 2, 8] if device.type == "cuda" and not options.quick else [1])
@@ -131,7 +145,7 @@ def main() -> None:
         if options.only not in case.name:
             continue
         try:
-            rows.append(run_case(case, device, options.budget))
+            rows.append(run_case(case, device, options.budget, peer))
         except RuntimeError as error:  # of one library: the other cases tell something all the same
             failed.append(case.name)
             print(case.name, "failed:", error, flush=True)
@@ -140,6 +154,8 @@ def main() -> None:
         print(case.name, milliseconds, flush=True)
         if folder is not None:
             write(folder, rows, found, copy)
+    if peer is not None:
+        peer.close()
     if not rows + failed:
         raise SystemExit(f"no case's name contains {options.only!r}")
     print("\n" + as_markdown(rows, found, copy))

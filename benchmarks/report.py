@@ -157,8 +157,9 @@ def _stage_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     text = (
-        "Milliseconds, and in brackets the share of the floor: the least time that the stage's operations "
-        "(at the rate of a large matrix product) and bytes (at the bandwidth of a large copy) take here."
+        "Milliseconds, measured, and in brackets what share of them the predicted floor is: the least time "
+        "that the stage's operations (at the rate of a large matrix product) and bytes (at the bandwidth of "
+        "a large copy) take here."
     )
     return "\n\n".join(["## Stages", text, table(["recipe", *stages], lines)])
 
@@ -185,7 +186,17 @@ def _roofline(row: Row) -> str:
             f"### Roofline of {row['name']}",
             f"Measured in the same run: {rates['matrix'] / 1e9:.0f} GFLOP/s in matrix products, "
             f"{rates['copy'] / 1e9:.1f} GB/s in copies (reads plus writes).",
-            table(["stage", "GFLOP", "MB", "floor ms", "measured ms", "share of floor"], lines),
+            table(
+                [
+                    "stage",
+                    "GFLOP (counted)",
+                    "MB (counted)",
+                    "floor ms (predicted)",
+                    "ms (measured)",
+                    "floor / measured",
+                ],
+                lines,
+            ),
         ]
     )
 
