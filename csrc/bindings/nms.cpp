@@ -48,10 +48,12 @@ Tensor best_first(const Tensor& scores) {
 // Places within each row of [S, N] as places in all of it.
 Tensor rows_of_all(const Tensor& places) {
   const double n = static_cast<double>(places.size(1));
+  // in float64, which holds them all: the ABI's subtract scales by a double, which integers refuse
   const Tensor size =
-      torch::stable::full({places.size(0), 1}, n, ScalarType::Long, std::nullopt, places.device());
+      torch::stable::full({places.size(0), 1}, n, ScalarType::Double, std::nullopt, places.device());
   const Tensor end = aten<1>("aten::cumsum", "", size, int64_t{0}, std::optional<ScalarType>())[0];
-  return torch::stable::subtract(places, torch::stable::subtract(size, end));
+  const Tensor back = torch::stable::subtract(size, end);
+  return converted(torch::stable::subtract(converted(places, ScalarType::Double), back), ScalarType::Long);
 }
 
 void suppress_large(const Tensor& boxes, const FrcnnLargeNms& problem) {
