@@ -111,9 +111,9 @@ int frcnn_cuda_nms_segments(const int64_t* ids, int64_t n, int64_t* starts, int6
 struct FrcnnLargeNms {
   const void* boxes;     // [total, 4], not sorted
   const void* scores;    // [total] or null; a score of -inf marks an absent box
-  const int64_t* order;  // [total]: segment by segment, best first, rows of boxes
+  const int64_t* order;  // [total]: segment by segment, best first, rows of boxes, or of the segment's boxes
   // Segments are [starts[s], starts[s + 1]) with their number in device memory, or `segments` of n rows each
-  // if starts is null.
+  // if starts is null; only then does `order` count within a segment, and may there be indices.
   const int64_t *starts, *segment_count;
   int64_t total, segments, n;
   double iou_threshold;

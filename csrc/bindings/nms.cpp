@@ -20,10 +20,9 @@ std::array<Tensor, Results> aten(const char* name, const char* overload, const A
   for (size_t i = 0; i < Results; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return results;
 }
-Tensor sorted_stably(const Tensor& keys, Tensor* places) {
-  const auto sorted = aten<2>("aten::sort", "stable", keys, std::optional<bool>(true), int64_t{-1}, false);
-  *places = sorted[1];
-  return sorted[0];
+// The keys in ascending order, and their places before.
+std::array<Tensor, 2> sorted_stably(const Tensor& keys) {
+  return aten<2>("aten::sort", "stable", keys, std::optional<bool>(true), int64_t{-1}, false);
 }
 
 // On the current device.
@@ -40,20 +39,7 @@ Tensor best_first(const Tensor& scores) {
   Tensor keys = empty(scores.sizes(), wide ? ScalarType::Long : ScalarType::Int, scores.device());
   expect_launched("nms", frcnn_cuda_nms_keys(type_of(scores), scores.const_data_ptr(), scores.numel(),
                                              keys.mutable_data_ptr(), stream()));
-  Tensor order;
-  sorted_stably(keys, &order);
-  return order;
-}
-
-// Places within each row of [S, N] as places in all of it.
-Tensor rows_of_all(const Tensor& places) {
-  const double n = static_cast<double>(places.size(1));
-  // in float64, which holds them all: the ABI's subtract scales by a double, which integers refuse
-  const Tensor size =
-      torch::stable::full({places.size(0), 1}, n, ScalarType::Double, std::nullopt, places.device());
-  const Tensor end = aten<1>("aten::cumsum", "", size, int64_t{0}, std::optional<ScalarType>())[0];
-  const Tensor back = torch::stable::subtract(size, end);
-  return converted(torch::stable::subtract(converted(places, ScalarType::Double), back), ScalarType::Long);
+  return sorted_stably(keys)[1];
 }
 
 void suppress_large(const Tensor& boxes, const FrcnnLargeNms& problem) {
@@ -109,7 +95,7 @@ void nms_padded_large(const Tensor& boxes, const Tensor& scores, double iou_thre
     torch::stable::zero_(counts);
     return;
   }
-  const Tensor order = rows_of_all(best_first(scores));
+  const Tensor order = best_first(scores);
   FrcnnLargeNms problem{};
   problem.boxes = boxes.const_data_ptr();
   problem.scores = scores.const_data_ptr();

@@ -77,6 +77,10 @@ struct Sorted {
   __device__ __forceinline__ int64_t start_of(int64_t s) const {
     return starts != nullptr ? starts[s] : s * n;
   }
+  // The box at a place of segment s.
+  __device__ __forceinline__ int64_t row_at(int64_t s, int64_t place) const {
+    return order[place] + (starts != nullptr ? 0 : s * n);
+  }
 };
 
 // grid: (groups of candidates of a chunk, splits of the kept boxes, longer segments; the last wraps around)
@@ -93,7 +97,7 @@ __global__ void __launch_bounds__(kPruneThreads) prune_kernel(Sorted<T> p, int64
     const int64_t kept = p.kept_count[s];
     bool dropped = false;
     if (row < end && row < chunk + p.chunk) {
-      const Box<T> box = read_box(p.boxes + p.order[row] * 4);
+      const Box<T> box = read_box(p.boxes + p.row_at(s, row) * 4);
       const T area = box.area();
       const Threshold<T> limit(p.threshold);
       constexpr int kParts = kPruneThreads / kPruneBoxes;
@@ -132,7 +136,7 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
       bool chosen = false;
       int64_t row = 0;
       if (i < size) {
-        row = p.order[chunk + i];
+        row = p.row_at(segment, chunk + i);
         chosen = round == 0 || (p.dropped[chunk / 32 + segment + i / 32] >> (i % 32) & 1u) == 0;
         if (p.scores != nullptr && p.scores[row] == -static_cast<T>(INFINITY)) chosen = false;
       }
@@ -149,8 +153,7 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
     for (int i = t; i < kept; i += kNmsThreads) {
       p.kept[start + before + i] = boxes[i];
       if (p.keep != nullptr) p.keep[chunk + places[i]] = 1;
-      if (p.indices != nullptr)
-        p.indices[segment * p.max_keep + before + i] = p.order[chunk + places[i]] - segment * p.n;
+      if (p.indices != nullptr) p.indices[segment * p.max_keep + before + i] = p.order[chunk + places[i]];
     }
     if (t == 0) {
       p.kept_count[segment] = before + kept;

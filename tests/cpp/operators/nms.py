@@ -125,7 +125,7 @@ def nms_padded_large(boxes, scores, iou_threshold, max_keep, seed=0) -> tuple[np
     """The padded form for any number of boxes [S, N, 4]."""
     segments, n = scores.shape
     with emulated.device(seed) as d:
-        order = np.argsort(_keys(d, scores), axis=1, kind="stable") + np.arange(segments)[:, None] * n
+        order = np.argsort(_keys(d, scores), axis=1, kind="stable")
         indices, counts = d.empty((segments, max_keep), np.int64), d.empty(segments, np.int64)
         _suppress_large(
             d, kind_of(boxes), boxes=d.put(boxes), scores=d.put(scores), order=d.put(order),
