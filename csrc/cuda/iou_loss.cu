@@ -8,6 +8,7 @@
 // Nothing was measured on a GPU.
 #include "../box.h"
 #include "dtypes.h"
+#include "last_block.h"
 
 namespace frcnn {
 namespace {
@@ -85,14 +86,8 @@ __global__ void __launch_bounds__(kThreads)
     if (t == 0) *out = static_cast<T>(sum / divisor);
     return;
   }
-  if (t == 0) {
-    partial[blockIdx.x] = sum;
-    __threadfence();
-    last = atomicAdd(finished, 1u) == gridDim.x - 1;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
+  if (t == 0) partial[blockIdx.x] = sum;
+  if (!ends_last(finished, gridDim.x, last)) return;
   sum = block_sum(t < static_cast<int>(gridDim.x) ? partial[t] : 0.0, of_warp);
   if (t == 0) *out = static_cast<T>(sum / divisor);
 }

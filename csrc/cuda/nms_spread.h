@@ -9,6 +9,7 @@
 // suppress_in_block.
 #pragma once
 
+#include "last_block.h"
 #include "nms_suppress.h"
 
 namespace frcnn {
@@ -151,14 +152,7 @@ __device__ __forceinline__ int suppress_spread(Box<float>* boxes, float* areas, 
   __syncthreads();
   compare_spread(boxes, areas, places, count, groups, Threshold<float>(threshold), bits, spread.words, block,
                  spread.blocks);
-  __syncthreads();
-  if (t == 0) {
-    __threadfence();
-    s.last = atomicAdd(&spread.finished[segment], 1u) == static_cast<unsigned>(spread.blocks) - 1u;
-  }
-  __syncthreads();
-  if (!s.last) return -1;
-  __threadfence();
+  if (!ends_last(&spread.finished[segment], static_cast<unsigned>(spread.blocks), s.last)) return -1;
   return reduce_spread(boxes, places, count, bits, spread.words, max_keep, s);
 }
 

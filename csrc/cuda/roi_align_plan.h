@@ -4,6 +4,7 @@
 // Launch 2 (plan_kernel): a warp counts the RoIs that reach a tile; the block that ends last sums the work.
 #pragma once
 
+#include "last_block.h"
 #include "roi_align.h"
 
 namespace frcnn {
@@ -159,14 +160,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const __grid_constant__ 
     for (int step = 16; step > 0; step /= 2) found += __shfl_xor_sync(kFullWarp, found, step);
     if (lane == 0) sorted.before[own + 1] = 1 + int64_t{found} * kRoiWork;
   }
-  __syncthreads();
-  if (t == 0) {
-    __threadfence();
-    last = atomicAdd(sorted.finished, 1u) == gridDim.x - 1;
-  }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
+  if (!ends_last(sorted.finished, gridDim.x, last)) return;
 
   // A thread sums neighboring tiles.
   const int64_t each = (tiles.count + kThreads - 1) / kThreads;

@@ -24,6 +24,7 @@ OPS = {
     "nms_spread.h": ["nms_padded", "nms_grouped", "select_proposals"],
     "roi_align_plan.h": ["roi_align_backward"],
     "nms_large.cu": ["nms_large", "nms_padded_large"],
+    "last_block.h": ["iou_loss", "nms_padded", "roi_align_backward"],
 }
 BARRIER = re.compile(r"__syncthreads\(\);|__syncwarp\(\);|__threadfence\(\);")
 RUN = """
