@@ -9,8 +9,8 @@
 // - NCHW: a thread takes a (channel, bin), bins fastest, so a warp's loads fall on few lines of one map.
 //
 // Bound by the issue of instructions: 24 for each load of 16 bytes, of which 8 are multiply-adds and 8 unpack
-// halves, and what a column's sum costs beside. 1000 RoIs of one image in half read 187 MB through L2, 21 us
-// (modeled, docs/performance.md). Nothing was measured on a GPU.
+// halves, and what a column's sum costs beside. 1000 RoIs of one image in half read 187 MB through L2, which
+// is modeled to take 21 us (docs/performance.md). Nothing was measured on a GPU.
 #include "roi_align.h"
 
 namespace frcnn {
@@ -238,9 +238,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && N > 1 ? 3 : 2)
         }
       } else {
         for_each_sample(g, row, bin, [&](int64_t cell, C weight) {
-          const Pack<T, N> v = load_pack<T, N>(map + cell * channels + c);
-#pragma unroll
-          for (int n = 0; n < N; ++n) sum[n] = fma(weight, static_cast<C>(widen(v.v[n])), sum[n]);
+          add_cell<N, T>(base + cell * int64_t{cell_size}, weight, sum);
         });
       }
       Pack<T, N> result;
