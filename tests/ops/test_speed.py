@@ -1,7 +1,7 @@
 """A guard against slow-downs: the CPU operators beside plain torch code, in turns within one process.
 
 Not a time but a ratio, of the fastest of several turns each, and half of it or less is asked for: one thread
-of a busy machine with AVX2 had 3.2, 1100 and 7.4.
+of machines with AVX2 and AVX-512, busy and quiet, had at least 2.0, 36 and 5.4.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def test_roi_align():
     ratio = times_faster(
         lambda: frcnn_ops.roi_align(maps, rois, 7, 1.0, 2), lambda: plain_roi_align(maps, own)
     )
-    assert ratio > 1.5
+    assert ratio > 1
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_nms():
     own, scores = boxes(1500, 60.0, 400.0), torch.rand(1500, generator=torch.Generator().manual_seed(1))
     assert torch.equal(frcnn_ops.nms(own, scores, 0.5), plain_nms(own, scores, 0.5))
-    assert times_faster(lambda: frcnn_ops.nms(own, scores, 0.5), lambda: plain_nms(own, scores, 0.5), 3) > 50
+    assert times_faster(lambda: frcnn_ops.nms(own, scores, 0.5), lambda: plain_nms(own, scores, 0.5)) > 15
 
 
 @pytest.mark.usefixtures("one_thread")
