@@ -216,7 +216,8 @@ def measure(cases: Sequence[Case], rows: Rows, measurement: Measurement, limit: 
         else:
             rows.end(case, result)
             print(*asdict(case).values(), f"{result['median_ms']:.2f} ms", flush=True)
-        faulthandler.cancel_dump_traceback_later()
+        finally:  # or the limit of this case would end whatever runs then
+            faulthandler.cancel_dump_traceback_later()
 
 
 def main() -> int:
