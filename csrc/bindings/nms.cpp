@@ -58,7 +58,9 @@ Tensor nms_large(const Tensor& boxes, const Tensor& scores, const OptionalTensor
   Tensor order = by_score, by_group, starts, segment_count;
   if (groups) {
     const Tensor group_of = aten<1>("aten::index_select", "", *groups, int64_t{0}, by_score)[0];
-    const Tensor sorted = sorted_stably(group_of, &by_group);
+    const auto by_id = sorted_stably(group_of);
+    const Tensor& sorted = by_id[0];
+    by_group = by_id[1];
     order = aten<1>("aten::index_select", "", by_score, int64_t{0}, by_group)[0];
     // 1 where a group begins; their running sum counts the groups
     const Tensor changes = torch::stable::full({n}, 1.0, ScalarType::Long, std::nullopt, device);
