@@ -54,6 +54,11 @@ FRCNN_HD void store_box(T* p, const Box<T>& b) {
   p[3] = b.y2;
 }
 
+template <typename T>
+FRCNN_HD bool has_nan(const Box<T>& b) {
+  return b.x1 != b.x1 || b.y1 != b.y1 || b.x2 != b.x2 || b.y2 != b.y2;
+}
+
 // ---- overlap ----------------------------------------------------------------------------------------------
 
 template <typename T>

@@ -35,8 +35,10 @@ struct FrcnnAnchors {
   float center_offset;
 };
 
-// sizes: host, H and W of each level; anchors float32
-FRCNN_KERNEL(grid_anchors, const FrcnnAnchors* grid, const int64_t* sizes, float* anchors);
+// sizes: host, H and W of each level; anchors [N, 4] float32, or, with image_sizes [images, 2], [images, N,
+// 4] and NaN where an anchor's position is beyond its image's (height, width)
+FRCNN_KERNEL(grid_anchors, const FrcnnAnchors* grid, const int64_t* sizes, const float* image_sizes,
+             int64_t images, float* anchors);
 
 FRCNN_KERNEL(box_iou, int64_t type, const void* a, const void* b, int64_t n, int64_t m, void* out);
 
@@ -187,6 +189,77 @@ FRCNN_KERNEL(assign_max_iou, int64_t type, const void* boxes, int64_t box_batch_
              const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g, const void* ignore,
              const int64_t* ignore_counts, int64_t i, double pos_iou, double neg_iou, double min_pos_iou,
              bool match_low_quality, double ignore_iof, void* workspace, int64_t* gt_index, void* max_iou);
+
+// Convolutions whose norm is an affine map of each filter; all of one layer, and `layers` of them.
+struct FrcnnNorm {
+  const void *weight, *gain, *shift, *mean, *variance;  // [filters, row], and [filters] each
+  int64_t filters, row;
+};
+// -> weights and biases of out_type, one of each per layer; double goes with double only
+FRCNN_KERNEL(fold_norms, int64_t type, int64_t out_type, const FrcnnNorm* norms, int64_t layers, double eps,
+             void* const* weights, void* const* biases);
+// grads: of the weights, then of the biases, of grad_type -> grads of weight, gain and shift of each layer
+FRCNN_KERNEL(fold_norms_backward, int64_t type, int64_t grad_type, const FrcnnNorm* norms, int64_t layers,
+             double eps, const void* const* grad_weights, const void* const* grad_biases,
+             void* const* by_weight, void* const* by_gain, void* const* by_shift);
+
+// gt_index [B, n], seed [1] -> index [B, slots], -1 where unused, and counts [B, 2] of positives and
+// negatives, which come in this order
+FRCNN_WORKSPACE(sample_anchors, int64_t batch, int64_t n);
+FRCNN_KERNEL(sample_anchors, const int64_t* gt_index, const int64_t* seed, int64_t batch, int64_t n,
+             int64_t slots, int64_t most_positive, void* workspace, int64_t* index, int64_t* counts);
+
+// The candidates of an image are its g gts, then its p proposals.
+struct FrcnnCandidates {
+  const float *proposals, *scores;  // [B, p, 4], [B, p]; a score of -inf marks an absent one
+  const int64_t* gt_index;          // [B, p]
+  const float* gts;                 // [B, g, 4]
+  const int64_t *labels, *counts;   // [B, g], [B]
+  int64_t batch, p, g, background;
+};
+// -> rois [B, slots, 5], labels [B, slots], targets [B, slots, 4], counts as above
+FRCNN_WORKSPACE(sample_proposals, const FrcnnCandidates* candidates);
+FRCNN_KERNEL(sample_proposals, const FrcnnCandidates* candidates, const int64_t* seed, int64_t slots,
+             int64_t most_positive, void* workspace, float* rois, int64_t* labels, float* targets,
+             int64_t* counts);
+
+// What an RPN says of sampled anchors, in host memory: maps [B, per_cell * 5, H, W] hold the logits, then the
+// deltas of each anchor.
+struct FrcnnRPNMap {
+  const void* values;
+  int64_t height, width, strides[4];
+};
+struct FrcnnRPNSamples {
+  const FrcnnRPNMap* maps;
+  const float* anchors;                      // [B, n, 4], or [n, 4] with anchor_stride 0
+  const float* gts;                          // [B, g, 4]
+  const int64_t *gt_index, *index, *counts;  // [B, n], [B, slots], [B, 2]
+  const double* stds;                        // host, four
+  int64_t levels, per_cell, batch, n, g, slots, anchor_stride;
+};
+// Losses and their gradients are float64 where the maps are, otherwise float32. grads: one [B, H, W,
+// per_cell * 5] per level, zero on entry.
+FRCNN_KERNEL(rpn_loss, int64_t type, const FrcnnRPNSamples* samples, void* of_class, void* of_box);
+FRCNN_KERNEL(rpn_loss_backward, int64_t type, const FrcnnRPNSamples* samples, const void* by_class,
+             const void* by_box, void* const* grads);
+
+// What a box head says of `rows` sampled boxes, `slots` of each image: outputs [rows, classes + 1 + 4 *
+// classes], or 4 in place of the latter if class_agnostic. mode: as frcnn::IouLoss counts, or kFrcnnL1.
+enum { kFrcnnL1 = 7 };
+struct FrcnnBoxSamples {
+  const void* outputs;
+  const int64_t *labels, *counts;  // [rows], [B, 2]
+  const float *boxes, *targets;    // [rows, 4]; boxes are box_stride apart
+  const double* stds;              // host, four
+  int64_t rows, slots, classes, box_stride, mode;
+  bool class_agnostic;
+  double eps, beta, weight;
+};
+FRCNN_WORKSPACE(box_head_loss, const FrcnnBoxSamples* samples);
+FRCNN_KERNEL(box_head_loss, int64_t type, const FrcnnBoxSamples* samples, void* workspace, void* of_class,
+             void* of_box, void* accuracy);
+FRCNN_KERNEL(box_head_loss_backward, int64_t type, const FrcnnBoxSamples* samples, const void* by_class,
+             const void* by_box, void* grad);
 
 // x [B, H, W, C], weight [K / panel, points, C, panel] as frcnn_ops/winograd_conv.py makes it, bias [K] and
 // add [B, H, W, K] or null -> out [B, H, W, K]; float32, C a multiple of channels and K of filters. lanes:

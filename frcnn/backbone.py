@@ -6,15 +6,21 @@ Transformations for Deep Neural Networks", 2016.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from frcnn.config import BackboneConfig
-from frcnn.conv import Conv
+from frcnn.conv import Conv, Folded, fold_all
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STAGE_CHANNELS = (64, 128, 256, 512)
+
+
+Norms = Mapping[nn.Module | None, Folded]
+"""The norms that `fold_all` has folded into their convolutions."""
 
 
 class Shortcut(nn.Sequential):
@@ -23,8 +29,8 @@ class Shortcut(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__(Conv(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self[0](x, self[1])
+    def forward(self, x: Tensor, folded: Norms) -> Tensor:
+        return self[0](x, folded.get(self[1], self[1]))
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> Shortcut | None:
@@ -46,10 +52,10 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = shortcut(in_channels, channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        x = self.conv1(x, self.bn1, relu=True)
-        return self.conv2(x, self.bn2, add=identity, relu=True)
+    def forward(self, x: Tensor, folded: Norms) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x, folded)
+        x = self.conv1(x, folded.get(self.bn1, self.bn1), relu=True)
+        return self.conv2(x, folded.get(self.bn2, self.bn2), add=identity, relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -69,11 +75,11 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
         self.downsample = shortcut(in_channels, channels * self.expansion, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        x = self.conv1(x, self.bn1, relu=True)
-        x = self.conv2(x, self.bn2, relu=True)
-        return self.conv3(x, self.bn3, add=identity, relu=True)
+    def forward(self, x: Tensor, folded: Norms) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x, folded)
+        x = self.conv1(x, folded.get(self.bn1, self.bn1), relu=True)
+        x = self.conv2(x, folded.get(self.bn2, self.bn2), relu=True)
+        return self.conv3(x, folded.get(self.bn3, self.bn3), add=identity, relu=True)
 
 
 class ResNet(nn.Module):
@@ -102,11 +108,12 @@ class ResNet(nn.Module):
         x = F.max_pool2d(x, 3, 2, padding=1)
         outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            folded = fold_all(list(_convolutions_and_norms(layer)))
             for block in layer:
                 if self.config.recompute and x.requires_grad:
-                    x = checkpoint(block, x, use_reentrant=False)
+                    x = checkpoint(block, x, folded, use_reentrant=False)
                 else:
-                    x = block(x)
+                    x = block(x, folded)
             outputs.append(x)
         return outputs
 
@@ -136,3 +143,13 @@ class ResNet(nn.Module):
         for module in frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad = False
+
+
+def _convolutions_and_norms(stage: nn.Module) -> Iterator[tuple[Conv, nn.BatchNorm2d]]:
+    """Each norm of a stage, behind the convolution that was registered before it."""
+    before: nn.Module | None = None
+    for module in stage.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert isinstance(before, Conv)
+            yield before, module
+        before = module

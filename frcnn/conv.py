@@ -6,17 +6,25 @@ once, and `frcnn.inference.fold` makes the fast form of the same network by swap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import frcnn_ops
+from frcnn.fused_conv import can_fuse, fused_conv
+
+Folded = tuple[Tensor, Tensor]
+"""The weight and bias that a layer is called with."""
 
 
 class Conv(nn.Conv2d):
     """relu(norm(convolution) + add), the parts that are asked for; the parameters are nn.Conv2d's.
 
-    A norm in evaluation mode is an affine map per channel, so it is folded into the weight as the layer runs:
-    with s = gamma / sqrt(variance + eps), norm(conv(x, W)) = conv(x, s W) + (beta - s mean). gamma and beta
-    learn as before, and nothing between the convolution and the norm has to be kept for the backward pass.
+    A norm in evaluation mode is an affine map per channel, so it is folded into the weight in every pass
+    (`fold_all`): nothing between the convolution and the norm has to be kept for the backward pass.
     """
 
     padding: tuple[int, ...]  # in numbers, never one of nn.Conv2d's words
@@ -24,28 +32,32 @@ class Conv(nn.Conv2d):
     def forward(
         self,
         x: Tensor,
-        norm: nn.BatchNorm2d | None = None,
+        norm: nn.BatchNorm2d | Folded | None = None,
         *,
         add: Tensor | None = None,
         relu: bool = False,
-        beside: nn.Conv2d | None = None,
     ) -> Tensor:
         """[B, C, H, W] -> [B, K, H', W'].
 
-        norm: over the K channels, for a layer without a bias of its own.
+        norm: over the K channels, for a layer without a bias of its own; or the weight and bias to take
+            instead of this layer's, which `fold_all` or `for_calls` has made.
         add: [B, K, H', W']; a folded network overwrites it with the result. Or a map of another size, to a
             layer that keeps x's size: then what `resized` makes of it.
-        beside: a layer of the same geometry over the same x, whose channels follow this one's in the result.
         """
-        weight, bias = joined(self, beside)
-        if norm is not None and not norm.training:
-            scale, bias = affine(norm)
-            weight, norm = weight * scale[:, None, None, None], None
+        weight, bias = self.weight, self.bias
+        if isinstance(norm, nn.BatchNorm2d) and not norm.training:
+            norm = fold_all([(self, norm)])[norm]
+        if isinstance(norm, tuple):
+            weight, bias = norm
+            norm = None
+        if add is not None and self.stride == (1, 1):
+            add = resized(add, x)
+        if relu and norm is None and bias is not None and can_fuse(x, weight):
+            return fused_conv(x, weight, bias, add, (self.stride, self.padding, self.dilation, self.groups))
         x = self._conv_forward(x, weight, bias)
         if norm is not None:
             x = norm(x)
         if add is not None:
-            add = resized(add, x)
             x = x.add_(add) if norm is None else x + add
         return F.relu(x, inplace=True) if relu else x
 
@@ -53,30 +65,88 @@ class Conv(nn.Conv2d):
 class Linear(nn.Linear):
     """A linear layer and a ReLU where asked for; the parameters are nn.Linear's."""
 
-    def forward(self, x: Tensor, *, relu: bool = False, beside: nn.Linear | None = None) -> Tensor:
-        """[R, N], or [R, C, h, w] with N = C*h*w, -> [R, M]; `beside` as in `Conv`."""
-        x = F.linear(x.flatten(1), *joined(self, beside))
+    def forward(self, x: Tensor, own: Folded | None = None, *, relu: bool = False) -> Tensor:
+        """[R, N], or [R, C, h, w] with N = C*h*w, -> [R, M].
+
+        own: the weight and bias to take instead of this layer's, which `for_calls` has made.
+        """
+        x = F.linear(x.flatten(1), *(own or (self.weight, self.bias)))
         return F.relu(x, inplace=True) if relu else x
 
 
 def resized(add: Tensor, like: Tensor) -> Tensor:
     """A map as large as another one: at each position its nearest cell."""
     size = like.shape[-2:]
-    return add if add.shape[-2:] == size else F.interpolate(add, size=size, mode="nearest")
+    if add.shape[-2:] == size:
+        return add
+    with torch.autocast(add.device.type, enabled=False):  # which would copy to float32 and back
+        return F.interpolate(add, size=size, mode="nearest")
 
 
-def joined(
-    layer: nn.Conv2d | nn.Linear, beside: nn.Conv2d | nn.Linear | None
-) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer, followed by those of the one beside it (then both have a bias)."""
-    if beside is None:
-        return layer.weight, layer.bias
-    assert layer.bias is not None and beside.bias is not None
-    return torch.cat([layer.weight, beside.weight]), torch.cat([layer.bias, beside.bias])
+def for_calls(*layers: Sequence[nn.Module]) -> list[Folded | None]:
+    """What to call each layer with: weight and bias in the type that it computes in, all cast at once.
+
+    layers: one each, or several over the same input, whose outputs follow each other in one result. None for
+    leaves of another kind, which have their own.
+    """
+    if not isinstance(layers[0][0], Conv | Linear):
+        return [None] * len(layers)
+    tensors = [_joined(beside, name) for beside in layers for name in ("weight", "bias")]
+    tensors = cast(tensors, computed_dtype(tensors[0]))
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
-def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a norm in evaluation mode does, as a scale and a shift of each channel."""
-    assert norm.running_mean is not None and norm.running_var is not None  # it tracks them
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
+def _joined(layers: Sequence[nn.Module], name: str) -> Tensor:
+    tensors = [layer.get_parameter(name) for layer in layers]
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def computed_dtype(weight: Tensor) -> torch.dtype:
+    """What a layer of this weight is computed in."""
+    kind = weight.device.type
+    known = weight.dtype == torch.float32 and torch.amp.is_autocast_available(kind)
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def fold_all(layers: Sequence[tuple[Conv, nn.BatchNorm2d]]) -> dict[nn.Module | None, Folded]:
+    """Each norm in evaluation mode -> what it and the convolution before it are together.
+
+    With s = gamma / sqrt(variance + eps), norm(conv(x, W)) = conv(x, s W) + (beta - s mean). gamma and beta
+    learn through it. All layers are one launch, and under autocast the results have its dtype.
+    """
+    layers = [(conv, norm) for conv, norm in layers if not norm.training]
+    if not layers:
+        return {}
+    convs, norms = zip(*layers, strict=True)
+    weights, biases = frcnn_ops.fold_norms(
+        [conv.weight for conv in convs],
+        [norm.weight for norm in norms],
+        [norm.bias for norm in norms],
+        [norm.running_mean for norm in norms],
+        [norm.running_var for norm in norms],
+        norms[0].eps,
+        computed_dtype(convs[0].weight),
+    )
+    return dict(zip(norms, zip(weights, biases, strict=True), strict=True))
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """Tensors of one type in another, in one launch, and so their gradients back."""
+    return tensors if tensors[0].dtype == dtype else _Cast.apply(dtype, *tensors)
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype = tensors[0].dtype
+        return _copied(tensors, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_copied(grads, ctx.dtype)
+
+
+def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return tuple(copies)

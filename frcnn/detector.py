@@ -22,13 +22,14 @@ import frcnn_ops
 from frcnn.backbone import ResNet
 from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
+from frcnn.conv import computed_dtype
 from frcnn.fpn import FPN
 from frcnn.inference.hardware import float32_arithmetic
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import padded
 from frcnn.roi_head import RoIHead
 from frcnn.rpn import RPNHead
-from frcnn.structures import Batch, Detections, upload
+from frcnn.structures import Batch, Detections
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
@@ -83,21 +84,30 @@ class FasterRCNN(nn.Module, Predictor):
         sampled boxes that were classified correctly.
 
         Only the norms depend on the model's mode: anchors and proposals are assigned and sampled as in
-        training in evaluation mode too. generator: of the random numbers for sampling, on the model's device;
-        None takes torch's.
+        training in evaluation mode too. generator: on the CPU, of the samples' seeds; None takes torch's.
 
         Raises ValueError, naming the image, for boxes or labels that are missing, of another shape or, where
         they are on the CPU, of impossible values.
         """
+        return self.losses_of(batch.images, self.ground_truth(batch, generator))
+
+    def ground_truth(self, batch: Batch, generator: torch.Generator | None = None) -> GroundTruth:
+        """What an annotated batch is to learn, beside its images; arguments and errors as of `losses`."""
         self._check(batch)
-        gt = GroundTruth.pad(batch.boxes, batch.labels, batch.images.device)
-        sizes = upload(batch.sizes, batch.images.device, torch.float32)
-        features = self.neck(self.backbone(self._normalize(batch.images, sizes)))
-        logits, deltas = self.rpn_head(features)
-        proposals, scores = self.rpn_head.propose(logits, deltas, sizes, training=True)
         padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
-        rpn_losses = self.rpn_head.losses(logits, deltas, gt, padded_sizes, generator)
-        roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt, generator)
+        seeds = torch.randint(2**63 - 1, (2,), generator=generator)
+        return GroundTruth.pad(
+            batch.boxes, batch.labels, batch.sizes, padded_sizes, seeds, batch.images.device
+        )
+
+    def losses_of(self, images: Tensor, gt: GroundTruth) -> tuple[dict[str, Tensor], Tensor]:
+        """What `losses` returns; nothing waits for the device, so that a call can be captured as a graph."""
+        features = self.neck(self.backbone(self._normalize(images, gt.sizes)))
+        maps = self.rpn_head.maps(features)
+        with torch.no_grad():
+            proposals, scores = self.rpn_head.propose(*self.rpn_head.split(maps), gt.sizes, training=True)
+        rpn_losses = self.rpn_head.losses(maps, gt, gt.seeds[0])
+        roi_losses, accuracy = self.roi_head.losses(features, proposals, scores, gt, gt.seeds[1])
         return {**rpn_losses, **roi_losses}, accuracy
 
     @torch.no_grad()
@@ -134,8 +144,8 @@ class FasterRCNN(nn.Module, Predictor):
         """Of uint8 what `preprocess.normalize` and `pad` make, to the bit; float32 as it is."""
         if pixels.dtype != torch.uint8:
             return pixels
-        data = self.data
-        return frcnn_ops.normalize_images(pixels, sizes, data.mean, data.std, data.rgb, self.dtype)
+        data, dtype = self.data, computed_dtype(self.roi_head.bbox_head.fc_cls.weight)
+        return frcnn_ops.normalize_images(pixels, sizes, data.mean, data.std, data.rgb, dtype)
 
     def optimize(
         self, precision: Precision = "float32", mode: Mode = "eager", few_shapes: bool = False

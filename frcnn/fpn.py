@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from frcnn.conv import Conv
+from frcnn.conv import Conv, Folded, for_calls
 
 
 class ConvModule(nn.Module):
@@ -19,8 +19,8 @@ class ConvModule(nn.Module):
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.get_parameter("bias"))
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        return self.conv(x, add=add)
+    def forward(self, x: Tensor, own: Folded | None = None, add: Tensor | None = None) -> Tensor:
+        return self.conv(x, own, add=add)
 
 
 class FPN(nn.Module):
@@ -32,10 +32,12 @@ class FPN(nn.Module):
         self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3) for _ in in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        lateral = self.lateral_convs[-1](features[-1])
-        outputs = [self.fpn_convs[-1](lateral)]
+        own = for_calls(*([module.conv] for module in (*self.lateral_convs, *self.fpn_convs)))
+        of_laterals, of_outputs = own[: len(features)], own[len(features) :]
+        lateral = self.lateral_convs[-1](features[-1], of_laterals[-1])
+        outputs = [self.fpn_convs[-1](lateral, of_outputs[-1])]
         for index in range(len(features) - 2, -1, -1):
-            lateral = self.lateral_convs[index](features[index], add=lateral)
-            outputs.insert(0, self.fpn_convs[index](lateral))
+            lateral = self.lateral_convs[index](features[index], of_laterals[index], lateral)
+            outputs.insert(0, self.fpn_convs[index](lateral, of_outputs[index]))
         outputs.append(outputs[-1][..., ::2, ::2].contiguous(memory_format=torch.channels_last))
         return outputs

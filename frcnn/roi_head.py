@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import frcnn_ops
 from frcnn.config import RoIHeadConfig
-from frcnn.conv import Linear
-from frcnn.losses import accuracy, box_loss, class_loss
-from frcnn.targets import GroundTruth, sample
+from frcnn.conv import Linear, for_calls
+from frcnn.targets import GroundTruth
 
 
 class BBoxHead(nn.Module):
@@ -43,11 +41,17 @@ class BBoxHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = pooled
-        for layer in self.shared_fcs:
-            x = layer(x, relu=True)
-        outputs = self.fc_cls(x, beside=self.fc_reg).float()
+        outputs, x = self.outputs(pooled)
+        outputs = outputs.float()
         return outputs[:, : self.logits], outputs[:, self.logits :], x
+
+    def outputs(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits, then deltas, [R, C + 1 + 4*C] (or C + 1 + 4), and what both were computed from."""
+        *own, last = for_calls(*([layer] for layer in self.shared_fcs), [self.fc_cls, self.fc_reg])
+        x = pooled
+        for layer, its_own in zip(self.shared_fcs, own, strict=True):
+            x = layer(x, its_own, relu=True)
+        return self.fc_cls(x, last), x
 
 
 class RoIHead(nn.Module):
@@ -64,57 +68,30 @@ class RoIHead(nn.Module):
         """Levels of [B, C, H, W] and boxes [B, P, 4] -> what BBoxHead says of all boxes."""
         images, count, _ = boxes.shape
         image = torch.arange(images, dtype=boxes.dtype, device=boxes.device)[:, None, None]
-        rois = torch.cat([image.expand(-1, count, 1), boxes], 2).flatten(0, 1)
-        pooled = frcnn_ops.pyramid_roi_align(
-            features[: len(self.strides)],
-            rois,
-            self.config.pool_size,
+        rois = torch.cat([image.expand(-1, count, 1), boxes], 2)
+        return self.bbox_head(self._pool(features, rois))
+
+    def _pool(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Levels of [B, C, H, W] and RoIs [B, P, 5] -> [B * P, C, h, w]."""
+        config, levels = self.config, features[: len(self.strides)]
+        return frcnn_ops.pyramid_roi_align(
+            levels,
+            rois.flatten(0, 1),
+            config.pool_size,
             self.strides,
-            self.config.sampling_ratio,
-            self.config.finest_scale,
+            config.sampling_ratio,
+            config.finest_scale,
         )
-        return self.bbox_head(pooled)
 
     def losses(
-        self,
-        features: Sequence[Tensor],
-        proposals: Tensor,
-        scores: Tensor,
-        gt: GroundTruth,
-        generator: torch.Generator | None = None,
+        self, features: Sequence[Tensor], proposals: Tensor, scores: Tensor, gt: GroundTruth, seed: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Classification and box loss of a random sample of proposals and ground-truth boxes.
 
-        proposals [B, P, 4] with scores [B, P], of which -inf marks the absent ones. generator: as in
-        `sample`.
+        proposals [B, P, 4] with scores [B, P], of which -inf marks the absent ones. seed: int64 [], of the
+        sample.
         Returns the losses and the percentage of samples that were classified correctly.
         """
-        config = self.config
-        boxes, gt_index = self._candidates(proposals, scores, gt)
-        samples = sample(gt_index, config.samples, config.pos_fraction, generator)
-
-        matched = (gt_index.gather(1, samples.index) - 1).clamp(min=0)
-        matched_boxes = gt.boxes.take_along_dim(matched[..., None], 1)
-        labels = gt.labels.gather(1, matched).masked_fill(~samples.positive, self.num_classes).flatten()
-        boxes = boxes.take_along_dim(samples.index[..., None], 1)
-        # an unused slot still passes through the head, as any small box
-        unit = F.pad(boxes.new_zeros(2), (0, 2), value=1.0)  # made on the device: an upload would stall it
-        boxes = torch.where(samples.used[..., None], boxes, unit)
-        targets = torch.where(samples.positive[..., None], matched_boxes, boxes).flatten(0, 1)
-
-        logits, deltas, _ = self(features, boxes)
-        used, positive = samples.used.flatten(), samples.positive.flatten()
-        losses = {
-            "loss_cls": class_loss(logits, labels, used),
-            "loss_bbox": config.box_loss_weight
-            * box_loss(self._of_class(deltas, labels), boxes.flatten(0, 1), targets, positive.float(), config)
-            / used.sum().clamp(min=1),
-        }
-        return losses, accuracy(logits, labels, used)
-
-    @torch.no_grad()
-    def _candidates(self, proposals: Tensor, scores: Tensor, gt: GroundTruth) -> tuple[Tensor, Tensor]:
-        """Ground truth followed by proposals, [B, G + P, 4], and what each is assigned to, [B, G + P]."""
         config = self.config
         gt_index, _ = frcnn_ops.assign_max_iou(
             proposals,
@@ -125,19 +102,31 @@ class RoIHead(nn.Module):
             match_low_quality=False,
             gt_counts=gt.counts,
         )
-        gt_index = gt_index.masked_fill(scores == -torch.inf, -1)
-        # a box without area has no deltas to learn from
-        usable = gt.present & (gt.boxes[..., 2:] > gt.boxes[..., :2]).all(-1)
-        own = torch.arange(1, gt.boxes.shape[1] + 1, device=gt_index.device).expand_as(usable)
-        own = own.masked_fill(~usable, -1)
-        return torch.cat([gt.boxes, proposals], 1), torch.cat([own, gt_index], 1)
-
-    def _of_class(self, deltas: Tensor, labels: Tensor) -> Tensor:
-        """[R, 4*C] -> [R, 4], each box's deltas for its own class (any class for background)."""
-        if self.config.class_agnostic:
-            return deltas
-        index = labels.clamp(max=self.num_classes - 1)[:, None, None]
-        return deltas.view(-1, self.num_classes, 4).take_along_dim(index, 1).squeeze(1)
+        rois, labels, targets, counts = frcnn_ops.sample_proposals(
+            proposals,
+            scores,
+            gt_index,
+            gt.boxes,
+            gt.labels,
+            gt.counts,
+            seed,
+            config.samples,
+            int(config.samples * config.pos_fraction),
+            self.num_classes,
+        )
+        outputs, _ = self.bbox_head.outputs(self._pool(features, rois))
+        of_class, of_box, accuracy = frcnn_ops.box_head_loss(
+            outputs,
+            labels,
+            rois,
+            targets,
+            counts,
+            config.stds,
+            self.num_classes,
+            config.box_loss,
+            config.box_loss_weight,
+        )
+        return {"loss_cls": of_class, "loss_bbox": of_box}, accuracy
 
     def detect(
         self,

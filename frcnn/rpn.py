@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 import frcnn_ops
 from frcnn.config import RPNConfig
-from frcnn.conv import Conv
-from frcnn.losses import delta_loss, objectness_loss
-from frcnn.structures import upload
-from frcnn.targets import GroundTruth, sample
+from frcnn.conv import Conv, cast, for_calls
+from frcnn.targets import GroundTruth
 
 
 class RPNHead(nn.Module):
@@ -36,15 +34,17 @@ class RPNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L of [B, C, H, W] -> logits, L of [B, A, H, W], and deltas, L of [B, A*4, H, W]; float32."""
-        logits, deltas = [], []
-        for feature in features:
-            x = self.rpn_conv(feature, relu=True)
-            outputs = self.rpn_cls(x, beside=self.rpn_reg).float()
-            # split, as the gradient of two slices would be summed in NCHW and then copied
-            level_logits, level_deltas = outputs.split([self.anchors, 4 * self.anchors], 1)
-            logits.append(level_logits)
-            deltas.append(level_deltas)
-        return logits, deltas
+        return self.split(self.maps(features))
+
+    def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """L of [B, C, H, W] -> logits, then deltas, L of [B, A*5, H, W]."""
+        conv, both = for_calls([self.rpn_conv], [self.rpn_cls, self.rpn_reg])
+        return [self.rpn_cls(self.rpn_conv(x, conv, relu=True), both) for x in features]
+
+    def split(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What `forward` returns of what `maps` does."""
+        parts = [level.split([self.anchors, 4 * self.anchors], 1) for level in cast(maps, torch.float32)]
+        return [logits for logits, _ in parts], [deltas for _, deltas in parts]
 
     @torch.no_grad()
     def propose(
@@ -77,82 +77,22 @@ class RPNHead(nn.Module):
             min(post_nms, anchors),
         )
 
-    def losses(
-        self,
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        gt: GroundTruth,
-        padded_sizes: Sequence[tuple[int, int]],
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
+    def losses(self, maps: Sequence[Tensor], gt: GroundTruth, seed: Tensor) -> dict[str, Tensor]:
         """Classification and box loss of a random sample of anchors.
 
-        padded_sizes: per image its (height, width) padded on its own; the anchors beyond, which exist only
-        because another image of the batch is larger, do not take part. generator: as in `sample`.
+        maps: what `maps` returns. gt: the anchors beyond an image's own padded size, which exist only because
+        another image of the batch is larger, do not take part. seed: int64 [], of the sample.
         """
         config = self.config
-        shapes = [(level.shape[-2], level.shape[-1]) for level in logits]
-        anchors = torch.cat(
-            frcnn_ops.grid_anchors(
-                shapes, self.strides, config.scales, config.ratios, device=logits[0].device
-            )
+        shapes = [(level.shape[-2], level.shape[-1]) for level in maps]
+        levels = frcnn_ops.grid_anchors(
+            shapes, self.strides, config.scales, config.ratios, image_sizes=gt.padded_sizes
         )
-        inside = self._inside(shapes, padded_sizes, anchors.device)
-        # an empty box overlaps nothing, so an excluded anchor takes no ground-truth box from the others
+        anchors = torch.cat(levels, 1)
         gt_index, _ = frcnn_ops.assign_max_iou(
-            anchors if inside is None else anchors * inside[..., None],
-            gt.boxes,
-            config.pos_iou,
-            config.neg_iou,
-            config.min_pos_iou,
-            gt_counts=gt.counts,
+            anchors, gt.boxes, config.pos_iou, config.neg_iou, config.min_pos_iou, gt_counts=gt.counts
         )
-        if inside is not None:
-            gt_index = gt_index.masked_fill(~inside, -1)
-        samples = sample(gt_index, config.samples, config.pos_fraction, generator)
-
-        index, positive = samples.index, samples.positive
-        logit = torch.cat([position_major(level, 1) for level in logits], 1).squeeze(-1).gather(1, index)
-        delta = torch.cat([position_major(level, 4) for level in deltas], 1)
-        delta = delta.take_along_dim(index[..., None], 1)
-        picked_anchors = anchors[index]
-        matched = (gt_index.gather(1, index) - 1).clamp(min=0)
-        targets = gt.boxes.take_along_dim(matched[..., None], 1)
-        targets = torch.where(positive[..., None], targets, picked_anchors)
-
-        average_factor = samples.average_factor()
-        return {
-            "loss_rpn_cls": objectness_loss(logit, positive, samples.used, average_factor),
-            "loss_rpn_bbox": delta_loss(
-                delta.flatten(0, 1),
-                picked_anchors.flatten(0, 1),
-                targets.flatten(0, 1),
-                config.stds,
-                positive.flatten().float(),
-            )
-            / average_factor,
-        }
-
-    def _inside(
-        self,
-        shapes: Sequence[tuple[int, int]],
-        padded_sizes: Sequence[tuple[int, int]],
-        device: torch.device,
-    ) -> Tensor | None:
-        """bool [B, N]: anchors whose position lies in their image's own padded area; None if all do."""
-        (rows, columns), stride = shapes[0], self.strides[0]
-        last_row, last_column = (rows - 1) * stride, (columns - 1) * stride
-        if all(height > last_row and width > last_column for height, width in padded_sizes):
-            return None  # what reaches the end of the finest level reaches that of all
-        sizes = upload(padded_sizes, device)
-        levels = []
-        for (rows, columns), stride in zip(shapes, self.strides, strict=True):
-            row = torch.arange(rows, device=device) * stride < sizes[:, :1]
-            column = torch.arange(columns, device=device) * stride < sizes[:, 1:]
-            levels.append((row[:, :, None] & column[:, None]).flatten(1))
-        return torch.cat(levels, 1).repeat_interleave(self.anchors, dim=1)
-
-
-def position_major(level: Tensor, numbers: int) -> Tensor:
-    """[B, A*numbers, H, W] -> [B, H*W*A, numbers], the order of the anchors."""
-    return level.permute(0, 2, 3, 1).reshape(len(level), -1, numbers)
+        most_positive = int(config.samples * config.pos_fraction)
+        index, counts = frcnn_ops.sample_anchors(gt_index, seed, config.samples, most_positive)
+        of_class, of_box = frcnn_ops.rpn_loss(maps, anchors, gt.boxes, gt_index, index, counts, config.stds)
+        return {"loss_rpn_cls": of_class, "loss_rpn_bbox": of_box}

@@ -27,10 +27,12 @@ CLASSES_SHOWN = 8
 """By the repr."""
 
 
-def upload(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of Python numbers on a device; a GPU does not wait for it."""
-    tensor = torch.tensor(numbers, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def upload(numbers: Sequence[Any] | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor, or one of Python numbers, on a device; a GPU does not wait for it."""
+    tensor = torch.as_tensor(numbers, dtype=dtype)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class Download:
@@ -71,15 +73,11 @@ class Batch:
     labels: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The images there; the annotations stay, and training brings them over in one piece."""
+        return replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """This with every tensor changed alike."""
-        boxes, labels = tuple(map(change, self.boxes)), tuple(map(change, self.labels))
-        return Batch(change(self.images), self.sizes, boxes, labels)
+        return replace(self, images=self.images.pin_memory())
 
 
 class Detection(NamedTuple):

@@ -1,7 +1,7 @@
-"""Which boxes learn what: ground truth as padded tensors, and random sampling of assigned boxes.
+"""What a training step knows of its images beside their pixels.
 
-Everything here has a fixed size and stays on the device, so a training step never waits for it.
-Shape shorthand: B images, G ground-truth boxes of the image that has most, N candidates, S samples.
+Everything has a fixed size and stays on the device, so a training step never waits for it.
+Shape shorthand: B images, G ground-truth boxes of the image that has most.
 """
 
 from __future__ import annotations
@@ -14,68 +14,66 @@ from torch import Tensor
 
 from frcnn.structures import upload
 
+LEAST = 16
+"""Boxes that every image has room for, so that batches of few boxes have one shape."""
+
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The annotated boxes of a batch, padded to the same number per image (at least one).
+    """The annotated boxes of a batch, padded to the same number per image, a power of two, and its sizes.
 
-    boxes [B, G, 4] float32, labels int64 [B, G], counts int64 [B], present bool [B, G].
+    boxes [B, G, 4] float32, labels int64 [B, G], counts int64 [B]; sizes and padded_sizes float32 [B, 2],
+    each image's (height, width) without padding, and padded on its own; seeds int64 [2], of the random
+    samples of anchors and of proposals. All are views of `packed`, int64, in which float32 lie by twos.
     """
 
+    packed: Tensor
     boxes: Tensor
     labels: Tensor
     counts: Tensor
-    present: Tensor
+    sizes: Tensor
+    padded_sizes: Tensor
+    seeds: Tensor
 
     @staticmethod
-    def pad(boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device) -> GroundTruth:
-        images, most = len(boxes), max(1, *(len(image_boxes) for image_boxes in boxes))
-        counts = upload([len(image_boxes) for image_boxes in boxes], device)
-        padded_boxes = torch.zeros(images, most, 4, device=device)
-        padded_labels = torch.zeros(images, most, dtype=torch.long, device=device)
+    def pad(
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        padded_sizes: Sequence[tuple[int, int]],
+        seeds: Tensor,
+        device: torch.device,
+    ) -> GroundTruth:
+        """Padded where the boxes are, then brought to the device in one piece."""
+        images, most = len(boxes), max(LEAST, *(len(image_boxes) for image_boxes in boxes))
+        most = 1 << (most - 1).bit_length()
+        host = boxes[0].device
+        all_boxes = torch.zeros(images, most, 4, device=host)
+        all_labels = torch.zeros(images, most, dtype=torch.long, device=host)
         for index, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
-            padded_boxes[index, : len(image_boxes)] = image_boxes
-            padded_labels[index, : len(image_labels)] = image_labels
-        present = torch.arange(most, device=device) < counts[:, None]
-        return GroundTruth(padded_boxes, padded_labels, counts, present)
+            all_boxes[index, : len(image_boxes)] = image_boxes
+            all_labels[index, : len(image_labels)] = image_labels
+        numbers = [
+            upload([len(image_boxes) for image_boxes in boxes], host),
+            *(upload(each, host, torch.float32).view(torch.long).flatten() for each in (sizes, padded_sizes)),
+            upload(seeds, host),
+        ]
+        packed = torch.cat([all_boxes.view(torch.long).flatten(), all_labels.flatten(), *numbers])
+        return GroundTruth.unpack(upload(packed, device), images)
 
-
-@dataclass(frozen=True)
-class Samples:
-    """A random subset of each image's candidates: index int64 [B, S] into them, and what each is.
-
-    positive, negative: bool [B, S]; a slot that is neither is unused.
-    """
-
-    index: Tensor
-    positive: Tensor
-    negative: Tensor
-
-    @property
-    def used(self) -> Tensor:
-        return self.positive | self.negative
-
-    def average_factor(self) -> Tensor:
-        """The number of samples that MMDetection divides by: both kinds count at least one per image."""
-        return (self.positive.sum(1).clamp(min=1) + self.negative.sum(1).clamp(min=1)).sum()
-
-
-def sample(
-    gt_index: Tensor, samples: int, pos_fraction: float, generator: torch.Generator | None = None
-) -> Samples:
-    """Draw up to `samples` candidates per image, of them at most `pos_fraction` positive; negatives fill up.
-
-    gt_index: int64 [B, N] as `frcnn_ops.assign_max_iou` returns it (-1 ignored, 0 negative, > 0 positive).
-    generator: of random numbers, on the same device; None takes torch's own.
-    """
-    slots = min(samples, gt_index.shape[1])
-    most_positive = min(int(samples * pos_fraction), gt_index.shape[1])
-    draw = torch.rand(gt_index.shape, device=gt_index.device, generator=generator)
-
-    value, index = draw.masked_fill(gt_index <= 0, -1.0).topk(most_positive, dim=1)
-    chosen_positive = torch.zeros_like(gt_index, dtype=torch.bool).scatter(1, index, value >= 0)
-
-    # chosen positives come first, then negatives in random order, then candidates that may not be used
-    priority = draw.masked_fill(gt_index != 0, -1.0).masked_fill(chosen_positive, 2.0)
-    value, index = priority.topk(slots, dim=1)
-    return Samples(index, positive=value > 1, negative=(value >= 0) & (value <= 1))
+    @staticmethod
+    def unpack(packed: Tensor, images: int) -> GroundTruth:
+        """Of `packed`, and how many images it is for."""
+        most = (len(packed) - 2) // (3 * images) - 1
+        boxes, labels, counts, sizes, padded_sizes, seeds = packed.split(
+            [2 * images * most, images * most, images, images, images, 2]
+        )
+        return GroundTruth(
+            packed,
+            boxes.view(torch.float32).view(images, most, 4),
+            labels.view(images, most),
+            counts,
+            sizes.view(torch.float32).view(images, 2),
+            padded_sizes.view(torch.float32).view(images, 2),
+            seeds,
+        )

@@ -22,8 +22,8 @@ def assign_max_iou(
 
     In this order, as MMDetection's MaxIoUAssigner:
 
-    1. a box covered by an ``ignore`` region (intersection / box area > ``ignore_iof``) has IoU -1 with
-       every ground truth;
+    1. a box that has a NaN coordinate or is covered by an ``ignore`` region (intersection / box area >
+       ``ignore_iof``) has IoU -1 with every ground truth;
     2. a box whose best IoU is in [0, ``neg_iou``) is background;
     3. a box whose best IoU is at least ``pos_iou`` takes that ground truth (the first one of a tie);
     4. with ``match_low_quality``, each ground truth whose best IoU reaches ``min_pos_iou`` takes every box
@@ -44,9 +44,9 @@ def assign_max_iou(
 
     Returns:
         ``gt_index`` int64 (-1 neither, 0 background, k + 1 = ground truth k) and ``max_iou``, the best IoU
-        of each box (-1 under an ignore region): [N] each, or [B, N] for a batch.
+        of each box (-1 where step 1 says so): [N] each, or [B, N] for a batch.
 
-    Neither is differentiable. A box or ground truth with a NaN coordinate overlaps nothing.
+    Neither is differentiable. A ground truth with a NaN coordinate overlaps nothing.
 
     Raises:
         RuntimeError: for other shapes, dtypes or devices that differ, thresholds outside [0, 1], a NaN

@@ -16,6 +16,7 @@ CHECKS = {
     "pooling": "sIFif",
     "proposals": "FFFfFffii",
     "resize": "Iiii",
+    "samples": "sii",
     "selection": "Fffi",
     "winograd": "",
 }

@@ -188,6 +188,18 @@ inline void expect_resize(Ints sizes, int64_t images, int64_t height, int64_t wi
   }
 }
 
+inline void expect_seed(const char* op, const Tensor& seed, const Argument& beside) {
+  const Argument number{op, "seed", seed};
+  expect_shape(number, {}, "[], one number");
+  expect_dtype(number, {ScalarType::Long}, "int64");
+  expect_same_device(number, beside);
+}
+
+inline void expect_samples(const char* op, int64_t samples, int64_t most_positive) {
+  expect_count(op, "samples", samples, 0, kMostAlongOne);
+  expect_count(op, "most_positive", most_positive, 0, samples);
+}
+
 inline void expect_max_keep(int64_t max_keep) {
   expect_count("nms_padded", "max_keep", max_keep, 0, kMostAlongOne);
 }

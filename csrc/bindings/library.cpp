@@ -83,6 +83,9 @@ FRCNN_EXPORT const char* frcnn_check_selection(Floats stds, double score_thresho
                                                int64_t max_detections) {
   return complaint([&] { frcnn::expect_selection(stds, score_threshold, iou_threshold, max_detections); });
 }
+FRCNN_EXPORT const char* frcnn_check_samples(const char* op, int64_t samples, int64_t most_positive) {
+  return complaint([&] { frcnn::expect_samples(op, samples, most_positive); });
+}
 FRCNN_EXPORT const char* frcnn_check_normalization(Floats mean, Floats std) {
   return complaint([&] { frcnn::expect_normalization(mean, std); });
 }

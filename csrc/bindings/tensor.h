@@ -85,6 +85,15 @@ inline Tensor empty(Ints shape, const Tensor& like, MemoryFormat format = Memory
   return empty(shape, like.scalar_type(), like.device(), format);
 }
 
+// In the layout of `like`, whatever its type.
+inline Tensor empty_like(const Tensor& like, ScalarType type) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(like),         from(std::optional(type)), from(std::nullopt),
+                          from(std::nullopt), from(std::nullopt),        from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Whether a [B, C, H, W] lies in memory as [B, H, W, C].
 inline bool is_channels_last(const Tensor& tensor) {
   int64_t expected = 1;

@@ -92,6 +92,7 @@ struct Problem {
 
 template <typename T>
 bool is_ignored(const Problem<T>& problem, const Box<T>& box) {
+  if (has_nan(box)) return true;
   for (int64_t r = 0; r < problem.ignore_count; ++r) {
     if (iof(box, box.area(), problem.ignore[r]) > problem.ignore_iof) return true;
   }
@@ -124,8 +125,11 @@ void load_tile(const Problem<T>& problem, int64_t first, Tile<T>& tile) {
 template <typename T>
 void assign(const Problem<T>& problem, T* best, int64_t* gt_index, T* max_iou) {
   if (problem.gt_count == 0) {
-    std::fill(gt_index, gt_index + problem.count, 0);
-    std::fill(max_iou, max_iou + problem.count, T(0));
+    for (int64_t i = 0; i < problem.count; ++i) {
+      const bool ignored = has_nan(load_box(problem.boxes + 4 * i));
+      gt_index[i] = ignored ? -1 : 0;
+      max_iou[i] = ignored ? T(-1) : T(0);
+    }
     return;
   }
   const int64_t tiles = (problem.count + kTile - 1) / kTile;

@@ -39,9 +39,17 @@ inline float widen(Half value) {
   return float_of(bits_of(size) | (size >= 65536.0f ? 0x7f800000u : 0u) | sign);
 }
 
+// What a type is computed in.
+template <typename T>
+using Compute = decltype(widen(T{}));
+
 // Rounded to nearest, ties to even.
 template <typename T>
-T narrow(float value);
+T narrow(Compute<T> value);
+template <>
+inline double narrow<double>(double value) {
+  return value;
+}
 template <>
 inline float narrow<float>(float value) {
   return value;
@@ -74,6 +82,10 @@ void for_box_type(int64_t type, const F& f) {
 template <typename F>
 void for_half_or_float(int64_t type, const F& f) {
   type == kFrcnnHalf ? f(Half{}) : type == kFrcnnBfloat16 ? f(BFloat16{}) : f(float{});
+}
+template <typename F>
+void for_any_type(int64_t type, const F& f) {
+  type == kFrcnnDouble ? f(double{}) : for_half_or_float(type, f);
 }
 
 template <typename T>

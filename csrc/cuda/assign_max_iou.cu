@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
   if (present) box = read_box(p.boxes + image * p.box_batch_stride + own * 4);
   const T area = box.area();
 
-  bool ignored = false;
+  bool ignored = present && has_nan(box);
   if (p.ignore != nullptr && count > 0 && present) {
     const int64_t regions = count_of(p.ignore_counts, image, p.i);
     for (int64_t r = 0; r < regions && !ignored; ++r)

@@ -20,18 +20,29 @@ struct Sizes {
 
 __global__ void __launch_bounds__(kThreads)
     grid_anchors_kernel(const __grid_constant__ AnchorGrid grid, const __grid_constant__ Sizes sizes,
+                        const float* __restrict__ image_sizes, int64_t anchors_of_image,
                         float4* __restrict__ anchors) {
   const int level = static_cast<int>(blockIdx.y);
   const unsigned i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= sizes.count[level]) return;
-  const Box<float> box = anchor(grid, level, i, sizes.width[level]);
-  anchors[sizes.first[level] + i] = make_float4(box.x1, box.y1, box.x2, box.y2);
+  Box<float> box = anchor(grid, level, i, sizes.width[level]);
+  if (image_sizes != nullptr) {
+    const unsigned cell = i / (grid.num_scales * grid.num_ratios), y = cell / sizes.width[level];
+    const float stride = grid.strides[level];
+    const bool inside =
+        static_cast<float>(y) * stride < image_sizes[2 * blockIdx.z] &&
+        static_cast<float>(cell - y * sizes.width[level]) * stride < image_sizes[2 * blockIdx.z + 1];
+    if (!inside) box = {NAN, NAN, NAN, NAN};
+  }
+  anchors[blockIdx.z * anchors_of_image + sizes.first[level] + i] =
+      make_float4(box.x1, box.y1, box.x2, box.y2);
 }
 
 }  // namespace
 }  // namespace frcnn
 
-extern "C" int frcnn_cuda_grid_anchors(const FrcnnAnchors* grid, const int64_t* sizes, float* anchors,
+extern "C" int frcnn_cuda_grid_anchors(const FrcnnAnchors* grid, const int64_t* sizes,
+                                       const float* image_sizes, int64_t images, float* anchors,
                                        cudaStream_t stream) {
   using namespace frcnn;
   AnchorGrid device_grid;
@@ -47,9 +58,11 @@ extern "C" int frcnn_cuda_grid_anchors(const FrcnnAnchors* grid, const int64_t* 
     total += count;
     largest = count > largest ? count : largest;
   }
-  if (total == 0) return cudaSuccess;
+  if (image_sizes == nullptr) images = 1;
+  if (total == 0 || images == 0) return cudaSuccess;
+  if (images > 65535) return cudaErrorInvalidValue;
   const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(largest, kThreads)),
-                    static_cast<unsigned>(grid->levels));
+                    static_cast<unsigned>(grid->levels), static_cast<unsigned>(images));
   return launch(grid_anchors_kernel, blocks, dim3(kThreads), 0, stream, device_grid, device_sizes,
-                reinterpret_cast<float4*>(anchors));
+                image_sizes, total, reinterpret_cast<float4*>(anchors));
 }

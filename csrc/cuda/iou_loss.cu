@@ -7,6 +7,7 @@
 // that finishes last adds the blocks' sums in their order; the same bits every time.
 // Nothing was measured on a GPU.
 #include "../box.h"
+#include "block_sum.h"
 #include "dtypes.h"
 #include "last_block.h"
 
@@ -56,18 +57,6 @@ __global__ void __launch_bounds__(kThreads) each_kernel(Pairs<T> pairs, T* __res
   }
 }
 
-// The sum over a block, in thread 0.
-__device__ __forceinline__ double block_sum(double v, double* of_warp) {
-  for (int step = 16; step > 0; step /= 2) v += __shfl_down_sync(kFullWarp, v, step);
-  const int t = static_cast<int>(threadIdx.x);
-  if (t % 32 == 0) of_warp[t / 32] = v;
-  __syncthreads();
-  if (t == 0) {
-    for (int w = 1; w < kThreads / 32; ++w) v += of_warp[w];
-  }
-  return v;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(Pairs<T> pairs, double divisor, double* __restrict__ partial, unsigned* __restrict__ finished,
@@ -81,14 +70,14 @@ __global__ void __launch_bounds__(kThreads)
     sum += static_cast<double>(v.dx) + static_cast<double>(v.dy) + static_cast<double>(v.dw) +
            static_cast<double>(v.dh);
   }
-  sum = block_sum(sum, of_warp);
+  sum = block_sum<kThreads>(sum, of_warp);
   if (gridDim.x == 1) {
     if (t == 0) *out = static_cast<T>(sum / divisor);
     return;
   }
   if (t == 0) partial[blockIdx.x] = sum;
   if (!ends_last(finished, gridDim.x, last)) return;
-  sum = block_sum(t < static_cast<int>(gridDim.x) ? partial[t] : 0.0, of_warp);
+  sum = block_sum<kThreads>(t < static_cast<int>(gridDim.x) ? partial[t] : 0.0, of_warp);
   if (t == 0) *out = static_cast<T>(sum / divisor);
 }
 

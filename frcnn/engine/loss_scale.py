@@ -13,7 +13,7 @@ class LossScale:
     numbers were not finite, doubled after STEPS_TO_DOUBLE steps in a row that had none of these.
 
     value: float32 [], what the loss is multiplied by; steps: int64 [], the length of the row so far. Both are
-    replaced, never written over: work that was given to the device may still read them.
+    written in place, in the order of the device's work, so that an update can be captured as a graph.
     """
 
     def __init__(self, device: torch.device):
@@ -25,7 +25,8 @@ class LossScale:
         row = torch.where(overflowed, 0, self.steps + 1)
         doubles = row == STEPS_TO_DOUBLE
         factor = torch.where(overflowed, 0.5, torch.where(doubles, 2.0, 1.0))
-        self.value, self.steps = self.value * factor, row.masked_fill(doubles, 0)
+        self.value.mul_(factor)
+        self.steps.copy_(row.masked_fill(doubles, 0))
 
     def state(self) -> list[float]:
         """As plain numbers; waits for the device."""
@@ -33,4 +34,5 @@ class LossScale:
 
     def restore(self, state: list[float]) -> None:
         value, steps = state
-        self.value, self.steps = self.value.new_tensor(value), self.steps.new_tensor(steps)
+        self.value.fill_(value)
+        self.steps.fill_(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,19 +69,35 @@ class Learner:
         device = self.parameters[0].device
         self.scale = LossScale(device) if precision == "float16" else None
         self.broken = torch.zeros((), device=device)
+        self._one = torch.ones((), device=device)
+        self.names: tuple[str, ...] = ()
 
     def step(self, model: nn.Module, batch: Batch, lr: float) -> Numbers:
         """Learn from a batch on the model's device with this rate.
 
         model: the one to learn, or what computes the mean gradients of all processes with it.
         """
+        return self.numbers(*self.learn(lambda: model(batch, with_accuracy=True), lr))
+
+    def numbers(self, values: Tensor, norms: Tensor) -> Numbers:
+        """What `learn` returned, on its way to the host."""
+        return Numbers(self.names, Download(values), norms)
+
+    def learn(
+        self, forward: Callable[[], tuple[dict[str, Tensor], Tensor]], lr: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Learn from what `forward` returns, the losses and the accuracy.
+
+        Returns the values that `numbers` names, and the gradients' norms. What outlives a step is written in
+        place, so that a step can be captured.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        device, dtype = batch.images.device, DTYPES[self.precision]
+        device, dtype = self.broken.device, DTYPES[self.precision]
         with float32_arithmetic(self.precision, device):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                losses, accuracy = model(batch, with_accuracy=True)
-            loss = sum(losses.values())
+                losses, accuracy = forward()
+            loss = torch.stack([*losses.values()]).sum()
             self.optimizer.zero_grad(set_to_none=True)
             (loss if self.scale is None else loss * self.scale.value).backward()
         norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None]))
@@ -93,21 +110,25 @@ class Learner:
         watched = {**losses, "acc": accuracy, "loss": loss, "grad_norm": norm}
         numbers = torch.stack([value.detach().float() for value in watched.values()])
         # gradients are the same in all processes, losses are not
-        unsound = self.processes.highest_on_device((~numbers.isfinite().all()).float(), "the losses")
+        # without a loss scale one such step breaks training for good: there is one flag for both
+        unsound = self.broken if self.scale is None else torch.zeros_like(self.broken)
+        torch._amp_foreach_non_finite_check_and_unscale_([numbers], unsound, self._one)  # divides by 1
+        self.processes.highest_on_device(unsound, "the losses")
         self._take(unsound)
         if self.scale is not None:
             watched |= {"loss_scale": self.scale.value, "skipped": unsound}
             numbers = torch.cat([numbers, torch.stack([self.scale.value, unsound])])
             self.scale.update(unsound > 0)
-        return Numbers(tuple(watched), Download(torch.cat([numbers, self.broken[None]])), norms)
+        self.names = tuple(watched)
+        return torch.cat([numbers, self.broken[None]]), norms
 
     def _take(self, unsound: Tensor) -> None:
         """Let the optimizer step unless this step is unsound (1, not 0) or training is broken."""
-        breaks = unsound if self.scale is None else unsound * (self.scale.value <= 1)
-        self.broken = torch.maximum(self.broken, breaks)
         # what torch's GradScaler gives a fused optimizer, which divides the gradients by the scale
-        self.optimizer.found_inf = torch.maximum(self.broken, unsound)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
         if self.scale is not None:
+            torch.maximum(self.broken, unsound * (self.scale.value <= 1), out=self.broken)
+            self.optimizer.found_inf = torch.maximum(self.broken, unsound)  # type: ignore[attr-defined]
             self.optimizer.grad_scale = self.scale.value  # type: ignore[attr-defined]
         self.optimizer.step()
 
@@ -122,6 +143,9 @@ def _keep_layout(parameter: nn.Parameter) -> None:
     def in_layout(gradient: Tensor) -> Tensor:
         if gradient.stride() == strides:
             return gradient
+        pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
+        if all(size == 1 or own == wanted for size, own, wanted in pairs):
+            return gradient.as_strided(gradient.shape, strides)  # as it lies in memory
         same = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
         return same.copy_(gradient)
 

@@ -51,7 +51,7 @@ class ValidationLosses:
         pixels = pad_pixels(sample[:1], data.pad_divisor)
         batch = Batch(pixels, (image.size,), sample[1:2], sample[2:]).to(device)
         with torch.no_grad(), evaluating(self.model), float32_arithmetic("float32", device):
-            losses, _ = self.model.losses(batch, torch.Generator(device).manual_seed(index))
+            losses, _ = self.model.losses(batch, torch.Generator().manual_seed(index))
         row = torch.stack([*losses.values()])
         self.names = [*losses, "loss"]
         self.rows.append(torch.cat([row, row.sum(0, keepdim=True)]))

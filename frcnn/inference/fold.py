@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import frcnn_ops
 from frcnn.backbone import Bottleneck, Shortcut
-from frcnn.conv import Conv, Linear, affine, resized
+from frcnn.conv import Conv, Linear, fold_all, resized
 from frcnn.detector import FasterRCNN
 
 Epilogue = Literal["product", "cudnn", "kernel"]
@@ -96,14 +96,13 @@ def _merge(head: nn.Module, first: str, second: str) -> None:
 
 
 @torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+def fold_norm(conv: Conv, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
     """Weight and bias, float64, of the convolution that equals `conv` and then `norm` in evaluation mode."""
-    weight = conv.weight.double()
-    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
     if norm is None:
-        return weight, bias
-    scale, shift = affine(copy.deepcopy(norm).double())
-    return weight * scale[:, None, None, None], bias * scale + shift
+        weight = conv.weight.double()
+        return weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    conv, norm = copy.deepcopy(conv).double(), copy.deepcopy(norm).double().eval()
+    return fold_all([(conv, norm)])[norm]
 
 
 def has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
@@ -168,7 +167,6 @@ class FoldedConv(nn.Module):
         *,
         add: Tensor | None = None,
         relu: bool = False,
-        beside: None = None,
     ) -> Tensor:
         """relu(conv(x) + add); the norm and the layer beside are inside the weight."""
         if self.finish in ("product", "cudnn", "kernel"):
@@ -226,7 +224,7 @@ class FoldedLinear(nn.Module):
         self.register_buffer("weight", by_position.detach().to(dtype, copy=True))
         self.register_buffer("bias", linear.bias.detach().to(dtype, copy=True))
 
-    def forward(self, x: Tensor, *, relu: bool = False, beside: None = None) -> Tensor:
+    def forward(self, x: Tensor, own: None = None, *, relu: bool = False) -> Tensor:
         """[R, N], or [R, C, h, w] with N = C*h*w, -> [R, M]."""
         x = x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x
         if self.on_gpu:

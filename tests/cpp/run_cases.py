@@ -5,4 +5,4 @@ from cases import CASES, EMULATED
 if __name__ == "__main__":
     for op, cases in CASES.items():
         for case in cases(0):
-            EMULATED[op](**case, seed=0)
+            EMULATED[op](**case)

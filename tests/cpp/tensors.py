@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 FORMS = {"nms_grouped": "nms", "nms_large": "nms", "nms_padded_large": "nms_padded"}
 
 

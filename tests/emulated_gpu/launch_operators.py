@@ -50,6 +50,32 @@ def select_detections(count):
     frcnn_ops.select_detections(rows(8, count, 81), rows(8, count, 320), proposals, present, *sizes, *rest)
 
 
+def fold_norms(dtype):
+    weights = [rows(512, 512, 3, 3).requires_grad_() for _ in range(53)]
+    vectors = [[rows(512).requires_grad_() for _ in weights] for _ in range(4)]
+    weights_of, biases = frcnn_ops.fold_norms(weights, *vectors, dtype=dtype)
+    torch.autograd.backward(weights_of + biases, [torch.empty_like(t) for t in weights_of + biases])
+
+
+def numbers(*shape):
+    return rows(*shape, dtype=torch.int64)
+
+
+def losses(dtype, gts):
+    """From the maps to both heads' losses, and back, with the samples of the recipes."""
+    maps = [rows(8, 15, height, width, dtype=dtype).requires_grad_() for height, width in SIZES]
+    gt_index, boxes = numbers(8, ANCHORS), rows(8, gts, 4)
+    index, counts = frcnn_ops.sample_anchors(gt_index, numbers(), 256, 128)
+    loss, _ = frcnn_ops.rpn_loss(maps, rows(ANCHORS, 4), boxes, gt_index, index, counts, ONES)
+    proposals = rows(8, 1000, 4), rows(8, 1000), numbers(8, 1000)
+    truth = boxes, numbers(8, gts), numbers(8)
+    sampled = frcnn_ops.sample_proposals(*proposals, *truth, numbers(), 512, 128, 80)
+    rois, labels, targets, counts = sampled
+    outputs = rows(8 * 512, 401, dtype=dtype).requires_grad_()
+    head, *_ = frcnn_ops.box_head_loss(outputs, labels, rois, targets, counts, ONES, 80, "ciou")
+    torch.autograd.grad(loss + head, [*maps, outputs])
+
+
 def calls():
     for n in (1000, 1024, 1025, 2000, 2048, 2049, 4096, 20000):
         yield f"nms {n}", lambda n=n: nms(8, n)
@@ -63,6 +89,9 @@ def calls():
     for most in (1000, 2000, 2048, 4096)[: 4 if large else 3]:
         yield f"select_proposals {most}", lambda most=most: select_proposals(most)
         yield f"select_detections {most}", lambda most=most: select_detections(most)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        yield f"fold_norms {dtype}", lambda dtype=dtype: fold_norms(dtype)
+        yield f"losses {dtype}", lambda dtype=dtype: losses(dtype, 128)
     yield "encode_boxes", lambda: frcnn_ops.encode_boxes(rows(512, 4), rows(512, 4))
     yield "decode_boxes", lambda: frcnn_ops.decode_boxes(rows(1000, 4), rows(1000, 320))
     yield "box_iou", lambda: frcnn_ops.box_iou(rows(100, 4), rows(ANCHORS, 4))

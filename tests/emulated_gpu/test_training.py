@@ -21,6 +21,8 @@ from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
 
 DEVICE = torch.device("cuda")
+LAUNCHES = {"float32": 185, "bfloat16": 250, "float16": 270}
+"""The most that a step may launch and copy beside convolutions and matrix products."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,7 @@ def test_a_step_waits_for_nothing(entry, precision, clip):
     assert not numbers.values.is_there()
     kinds = Counter(row.kind for row in rows)
     assert kinds["sync"] == 0 and kinds["conv"] > 60
+    assert sum(kinds[kind] for kind in ("launch", "memset", "memcpy")) <= LAUNCHES[precision]
     assert kinds["layout"] == 0  # channels last, forward and backward
     copies = [row for row in rows if row.kind == "memcpy"]
     assert not [row for row in copies if row.name.startswith("pageable")]

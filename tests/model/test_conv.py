@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frcnn.conv import Conv, Linear
+from frcnn.conv import Conv, Linear, for_calls
 
 
 def lively_norm(channels, training):
@@ -48,8 +48,14 @@ def test_layers_side_by_side():
     torch.manual_seed(0)
     x = torch.randn(2, 8, 5, 7)
     first, second = Conv(8, 3, 1), Conv(8, 12, 1)
-    assert torch.allclose(first(x, beside=second), torch.cat([first(x), second(x)], 1), atol=1e-6)
+    (both,) = for_calls([first, second])
+    assert torch.allclose(first(x, both), torch.cat([first(x), second(x)], 1), atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        own, joined = for_calls([first], [first, second])
+        assert own[0].dtype == own[1].dtype == torch.bfloat16
+        assert torch.equal(first(x, own), first(x)) and torch.equal(first(x, joined)[:, :3], first(x))
     x = torch.randn(4, 2, 2, 3)
     first, second = Linear(12, 3), Linear(12, 5)
-    assert torch.allclose(first(x, beside=second), torch.cat([first(x), second(x)], 1), atol=1e-6)
+    (both,) = for_calls([first, second])
+    assert torch.allclose(first(x, both), torch.cat([first(x), second(x)], 1), atol=1e-6)
     assert torch.equal(first(x, relu=True), first(x).relu())

@@ -70,6 +70,8 @@ def expected_of(name: str, arguments: list):
             return [z.detach() for z in zeros]
         grads = torch.autograd.grad(pooled, zeros, grad.to(wide), allow_unused=True)
         return [z.detach() if g is None else g for z, g in zip(zeros, grads, strict=True)]
+    if name in ("fold_norms_backward", "rpn_loss_backward", "box_head_loss_backward"):
+        return expected_grads(name, arguments)
     if name.endswith("_backward"):
         grad, *forward = arguments
         differentiable = 1 if name == "decode_boxes_backward" else 0
@@ -94,6 +96,30 @@ def expected_of(name: str, arguments: list):
         found = found if add is None else found + add
         return (found.relu() if relu else found).float()
     return getattr(reference, name)(*arguments)
+
+
+def expected_grads(name: str, arguments: list):
+    """Of the operators whose losses or inputs are several."""
+    if not finite(arguments):
+        return None
+    if name == "fold_norms_backward":
+        grads, *forward = arguments
+        forward[:3] = [[t.clone().requires_grad_() for t in layers] for layers in forward[:3]]
+        inputs = [t for layers in forward[:3] for t in layers]
+        return list(torch.autograd.grad(reference.fold_norms(*forward, grads[0].dtype), inputs, grads))
+    by_class, by_box, given, *rest = arguments
+    if name == "box_head_loss_backward":
+        if rest[-2] != "l1" and given.dtype != torch.float64:  # as of iou_loss_backward
+            return None
+        given = given.clone().requires_grad_()
+        *losses, _ = reference.box_head_loss(given, *rest)
+        return torch.autograd.grad(losses, given, (by_class, by_box))[0]
+    index = rest[3]
+    if any(len(row[row >= 0].unique()) < int((row >= 0).sum()) for row in index):
+        return None
+    given = [level.clone().requires_grad_() for level in given]
+    losses = reference.rpn_loss(given, *rest)
+    return list(torch.autograd.grad(losses, given, (by_class, by_box)))
 
 
 def proper(pred: Tensor, target: Tensor, against: Tensor | None) -> bool:

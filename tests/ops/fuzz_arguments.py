@@ -104,7 +104,8 @@ def rois(r: random.Random, count: int, batch: int, dtype: torch.dtype) -> Tensor
 
 def grid_anchors(r):
     levels = r.randint(1, 3)
-    return [maps(r, levels), *anchors(r, levels), torch.device("cpu")]
+    images = r.choice((None, torch.rand(r.choice((0, 1, 2)), 2) * 40))
+    return [maps(r, levels), *anchors(r, levels), torch.device("cpu"), images]
 
 
 def encode_boxes(r):

@@ -126,7 +126,17 @@ def test_hostile_coordinates(device, random_boxes):
     )
     gt_index, max_iou = frcnn_ops.assign_max_iou(torch.cat([boxes, bad]), torch.cat([gts, bad]), **RPN)
     assert torch.equal(gt_index[:600], expected[0]) and torch.equal(max_iou[:600], expected[1])
-    assert gt_index[600:].tolist() == [0] * 4 and max_iou[600:].tolist() == [0] * 4
+    assert gt_index[600:].tolist() == max_iou[600:].tolist() == [-1, 0, 0, 0]  # a NaN box takes no part
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_box_with_a_nan_is_ignored_whatever_there_is_beside_it(place, device, random_boxes):
+    boxes = random_boxes(5, device=device)
+    boxes[2, place] = math.nan
+    gts = boxes[:2].clone()
+    for count, expected in ((0, [0, 0, -1, 0, 0]), (2, [1, 2, -1, 0, 0])):
+        gt_index, max_iou = frcnn_ops.assign_max_iou(boxes, gts[:count], 0.9, 0.9, match_low_quality=True)
+        assert gt_index.tolist() == expected and max_iou[2] == -1
 
 
 def test_empty(device, random_boxes):

@@ -81,8 +81,40 @@ def test_bad_arguments(change, message, device):
         frcnn_ops.grid_anchors(**{"sizes": [(1, 2)], "strides": [4], "device": "meta", **change})
 
 
-def test_registration(device):
-    opcheck(torch.ops.frcnn_ops.grid_anchors, ([3, 4, 1, 2], [4.0, 8.0], [8.0], [0.5, 1.0], 0.0, device))
+@pytest.mark.parametrize("count", [None, 0, 2])
+def test_registration(count, device):
+    sizes = None if count is None else torch.tensor([[9.0, 5.0], [16.0, 8.0]], device=device)[:count]
+    arguments = [3, 4, 1, 2], [4.0, 8.0], [8.0], [0.5, 1.0], 0.0, torch.device(device), sizes
+    opcheck(torch.ops.frcnn_ops.grid_anchors, arguments)
+
+
+def test_anchors_beyond_an_image_are_nan(device):
+    shapes, strides = [(3, 4), (2, 2)], [4, 8]
+    image_sizes = torch.tensor([[12.0, 16.0], [9.0, 5.0], [0.0, 16.0]], device=device)
+    plain = frcnn_ops.grid_anchors(shapes, strides, device=device)
+    levels = frcnn_ops.grid_anchors(shapes, strides, image_sizes=image_sizes)
+    for (height, width), stride, one, all_images in zip(shapes, strides, plain, levels, strict=True):
+        assert all_images.shape == (3, height * width * 3, 4)
+        for (image_height, image_width), anchors in zip(image_sizes.tolist(), all_images, strict=True):
+            for place, found in enumerate(anchors.split(3)):
+                y, x = place // width * stride, place % width * stride
+                if y < image_height and x < image_width:
+                    assert torch.equal(found, one[3 * place : 3 * place + 3])
+                else:
+                    assert found.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("image_sizes", "message"),
+    [
+        (torch.ones(2, 3), r"image_sizes has shape \[2, 3\], expected \[B, 2\]"),
+        (torch.ones(2, 2, dtype=torch.float64), "image_sizes is Double, expected float32"),
+        (torch.ones(2, 2, device="meta"), "image_sizes is on a device of another kind, expected cpu"),
+    ],
+)
+def test_bad_image_sizes(image_sizes, message):
+    with pytest.raises(RuntimeError, match=message):
+        frcnn_ops.grid_anchors([(1, 2)], [4], device="cpu", image_sizes=image_sizes)
 
 
 def test_compiles(device):

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 import frcnn
-import frcnn.losses
 from frcnn.backbone import ResNet
 from frcnn.detector import FasterRCNN
 from frcnn.fpn import FPN
@@ -110,17 +109,13 @@ def maps(levels: Sequence[Tensor]) -> str:
 
 
 def operators(function: Callable[..., Any]) -> list[str]:
-    """The operators that a method calls, itself or by its class's inner methods and frcnn.losses."""
+    """The operators that a method calls, itself or by its class's inner methods."""
     function = inspect.unwrap(function)
     source = inspect.getsource(function)
     found = re.findall(r"frcnn_ops\.(\w+)", source)
     owner = inspect.getmodule(function).__dict__.get(function.__qualname__.partition(".")[0])
-    called = [getattr(owner, name) for name in re.findall(r"self\.(_\w+)\(", source)]
-    for name in re.findall(r"(?<!def )\b(\w+)\(", source):
-        if inspect.isfunction(loss := getattr(frcnn.losses, name, None)):
-            called.append(loss)
-    for inner in called:
-        found += operators(inner)
+    for name in re.findall(r"self\.(_\w+)\(", source):
+        found += operators(getattr(owner, name))
     return list(dict.fromkeys(found))
 
 

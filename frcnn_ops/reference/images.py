@@ -1,4 +1,4 @@
-"""The part of `reference` that is about images and maps rather than boxes."""
+"""Images and maps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check
+from ..checks import check
 
 
 def normalize_images(images, sizes, mean, std, rgb, dtype) -> Tensor:
