@@ -246,6 +246,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         seed: int = 0,
         device: Device = None,
         precision: Precision = "float32",
+        mode: Literal["eager", "graph"] = "eager",
         weights: Annotated[str | None, default("PATH|coco|random", "the recipe's backbone")] = None,
         reinit_heads: bool = False,
         resume: bool = False,
@@ -272,6 +273,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
             workers: Processes that read and augment images.
             seed: For everything random.
             precision: What convolutions and matrix products are computed in; tf32 on GPUs only.
+            mode: graph runs each step as one CUDA graph, on one GPU; some more padding.
             weights: Start from this checkpoint, from the published one (coco), or from nothing (random).
             reinit_heads: Leave out the checkpoint's class and box layer, to train other classes.
             resume: Continue from work_dir's last.pth, exactly.

@@ -7,6 +7,7 @@ once, and `frcnn.inference.fold` makes the fast form of the same network by swap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -79,7 +80,10 @@ def resized(add: Tensor, like: Tensor) -> Tensor:
     size = like.shape[-2:]
     if add.shape[-2:] == size:
         return add
-    with torch.autocast(add.device.type, enabled=False):  # which would copy to float32 and back
+    kind = add.device.type
+    known = torch.amp.is_autocast_available(kind)
+    # which would copy to float32 and back
+    with torch.autocast(kind, enabled=False) if known else nullcontext():
         return F.interpolate(add, size=size, mode="nearest")
 
 

@@ -53,7 +53,7 @@ struct BoxSamples {
             contiguous(counts)};
     samples.outputs = kept[0].const_data_ptr();
     samples.labels = kept[1].const_data_ptr<int64_t>();
-    samples.boxes = pointer_or_null<float>(kept[2]);
+    samples.boxes = kept[2].const_data_ptr<float>();
     if (labels.numel() > 0) ++samples.boxes;  // behind the image's number
     samples.targets = kept[3].const_data_ptr<float>();
     samples.counts = kept[4].const_data_ptr<int64_t>();

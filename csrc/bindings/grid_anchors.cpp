@@ -27,7 +27,7 @@ Tensor grid_anchors(Ints sizes, Floats strides, Floats scales, Floats ratios, do
     expect_at_most(op, "images", device, image_sizes->size(0), 65535);
   }
   Tensor anchors = empty(shape, ScalarType::Float, device);
-  if (shape_only) return anchors;
+  if (shape_only || anchors.numel() == 0) return anchors;  // no image has no pointer either
   const OptionalTensor images = contiguous_or_none(image_sizes);
   FRCNN_RUN(grid_anchors, device, &arrays.grid, sizes.data(), pointer_or_null<float>(images),
             images ? images->size(0) : 1, anchors.mutable_data_ptr<float>());

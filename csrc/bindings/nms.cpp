@@ -1,8 +1,5 @@
 // NMS of a segment is one kernel where it fits: on the CPU always, on CUDA in one block. What does not fit is
 // sorted first and suppressed in chunks.
-#include <algorithm>
-#include <array>
-
 #include "binding.h"
 
 namespace frcnn {
@@ -10,16 +7,6 @@ namespace {
 
 #ifdef FRCNN_CUDA
 
-// ATen's operators that the stable ABI has no function for, by name; Results tensors come back.
-template <size_t Results, typename... Arguments>
-std::array<Tensor, Results> aten(const char* name, const char* overload, const Arguments&... arguments) {
-  std::array<StableIValue, std::max(Results, sizeof...(Arguments))> stack{
-      torch::stable::detail::from(arguments)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
-  std::array<Tensor, Results> results;
-  for (size_t i = 0; i < Results; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
-  return results;
-}
 // The keys in ascending order, and their places before.
 std::array<Tensor, 2> sorted_stably(const Tensor& keys) {
   return aten<2>("aten::sort", "stable", keys, std::optional<bool>(true), int64_t{-1}, false);

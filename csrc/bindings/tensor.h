@@ -11,6 +11,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <sstream>
@@ -85,13 +87,21 @@ inline Tensor empty(Ints shape, const Tensor& like, MemoryFormat format = Memory
   return empty(shape, like.scalar_type(), like.device(), format);
 }
 
+// ATen's operators that the stable ABI has no function for, by name; Results tensors come back.
+template <size_t Results, typename... Arguments>
+std::array<Tensor, Results> aten(const char* name, const char* overload, const Arguments&... arguments) {
+  std::array<StableIValue, std::max(Results, sizeof...(Arguments))> stack{
+      torch::stable::detail::from(arguments)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  std::array<Tensor, Results> results;
+  for (size_t i = 0; i < Results; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
+  return results;
+}
+
 // In the layout of `like`, whatever its type.
 inline Tensor empty_like(const Tensor& like, ScalarType type) {
-  using torch::stable::detail::from;
-  StableIValue stack[] = {from(like),         from(std::optional(type)), from(std::nullopt),
-                          from(std::nullopt), from(std::nullopt),        from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  const auto same = std::nullopt;
+  return aten<1>("aten::empty_like", "", like, std::optional(type), same, same, same, same)[0];
 }
 
 // Whether a [B, C, H, W] lies in memory as [B, H, W, C].

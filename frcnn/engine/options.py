@@ -12,6 +12,7 @@ def check_options(
     *,
     device: str | None,
     precision: Precision,
+    mode: str,
     weights: object,
     reinit_heads: bool,
     max_bad_images: float,
@@ -36,6 +37,10 @@ def check_options(
             "name one as weights=PATH"
         )
     check_precision(precision, resolve_device(device))
+    if mode not in ("eager", "graph"):
+        raise OptionError(f"unknown mode {mode!r}: choose one of eager, graph")
+    if mode == "graph" and resolve_device(device).type != "cuda":
+        raise OptionError("mode='graph' needs a GPU: CUDA graphs are what it is made of; leave it out")
 
 
 def check_parallel(name: str, count: int, least: int) -> None:

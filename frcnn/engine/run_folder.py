@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,6 +21,9 @@ from frcnn.engine.bad_images import BadImages
 from frcnn.engine.loss_scale import LossScale
 from frcnn.files import check_folder, replace_text
 from frcnn.inference.hardware import Precision
+
+Mode = Literal["eager", "graph"]
+"""How a training step is run."""
 
 
 @dataclass
@@ -44,7 +47,25 @@ class Settings:
 
     seed: int
     precision: Precision
+    mode: Mode
     processes: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training left behind.
+
+    checkpoint: last.pth, from which training resumes; best: best.pth, the weights of the epoch with the best
+    validation AP (None without a validation set). metrics: of the last evaluation; history: of all of them.
+    bad_images: path of a training image that could not be used -> how often another one took its place.
+    """
+
+    work_dir: Path
+    checkpoint: Path
+    best: Path | None
+    metrics: dict[str, float]
+    history: list[dict[str, float]] = field(default_factory=list)
+    bad_images: dict[str, int] = field(default_factory=dict)
 
 
 class RunFolder:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,9 +29,10 @@ from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
-from frcnn.engine.run_folder import RunFolder, RunState, Settings
+from frcnn.engine.run_folder import Mode, RunFolder, RunState, Settings, TrainResult
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.engine.step import Learner
+from frcnn.engine.step_graph import StepGraphs
 from frcnn.engine.unread import Step, UnreadSteps
 from frcnn.engine.validation_loss import ValidationLosses
 from frcnn.inference.hardware import Precision
@@ -39,23 +41,6 @@ from frcnn.zoo.build import build
 from frcnn.zoo.recipes import recipe as recipe_named
 
 CONTINUE, STOP, BROKEN = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training left behind.
-
-    checkpoint: last.pth, from which training resumes; best: best.pth, the weights of the epoch with the best
-    validation AP (None without a validation set). metrics: of the last evaluation; history: of all of them.
-    bad_images: path of a training image that could not be used -> how often another one took its place.
-    """
-
-    work_dir: Path
-    checkpoint: Path
-    best: Path | None
-    metrics: dict[str, float]
-    history: list[dict[str, float]] = field(default_factory=list)
-    bad_images: dict[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -72,6 +57,7 @@ def train(
     seed: int = 0,
     device: str | None = None,
     precision: Precision = "float32",
+    mode: Mode = "eager",
     weights: str | Path | None = None,
     reinit_heads: bool = False,
     resume: bool = False,
@@ -97,6 +83,9 @@ def train(
     "tf32" rounds their factors to 10 bits there. Weights stay float32, and in "float16" the loss is scaled as
     torch.amp.GradScaler does.
 
+    `mode` "graph" runs each step as one CUDA graph (`StepGraphs`), on one GPU: less work for the host, some
+    more padding.
+
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
     of the validation set (val_loss, val_loss_cls, …; see `evaluate`), which takes a second forward pass of
@@ -121,6 +110,7 @@ def train(
     check_options(
         device=device,
         precision=precision,
+        mode=mode,
         weights=weights,
         reinit_heads=reinit_heads,
         max_bad_images=max_bad_images,
@@ -141,6 +131,8 @@ def train(
     if val_losses and val_annotations is None:
         raise OptionError("val_losses=True needs a validation set: name val_annotations and val_images")
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
+        if mode == "graph" and processes.count > 1:
+            raise OptionError("mode='graph' is for one process; leave it out under torchrun")
         try:
             with stop.at_once():
                 run = _Run(
@@ -151,7 +143,7 @@ def train(
                     else load_coco(val_annotations, val_images),
                     val_losses,
                     Path(work_dir or Path("work_dirs") / recipe.name),
-                    Settings(seed, precision, processes.count),
+                    Settings(seed, precision, mode, processes.count),
                     workers,
                     max_bad_images,
                     _Start(weights, reinit_heads, resume),
@@ -224,7 +216,10 @@ class _Run:
         self.state = RunState(self.model, self.learner.optimizer, bad_images, self.learner.scale)
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
         self.saved = self.state.steps
-        self.parallel = processes.parallel(self.model, device)
+        if settings.mode == "graph":
+            self.step = StepGraphs(self.model, self.learner).step
+        else:
+            self.step = partial(self.learner.step, processes.parallel(self.model, device))
         self.batches = TrainingBatches(
             dataset.widths >= dataset.heights,
             schedule.images_per_process,
@@ -313,7 +308,7 @@ class _Run:
     def _learn(self, iteration: int, lr: float, batch: Batch, indices: tuple[int, ...]) -> None:
         """Give one step to the device."""
         with self.processes.waiting(f"the gradients of step {iteration + 1}"):
-            numbers = self.learner.step(self.parallel, batch.to(self.device, non_blocking=True), lr)
+            numbers = self.step(batch.to(self.device, non_blocking=True), lr)
         images = [(self.dataset.image_path(i), int(self.dataset.image_ids[i])) for i in indices]
         self.unread.add(Step(iteration, lr, numbers, images, batch.sizes, batch.boxes, batch.labels))
 

@@ -29,6 +29,7 @@ from frcnn.inference.hardware import resolve_device
         ("max_bad_images", float("nan"), "max_bad_images=nan"),
         ("precision", "float8", "unknown precision 'float8': choose one of float32, tf32, bfloat16, float16"),
         ("reinit_heads", True, "reinit_heads=True leaves out .* there is no checkpoint"),
+        ("mode", "fast", "unknown mode 'fast': choose one of eager, graph"),
         ("device", "gpu", "no device 'gpu': this machine has cpu"),
         ("device", "cuda:99", "no device 'cuda:99': this machine has cpu"),
     ],
