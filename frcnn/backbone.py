@@ -29,7 +29,7 @@ class Shortcut(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__(Conv(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
-    def forward(self, x: Tensor, folded: Norms) -> Tensor:
+    def forward(self, x: Tensor, folded: Norms) -> Tensor:  # type: ignore[override]
         return self[0](x, folded.get(self[1], self[1]))
 
 

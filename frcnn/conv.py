@@ -96,12 +96,12 @@ def for_calls(*layers: Sequence[nn.Module]) -> list[Folded | None]:
     if not isinstance(layers[0][0], Conv | Linear):
         return [None] * len(layers)
     tensors = [_joined(beside, name) for beside in layers for name in ("weight", "bias")]
-    tensors = cast(tensors, computed_dtype(tensors[0]))
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
+    own = cast(tensors, computed_dtype(tensors[0]))
+    return list(zip(own[::2], own[1::2], strict=True))
 
 
 def _joined(layers: Sequence[nn.Module], name: str) -> Tensor:
-    tensors = [layer.get_parameter(name) for layer in layers]
+    tensors: list[Tensor] = [layer.get_parameter(name) for layer in layers]
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
@@ -152,5 +152,5 @@ class _Cast(torch.autograd.Function):
 
 def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(copies, tensors)
+    torch._foreach_copy_(copies, list(tensors))
     return tuple(copies)

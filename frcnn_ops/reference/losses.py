@@ -89,12 +89,12 @@ def rpn_loss(maps, anchors, gts, gt_index, index, counts, stds) -> tuple[Tensor,
     wide = torch.promote_types(maps[0].dtype, torch.float32)
     rows = [level.to(wide).permute(0, 2, 3, 1).flatten(1, 2) for level in maps]
     logits = torch.cat([level[..., :per_cell].flatten(1) for level in rows], 1)
-    deltas = torch.cat([level[..., per_cell:].reshape(images, -1, 4) for level in rows], 1)
+    deltas = torch.cat([level[..., per_cell:].unflatten(2, (per_cell, 4)).flatten(1, 2) for level in rows], 1)
     anchors = anchors.expand(images, n, 4).to(wide)
     positive, used = _used_slots(counts, index.shape[1])
     places = positive.sum(1), used.sum(1)
     factor = (places[0].clamp(min=1) + (places[1] - places[0]).clamp(min=1)).sum().clamp(min=1)
-    of_class = of_box = logits.new_zeros(())
+    of_class = of_box = logits[:, :0].sum()  # zero, with a gradient
     for image in range(images):
         own = used[image] & (index[image] >= 0) & (index[image] < n)
         rows = index[image][own]

@@ -184,7 +184,8 @@ def call(seed: int) -> tuple[str, str]:
     if not (hostile and name == "winograd_conv"):  # a spoiled weight is no filter
         expected = expected_of(name, arguments)
         if expected is not None:
-            halves = any(t.dtype in HALVES for t in tensors_of(arguments))
+            made = list(found) if isinstance(found, (list, tuple)) else [found]
+            halves = any(t.dtype in HALVES for t in tensors_of([*arguments, made]))
             check_close(found, expected, 1e-2 if halves else 2e-4)
     return name, "hostile, but in order" if hostile else "valid"
 
