@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import frcnn_ops
+
 
 class Conv(nn.Conv2d):
     """relu(norm(convolution) + add), the parts that are asked for; the parameters are nn.Conv2d's.
@@ -41,7 +43,12 @@ class Conv(nn.Conv2d):
         if norm is not None and not norm.training:
             scale, bias = affine(norm)
             weight, norm = weight * scale[:, None, None, None], None
-        x = self._conv_forward(x, weight, bias)
+        if torch.is_grad_enabled() and frcnn_ops.train_conv_fits(
+            x, weight, self.stride[0], self.padding[0], self.groups
+        ):
+            x = frcnn_ops.train_conv(x, weight, bias, self.stride[0])
+        else:
+            x = self._conv_forward(x, weight, bias)
         if norm is not None:
             x = norm(x)
         if add is not None:

@@ -16,7 +16,14 @@ from .resize_images import resize_images
 from .roi_align import pyramid_roi_align, roi_align
 from .select_detections import select_detections
 from .select_proposals import select_proposals
-from .winograd_conv import winograd_available, winograd_conv, winograd_fits, winograd_weight
+from .train_conv import train_conv, train_conv_fits
+from .winograd_conv import (
+    winograd_available,
+    winograd_conv,
+    winograd_fits,
+    winograd_weight,
+    winograd_weight_gradient,
+)
 
 __all__ = [
     "assign_max_iou",
@@ -41,8 +48,11 @@ __all__ = [
     "roi_align",
     "select_detections",
     "select_proposals",
+    "train_conv",
+    "train_conv_fits",
     "winograd_available",
     "winograd_conv",
     "winograd_fits",
     "winograd_weight",
+    "winograd_weight_gradient",
 ]
