@@ -275,4 +275,8 @@ int64_t frcnn_cpu_winograd_lanes(int64_t most);
 void frcnn_cpu_winograd_conv(int64_t lanes, const float* x, const float* weight, const float* bias,
                              const float* add, bool relu, int64_t batch, int64_t height, int64_t width,
                              int64_t channels, int64_t filters, float* out);
+// x [B, H, W, C], grad [B, H, W, K] -> out [3, 3, C, K], the gradient of the convolution's weight
+void frcnn_cpu_winograd_weight_gradient(int64_t lanes, const float* x, const float* grad, int64_t batch,
+                                        int64_t height, int64_t width, int64_t channels, int64_t filters,
+                                        float* out);
 }

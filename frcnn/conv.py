@@ -55,7 +55,11 @@ class Conv(nn.Conv2d):
             add = resized(add, x)
         if relu and norm is None and bias is not None and can_fuse(x, weight):
             return fused_conv(x, weight, bias, add, (self.stride, self.padding, self.dilation, self.groups))
-        x = self._conv_forward(x, weight, bias)
+        geometry = self.stride[0], self.padding[0], self.groups
+        if torch.is_grad_enabled() and frcnn_ops.train_conv_fits(x, weight, *geometry):
+            x = frcnn_ops.train_conv(x, weight, bias, self.stride[0])
+        else:
+            x = self._conv_forward(x, weight, bias)
         if norm is not None:
             x = norm(x)
         if add is not None:

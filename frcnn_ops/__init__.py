@@ -21,7 +21,14 @@ from .sample_anchors import sample_anchors
 from .sample_proposals import sample_proposals
 from .select_detections import select_detections
 from .select_proposals import select_proposals
-from .winograd_conv import winograd_available, winograd_conv, winograd_fits, winograd_weight
+from .train_conv import train_conv, train_conv_fits
+from .winograd_conv import (
+    winograd_available,
+    winograd_conv,
+    winograd_fits,
+    winograd_weight,
+    winograd_weight_gradient,
+)
 
 __all__ = [
     "assign_max_iou",
@@ -51,8 +58,11 @@ __all__ = [
     "sample_proposals",
     "select_detections",
     "select_proposals",
+    "train_conv",
+    "train_conv_fits",
     "winograd_available",
     "winograd_conv",
     "winograd_fits",
     "winograd_weight",
+    "winograd_weight_gradient",
 ]

@@ -45,6 +45,16 @@ struct Block {
   float* out;
 };
 
+// The gradient of the weights: of each point the sum, over tiles, of products of v's channels and m's
+// filters. Rows of tiles are an odd number of half cache lines apart, so that they do not share cache sets.
+struct Gradient {
+  const float *x, *grad;
+  Geometry geometry;
+  float *v, *m, *sums;   // [36, tiles, C and some], [36, tiles, K and some], [36, C and some, K]
+  int64_t v_row, m_row;  // floats from a tile to the next
+  int64_t v_point, m_point, sums_point;  // and from a point to the next
+};
+
 // Points are an odd number of cache lines apart, so that the 36 streams do not share cache sets.
 inline int64_t point_stride(int64_t most, int64_t channels) { return most * channels + 16; }
 inline int64_t scratch_floats(int64_t most, const Geometry& g) {

@@ -58,6 +58,9 @@ namespace {
 
 constexpr int64_t kBlock = 48;    // tiles that share a pass over the weights, at most
 constexpr int64_t kGranule = 12;  // a multiple of every set's rows
+// Of the gradient: tiles that share a pass over the sums, at most, and the room that they may take, as they
+// and the sums stay in the last cache.
+constexpr int64_t kGradientTiles = 192, kGradientBytes = 32 << 20;
 
 struct AlignedDelete {
   void operator()(float* values) const { ::operator delete(values, std::align_val_t{64}); }
@@ -67,15 +70,54 @@ std::unique_ptr<float, AlignedDelete> aligned_floats(int64_t count) {
   return std::unique_ptr<float, AlignedDelete>(static_cast<float*>(values));
 }
 
-using Convolve = void (*)(const Block&);
-Convolve convolve_with([[maybe_unused]] int64_t lanes) {
+// An instruction set's own.
+struct Functions {
+  void (*convolve)(const Block&);
+  void (*transform_tile)(const Gradient&, int64_t first, int64_t t);
+  void (*add_tiles)(const Gradient&, int64_t tiles, bool before, int64_t point, int64_t k);
+  void (*transform_sums)(const Gradient&, int64_t c, float* out);
+};
+#define FRCNN_OF(set) \
+  Functions { set::convolve, set::transform_tile, set::add_tiles, set::transform_sums }
+Functions functions_with([[maybe_unused]] int64_t lanes) {
 #if defined(__GNUC__) && defined(__x86_64__)
-  return lanes == 16 ? avx512::convolve : avx2::convolve;
+  return lanes == 16 ? FRCNN_OF(avx512) : FRCNN_OF(avx2);
 #elif defined(__GNUC__) && defined(__aarch64__)
-  return neon::convolve;
+  return FRCNN_OF(neon);
 #else
-  return nullptr;
+  return {};
 #endif
+}
+
+void weight_gradient(const Functions& use, const float* x, const float* grad, int64_t batch,
+                     const Geometry& g, float* out) {
+  const int64_t tiles = batch * g.tiles_y * g.tiles_x;
+  if (tiles == 0) return std::fill(out, out + 9 * g.channels * g.filters, 0.0f);
+  // The same whatever the threads and the vectors are, as sums round by their order.
+  const int64_t fit =
+      kGradientBytes / (kPoints * static_cast<int64_t>(sizeof(float)) * (g.channels + g.filters));
+  const int64_t at_once = std::clamp<int64_t>(fit, 1, kGradientTiles);
+  const int64_t passes = (tiles + at_once - 1) / at_once, most = (tiles + passes - 1) / passes;
+  const int64_t padded = (g.channels + kGranule - 1) / kGranule * kGranule;  // a product has whole rows
+  const int64_t v_row = padded + (24 - padded % 16) % 16, m_row = g.filters + 16;
+  const int64_t v_floats = kPoints * most * v_row, m_floats = kPoints * most * m_row,
+                sums_floats = kPoints * padded * g.filters;
+  const auto scratch = aligned_floats(v_floats + m_floats + sums_floats);
+  float *v = scratch.get(), *m = v + v_floats, *sums = m + m_floats;
+  const Gradient gradient{
+      x, grad, g, v, m, sums, v_row, m_row, most * v_row, most * m_row, padded * g.filters};
+  parallel_for(kPoints * most, 1 << 10, [&](int64_t row, int64_t end) {
+    for (; row < end; ++row) std::fill(v + row * v_row + g.channels, v + (row + 1) * v_row, 0.0f);
+  });
+  const int64_t panels = g.filters / kFilters;
+  for (int64_t first = 0; first < tiles; first += most) {
+    const int64_t count = std::min(most, tiles - first);
+    parallel_tasks(count, [&](int64_t t) { use.transform_tile(gradient, first, t); });
+    parallel_tasks(kPoints * panels, [&](int64_t task) {
+      use.add_tiles(gradient, count, first > 0, task / panels, task % panels * kFilters);
+    });
+  }
+  parallel_tasks(g.channels, [&](int64_t c) { use.transform_sums(gradient, c, out); });
 }
 
 }  // namespace
@@ -99,7 +141,7 @@ void frcnn_cpu_winograd_conv(int64_t lanes, const float* x, const float* weight,
   const Geometry g{height, width, channels, filters, (height + 3) / 4, (width + 3) / 4};
   const int64_t tiles = batch * g.tiles_y * g.tiles_x;
   if (tiles == 0) return;
-  const Convolve convolve = convolve_with(lanes);
+  const auto convolve = functions_with(lanes).convolve;
   // As many blocks for every thread, all of about the same size.
   const int64_t threads = thread_count();
   const int64_t per_thread = (tiles + threads * kBlock - 1) / (threads * kBlock);
@@ -115,4 +157,12 @@ void frcnn_cpu_winograd_conv(int64_t lanes, const float* x, const float* weight,
           {x, weight, {bias, add, relu}, g, first, std::min(most, tiles - first), most, scratch.get(), out});
     }
   });
+}
+
+void frcnn_cpu_winograd_weight_gradient(int64_t lanes, const float* x, const float* grad, int64_t batch,
+                                        int64_t height, int64_t width, int64_t channels, int64_t filters,
+                                        float* out) {
+  using namespace frcnn::winograd;
+  const Geometry g{height, width, channels, filters, (height + 3) / 4, (width + 3) / 4};
+  weight_gradient(functions_with(lanes), x, grad, batch, g, out);
 }

@@ -141,6 +141,121 @@ FRCNN_TARGET void transform_output(const float* m, int64_t stride, const Geometr
   }
 }
 
+// A g for one column g of four.
+FRCNN_STEP void transform_gradient_line(const Vector* g, Vector* out, int step) {
+  const Vector even_a = FRCNN_FMA(all(kA2), g[2], g[0]), odd_a = kA * FRCNN_FMA(all(kA2), g[3], g[1]);
+  const Vector even_b = FRCNN_FMA(all(kB2), g[2], g[0]), odd_b = kB * FRCNN_FMA(all(kB2), g[3], g[1]);
+  out[0] = g[0];
+  out[1 * step] = even_a + odd_a;
+  out[2 * step] = even_a - odd_a;
+  out[3 * step] = even_b + odd_b;
+  out[4 * step] = even_b - odd_b;
+  out[5 * step] = g[3];
+}
+
+// One tile of the output's gradient, [4, 4, K] -> m: [36][K], points `stride` apart; zero beyond the image.
+FRCNN_TARGET void transform_gradient(const float* grad, const Geometry& g, Tile tile, float* m,
+                                     int64_t stride) {
+  const int64_t rows = std::min<int64_t>(4, g.height - tile.y);
+  const int64_t columns = std::min<int64_t>(4, g.width - tile.x);
+  const float* first = grad + ((tile.image * g.height + tile.y) * g.width + tile.x) * g.filters;
+  for (int64_t k = 0; k < g.filters; k += kLanes) {
+    Vector half[6][4];
+    for (int64_t j = 0; j < 4; ++j) {
+      Vector column[4];
+      for (int64_t i = 0; i < 4; ++i) {
+        const bool inside = i < rows && j < columns;
+        column[i] = inside ? load(first + (i * g.width + j) * g.filters + k) : Vector{};
+      }
+      transform_gradient_line(column, &half[0][j], 4);
+    }
+    for (int i = 0; i < 6; ++i) {
+      Vector line[6];
+      transform_gradient_line(half[i], line, 1);
+      for (int j = 0; j < 6; ++j) store(m + (i * 6 + j) * stride + k, line[j]);
+    }
+  }
+}
+
+// sums [kRows, FRCNN_FILTERS] = a' b, of `tiles` rows of each, or += where there are sums before.
+FRCNN_TARGET void add_products(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                               int64_t tiles, bool before, float* sums, int64_t sums_stride) {
+  Vector products[kRows][kVectors];
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) products[row][v] = Vector{};
+  }
+  for (int64_t t = 0; t < tiles; ++t, a += a_stride, b += b_stride) {
+    Vector filters[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) filters[v] = load(b + v * kLanes);
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row) {
+      const Vector value = all(a[row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) products[row][v] = FRCNN_FMA(value, filters[v], products[row][v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* sum = sums + row * sums_stride + v * kLanes;
+      store(sum, before ? load(sum) + products[row][v] : products[row][v]);
+    }
+  }
+}
+
+FRCNN_TARGET void transform_tile(const Gradient& gradient, int64_t first, int64_t t) {
+  const Tile tile = tile_at(gradient.geometry, first + t);
+  transform_input(gradient.x, gradient.geometry, tile, gradient.v + t * gradient.v_row, gradient.v_point);
+  transform_gradient(gradient.grad, gradient.geometry, tile, gradient.m + t * gradient.m_row,
+                     gradient.m_point);
+}
+
+FRCNN_TARGET void add_tiles(const Gradient& gradient, int64_t tiles, bool before, int64_t point, int64_t k) {
+  const Geometry& g = gradient.geometry;
+  float* sums = gradient.sums + point * gradient.sums_point + k;
+  for (int64_t part = 0; part < kFilters; part += FRCNN_FILTERS) {
+    for (int64_t c = 0; c < g.channels; c += kRows) {
+      add_products(gradient.v + point * gradient.v_point + c, gradient.v_row,
+                   gradient.m + point * gradient.m_point + k + part, gradient.m_row, tiles, before,
+                   sums + c * g.filters + part, g.filters);
+    }
+  }
+}
+
+// G' s for one column s of six.
+FRCNN_STEP void transform_weight_line(const Vector* s, Vector* out, int step) {
+  constexpr float kOfA = 1 / (2 * kA2 * (kA2 - kB2)), kOfB = 1 / (2 * kB2 * (kB2 - kA2));
+  const Vector sum_a = kOfA * (s[1] + s[2]), difference_a = kOfA * (s[1] - s[2]);
+  const Vector sum_b = kOfB * (s[3] + s[4]), difference_b = kOfB * (s[3] - s[4]);
+  out[0] = FRCNN_FMA(all(1 / (kA2 * kB2)), s[0], sum_a + sum_b);
+  out[1 * step] = FRCNN_FMA(all(kA), difference_a, kB * difference_b);
+  out[2 * step] = FRCNN_FMA(all(kA2), sum_a, FRCNN_FMA(all(kB2), sum_b, s[5]));
+}
+
+// The sums of a channel -> out [3, 3, C, K]
+FRCNN_TARGET void transform_sums(const Gradient& gradient, int64_t c, float* out) {
+  const Geometry& g = gradient.geometry;
+  for (int64_t k = 0; k < g.filters; k += kLanes) {
+    Vector half[3][6];
+    for (int j = 0; j < 6; ++j) {
+      Vector column[6];
+      for (int i = 0; i < 6; ++i) {
+        column[i] = load(gradient.sums + (i * 6 + j) * gradient.sums_point + c * g.filters + k);
+      }
+      transform_weight_line(column, &half[0][j], 6);
+    }
+    for (int i = 0; i < 3; ++i) {
+      Vector line[3];
+      transform_weight_line(half[i], line, 1);
+      for (int j = 0; j < 3; ++j) store(out + ((i * 3 + j) * g.channels + c) * g.filters + k, line[j]);
+    }
+  }
+}
+
 FRCNN_TARGET void convolve(const Block& block) {
   const Geometry& g = block.geometry;
   const int64_t v_stride = point_stride(block.most, g.channels),

@@ -159,6 +159,47 @@ void check(const Layer& layer, std::mt19937& random) {
   }
 }
 
+// The gradient of the weight, against sums in float64.
+void check_gradient(int64_t batch, const Geometry& g, std::mt19937& random) {
+  const auto x = random_floats(random, batch * g.height * g.width * g.channels);
+  const auto grad = random_floats(random, batch * g.height * g.width * g.filters);
+  std::vector<double> exact(9 * g.channels * g.filters);
+  double most = 1;
+  for (int64_t at = 0; at < static_cast<int64_t>(exact.size()); ++at) {
+    const int64_t k = at % g.filters, c = at / g.filters % g.channels, tap = at / g.filters / g.channels;
+    for (int64_t cell = 0; cell < batch * g.height * g.width; ++cell) {
+      const int64_t row = cell / g.width % g.height + tap / 3 - 1, column = cell % g.width + tap % 3 - 1;
+      if (row < 0 || row >= g.height || column < 0 || column >= g.width) continue;
+      const int64_t from = (cell / g.width / g.height * g.height + row) * g.width + column;
+      exact[at] += double{x[from * g.channels + c]} * grad[cell * g.filters + k];
+    }
+    most = std::max(most, std::abs(exact[at]));
+  }
+  std::vector<float> first;
+  const auto compare = [&](const std::vector<float>& found, int64_t lanes) {
+    if (first.empty()) first = found;
+    expect(std::memcmp(first.data(), found.data(), found.size() * sizeof(float)) == 0,
+           "other bits of gradient", lanes);
+    for (size_t i = 0; i < found.size(); ++i) {
+      expect(std::abs(found[i] - exact[i]) < 8e-6 * most, "gradient", lanes);
+    }
+  };
+  for (const int64_t lanes : {4, 8, 16}) {
+    std::vector<float> found(exact.size(), -7.0f);
+    weight_gradient(lanes == 4   ? FRCNN_OF(lanes4)
+                    : lanes == 8 ? FRCNN_OF(lanes8)
+                                 : FRCNN_OF(lanes16),
+                    x.data(), grad.data(), batch, g, found.data());
+    compare(found, lanes);
+  }
+  for (int64_t lanes = frcnn_cpu_winograd_lanes(64); lanes; lanes = frcnn_cpu_winograd_lanes(lanes - 1)) {
+    std::vector<float> found(exact.size(), -7.0f);
+    frcnn_cpu_winograd_weight_gradient(lanes, x.data(), grad.data(), batch, g.height, g.width, g.channels,
+                                       g.filters, found.data());
+    compare(found, -lanes);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -167,6 +208,9 @@ int main() {
   check({2, 9, 14, 48, 64, true, false, true}, random);
   check({1, 33, 2, 16, 96, true, true, true}, random);
   check({3, 20, 23, 32, 32, false, true, false}, random);
+  check_gradient(1, {1, 1, 16, 32, 1, 1}, random);
+  check_gradient(2, {9, 14, 48, 64, 3, 4}, random);
+  check_gradient(3, {33, 40, 16, 32, 9, 10}, random);  // several passes over the sums
   std::printf("widest vectors here: %d floats\n", static_cast<int>(frcnn_cpu_winograd_lanes(64)));
   std::printf(failures ? "%d failures\n" : "all well\n", failures);
   return failures != 0;

@@ -95,6 +95,15 @@ def expected_of(name: str, arguments: list):
             found = functional.conv2d(x.double(), filters_of(weight), bias.double(), padding=1)
         found = found if add is None else found + add
         return (found.relu() if relu else found).float()
+    if name == "winograd_weight_gradient":
+        x, grad = arguments
+        if not finite(arguments):
+            return None
+        shape = (grad.shape[1], x.shape[1], 3, 3)
+        found = x.new_zeros(shape)
+        if x.numel():
+            found = torch.nn.grad.conv2d_weight(x.double(), shape, grad.double(), padding=1)
+        return found.float().permute(2, 3, 1, 0)
     return getattr(reference, name)(*arguments)
 
 
@@ -177,7 +186,7 @@ def call(seed: int) -> tuple[str, str]:
         found = getattr(torch.ops.frcnn_ops, name)(*arguments)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         assert name.removesuffix("_backward") in str(error), f"the error does not name {name}: {error}"
-        if name == "winograd_conv" and not frcnn_ops.winograd_available():
+        if name.startswith("winograd") and not frcnn_ops.winograd_available():
             return name, "not on this CPU"
         assert hostile, f"{name} refused valid arguments: {error}"
         return name, "refused"

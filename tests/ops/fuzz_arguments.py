@@ -211,6 +211,12 @@ def winograd_conv(r):
     return [numbers(r, batch, channels, *size), laid_out(r, weight), bias, add, r.random() < 0.5]
 
 
+def winograd_weight_gradient(r):
+    batch, channels, filters = r.choice((0, 1, 2)), r.choice((16, 48)), r.choice((32, 64))
+    size = r.choice((0, 1, 4, 9)), r.choice((0, 1, 4, 14))
+    return [numbers(r, batch, channels, *size), numbers(r, batch, filters, *size)]
+
+
 def from_cases(name: str):
     """A generator for an operator that has none here: one of its cases in tests/cpp."""
 
@@ -236,6 +242,7 @@ GENERATORS = {name: from_cases(name) for name in CASES if name in frcnn_ops.buil
         iou_loss_backward,
         assign_max_iou,
         winograd_conv,
+        winograd_weight_gradient,
     )
 }
 
