@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,20 +93,22 @@ def use_cuda(force: str | None, torch_cuda: str | None, nvcc: str | None) -> boo
     return True
 
 
-def check_toolkit(cuda_home: str, given: bool) -> None:
-    """Refuses a folder without CUDA's headers, which is what torch derives from an nvcc outside its toolkit.
+def toolkit_on_path() -> str | None:
+    """The toolkit of the nvcc on the PATH, as that says itself: it may be a link, or a script that calls nvcc."""
+    nvcc = shutil.which("nvcc")
+    said = output_of(nvcc, "--dryrun", "-x", "cu", os.devnull, stream="stderr") if nvcc else None
+    top = re.search(r"^#\$ TOP=(.+)$", said or "", re.MULTILINE)
+    return os.path.realpath(top[1].strip()) if top else None
 
-    Args:
-        cuda_home: the toolkit's folder, as torch's build will use it.
-        given: whether the user named it, in CUDA_HOME or CUDA_PATH.
-    """
+
+def check_toolkit(cuda_home: str) -> None:
+    """Refuses a folder without CUDA's headers."""
     home = Path(cuda_home)
     if any(home.glob("include/cuda_runtime.h")) or any(home.glob("targets/*/include/cuda_runtime.h")):
         return
-    origin = "is what CUDA_HOME or CUDA_PATH says" if given else "was derived from where nvcc lies"
     raise BuildError(
-        f"the CUDA toolkit's folder, {cuda_home}, {origin}, but has no include/cuda_runtime.h; set CUDA_HOME "
-        "to the folder that holds the toolkit's bin and include, or FORCE_CUDA=0 to build for the CPU only."
+        f"the CUDA toolkit's folder, {cuda_home}, has no include/cuda_runtime.h; set CUDA_HOME to the folder "
+        "that holds the toolkit's bin and include, or FORCE_CUDA=0 to build for the CPU only."
     )
 
 
@@ -119,10 +122,10 @@ def default_archs(supported: set[str]) -> str:
     return ";".join(chosen) + "+PTX"
 
 
-def output_of(*command: str) -> str | None:
-    """What a command prints, or None if it cannot be run."""
+def output_of(*command: str, stream: str = "stdout") -> str | None:
+    """What a command prints on one of its streams, or None if it cannot be run."""
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return getattr(subprocess.run(command, check=True, capture_output=True, text=True), stream)
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -152,6 +155,10 @@ def found_nvcc(cuda_home: str | None) -> tuple[str | None, set[str]]:
 
 
 def main() -> None:
+    given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    toolkit = given or toolkit_on_path()  # torch would take the folder above the one where nvcc was found
+    if toolkit is not None:
+        os.environ["CUDA_HOME"] = toolkit
     try:
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -162,7 +169,7 @@ def main() -> None:
     nvcc, supported = found_nvcc(CUDA_HOME)
     cuda = use_cuda(os.environ.get("FORCE_CUDA"), torch.version.cuda, nvcc)
     if cuda:
-        check_toolkit(CUDA_HOME, given=bool(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")))
+        check_toolkit(CUDA_HOME)
 
     csrc = ROOT / "csrc"
     sources = [*csrc.glob("bindings/*.cpp"), *csrc.glob("cpu/*.cpp")]
@@ -210,10 +217,12 @@ def main() -> None:
         system = [] if sys.platform == "win32" else ["rt", "dl", "pthread"]
         extension.libraries.remove("cudart")
         extension.libraries += ["cudart_static", *system]
+    # A build with CUDA is another file than one without; sources are the same for all.
+    kind = f"+cu{version_of(nvcc)[0]}" if cuda and "sdist" not in sys.argv else ""
     setup(
         ext_modules=[extension],
         cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}, "egg_info": {"tag_build": kind}},
     )
 
 

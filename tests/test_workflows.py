@@ -52,7 +52,7 @@ def test_every_action_is_a_commit_and_says_its_version(path):
 def test_what_a_job_calls_is_there(path, name, job):
     assert job.keys() <= {
         "name", "runs-on", "if", "needs", "environment", "permissions", "strategy", "env", "steps",
-        "timeout-minutes",
+        "timeout-minutes", "container",
     }  # fmt: skip
     assert set(job.get("needs", [])) <= parsed(path)["jobs"].keys()
     makefile = (ROOT / "Makefile").read_text()
