@@ -213,3 +213,13 @@ def test_what_was_built_is_asked_of_a_source_folder(source):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in done.stderr
+
+
+def test_a_source_distribution_has_all_sources(tmp_path):
+    """Those for CUDA as well, where it is made by a build for CPUs."""
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "FORCE_CUDA": "0"}, capture_output=True)
+    listed = {Path(line) for line in (tmp_path / "frcnn.egg-info" / "SOURCES.txt").read_text().splitlines()}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".cu" for path in sources) and sources <= listed
+    assert not [path for path in listed if path.parts[0] in ("tests", "benchmarks", "build")]
