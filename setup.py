@@ -42,8 +42,8 @@ def check_torch(version: str | None) -> None:
     """Refuses a missing (None) or too old torch."""
     if version is None:
         raise BuildError(
-            "PyTorch is not importable here; install torch >= 2.10 (pytorch.org tells how), then run "
-            "`pip install --no-build-isolation .` in the same environment."
+            "PyTorch is not importable here (pip hides it from an isolated build); install torch >= 2.10 "
+            "(pytorch.org tells how), then run `pip install --no-build-isolation .` in the same environment."
         )
     if version_of(version) < MINIMUM_TORCH:
         raise BuildError(f"torch {version} is too old; install torch >= 2.10 and build again.")
