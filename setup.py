@@ -13,12 +13,14 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 10)
+MINIMUM_SETUPTOOLS = (77,)  # the first that reads pyproject.toml's license; as build-system.requires there
 MINIMUM_COMPILER = {"gcc": 11, "clang": 14}
 # What to build for where neither TORCH_CUDA_ARCH_LIST nor a GPU says: A100, RTX 30, RTX 40, H100, B200 and
 # RTX 50; the newest that nvcc knows also as PTX, which later GPUs compile on their own.
@@ -36,6 +38,15 @@ def version_of(text: str) -> tuple[int, ...]:
     """The leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def check_setuptools(version: str) -> None:
+    """Refuses one that cannot read pyproject.toml: without build isolation nothing else asks."""
+    if version_of(version) < MINIMUM_SETUPTOOLS:
+        raise BuildError(
+            f"setuptools {version} is too old; run `pip install 'setuptools>={MINIMUM_SETUPTOOLS[0]}'` and "
+            "build again."
+        )
 
 
 def check_torch(version: str | None) -> None:
@@ -94,7 +105,7 @@ def use_cuda(force: str | None, torch_cuda: str | None, nvcc: str | None) -> boo
 
 
 def toolkit_on_path() -> str | None:
-    """The toolkit of the nvcc on the PATH, as that says itself: it may be a link, or a script that calls nvcc."""
+    """The toolkit of the nvcc on the PATH, as that says itself: it may be a link, or call another."""
     nvcc = shutil.which("nvcc")
     said = output_of(nvcc, "--dryrun", "-x", "cu", os.devnull, stream="stderr") if nvcc else None
     top = re.search(r"^#\$ TOP=(.+)$", said or "", re.MULTILINE)
@@ -155,6 +166,10 @@ def found_nvcc(cuda_home: str | None) -> tuple[str | None, set[str]]:
 
 
 def main() -> None:
+    check_setuptools(setuptools.__version__)
+    # pip puts ninja there, which is on the PATH of an activated environment only; without it, files are
+    # compiled in turn
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     toolkit = given or toolkit_on_path()  # torch would take the folder above the one where nvcc was found
     if toolkit is not None:
@@ -219,7 +234,7 @@ def main() -> None:
         extension.libraries += ["cudart_static", *system]
     # A build with CUDA is another file than one without; sources are the same for all.
     kind = f"+cu{version_of(nvcc)[0]}" if cuda and "sdist" not in sys.argv else ""
-    setup(
+    setuptools.setup(
         ext_modules=[extension],
         cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
         options={"bdist_wheel": {"py_limited_api": "cp310"}, "egg_info": {"tag_build": kind}},

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -94,6 +95,13 @@ def test_the_toolkit_of_this_machine_is_found(setup):
     setup.check_toolkit(setup.toolkit_on_path())
 
 
+def test_a_setuptools_that_cannot_read_the_project_is_refused(setup):
+    required = re.search(r'"setuptools>=(\d+)"', (ROOT / "pyproject.toml").read_text())[1]
+    setup.check_setuptools(f"{required}.0.3")
+    with pytest.raises(setup.BuildError, match=rf"65.5.0 is too old; .* 'setuptools>={required}'"):
+        setup.check_setuptools("65.5.0")  # which a new environment of Python 3.11 has
+
+
 @pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
 def test_torch_accepted(setup, version):
     setup.check_torch(version)
@@ -102,7 +110,7 @@ def test_torch_accepted(setup, version):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (None, r"importable here \(pip hides it .*\); install torch >= 2.10 .* `pip install --no-build-isolation"),
+        (None, r"not importable here \(pip hides it .*\); install torch >= 2.10 .* --no-build-isolation"),
         ("2.9.1", "torch 2.9.1 is too old"),
     ],
 )
