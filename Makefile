@@ -177,6 +177,7 @@ WHEEL_TESTS ?= $(addprefix tests/ops/test_,extension.py roi_align.py nms.py iou_
 WHEEL_CASES ?= r50
 define TRY_WHEEL
 	cd build/wheel && $(1) -m frcnn env
+	cd build/wheel && $(1) -c "import frcnn_ops as o; assert not o.__file__.startswith('$(CURDIR)/frcnn_ops'), o"
 	cd build/wheel && OMP_NUM_THREADS=1 $(1) -m pytest $(addprefix $(CURDIR)/,$(WHEEL_TESTS)) -n auto --dist loadfile \
 	    -p no:cacheprovider -k "not compiles and not opcheck and not registration and not gradcheck" $(TEST_ARGS)
 	cd build/wheel && $(1) -m frcnn verify $(WHEEL_CASES)
