@@ -104,6 +104,12 @@ def use_cuda(force: str | None, torch_cuda: str | None, nvcc: str | None) -> boo
     return True
 
 
+def version(cuda: str | None) -> str:
+    """The package's version; a build with CUDA is another file than one without, and has another name."""
+    plain = re.search(r'^__version__ = "(.+)"$', (ROOT / "frcnn" / "__init__.py").read_text(), re.MULTILINE)
+    return plain[1] + (f"+cu{version_of(cuda)[0]}" if cuda else "")
+
+
 def toolkit_on_path() -> str | None:
     """The toolkit of the nvcc on the PATH, as that says itself: it may be a link, or call another."""
     nvcc = shutil.which("nvcc")
@@ -232,12 +238,11 @@ def main() -> None:
         system = [] if sys.platform == "win32" else ["rt", "dl", "pthread"]
         extension.libraries.remove("cudart")
         extension.libraries += ["cudart_static", *system]
-    # A build with CUDA is another file than one without; sources are the same for all.
-    kind = f"+cu{version_of(nvcc)[0]}" if cuda and "sdist" not in sys.argv else ""
     setuptools.setup(
+        version=version(nvcc if cuda and "sdist" not in sys.argv else None),  # sources are the same for all
         ext_modules=[extension],
         cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}, "egg_info": {"tag_build": kind}},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
 
 

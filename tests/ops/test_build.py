@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import frcnn
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -224,6 +226,11 @@ def test_what_was_built_is_asked_of_a_source_folder(source):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in done.stderr
+
+
+def test_a_build_with_cuda_has_a_version_of_its_own(setup):
+    assert setup.version(None) == frcnn.__version__
+    assert setup.version("13.0") == f"{frcnn.__version__}+cu13"
 
 
 def test_a_source_distribution_has_all_sources(tmp_path):
