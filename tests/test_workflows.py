@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import frcnn
+
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 yaml = pytest.importorskip("yaml", reason="PyYAML is of the extra test")
@@ -52,7 +54,7 @@ def test_every_action_is_a_commit_and_says_its_version(path):
 def test_what_a_job_calls_is_there(path, name, job):
     assert job.keys() <= {
         "name", "runs-on", "if", "needs", "environment", "permissions", "strategy", "env", "steps",
-        "timeout-minutes",
+        "timeout-minutes", "container",
     }  # fmt: skip
     assert set(job.get("needs", [])) <= parsed(path)["jobs"].keys()
     makefile = (ROOT / "Makefile").read_text()
@@ -72,10 +74,7 @@ def test_what_a_job_calls_is_there(path, name, job):
 def test_other_files_parse(file):
     content = parsed(ROOT / file)
     if file == "CITATION.cff":
-        assert (
-            content["version"]
-            == re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
-        )
+        assert content["version"] == frcnn.__version__
     else:
         assert all(repo["repo"] == "local" for repo in content["repos"])
 

@@ -135,7 +135,7 @@ def test_the_peer_gets_our_weights_and_architecture(result):
     assert peer.subject.loaded["depth"] == 18 and peer.subject.loaded["num_classes"] == 80
 
 
-def test_the_result_is_written_as_json_markdown_and_plot(result, tmp_path):
+def test_the_result_is_written_as_json_markdown_and_plot(result, tmp_path, monkeypatch):
     whole = {
         "date": "2026-01-02",
         "machine": run.machine.describe(torch.device("cpu"), 2),
@@ -157,6 +157,9 @@ def test_the_result_is_written_as_json_markdown_and_plot(result, tmp_path):
     assert json.loads(file.read_text())["recipes"][0]["name"] == R50
     assert "21.4" in file.with_suffix(".md").read_text()
     assert file.with_suffix(".png").stat().st_size > 5000
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # an extra that a plain install lacks
+    file = run.write(whole, tmp_path / "plain")
+    assert sorted(path.suffix for path in file.parent.iterdir()) == [".json", ".md"]
 
 
 def test_a_caffe_recipe_runs_without_peer_and_training_can_be_left_out(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What setup.py decides, what the build says about itself, and what an unbuilt checkout says."""
+"""What setup.py decides, and what an unbuilt checkout says."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-import frcnn_ops
-from frcnn_ops.extension import describe_build
+import frcnn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,17 +63,45 @@ def test_cuda_refusal(setup, force, torch_cuda, nvcc, message):
         setup.use_cuda(force, torch_cuda, nvcc)
 
 
-def test_an_nvcc_outside_its_toolkit_is_named(setup, tmp_path):
-    for given, origin in (
-        (True, "is what CUDA_HOME or CUDA_PATH says"),
-        (False, "was derived from where nvcc"),
-    ):
-        with pytest.raises(setup.BuildError, match=rf"{tmp_path}, {origin}.*; set CUDA_HOME to the folder"):
-            setup.check_toolkit(str(tmp_path), given)
+def test_a_folder_without_a_toolkit_is_refused(setup, tmp_path):
+    with pytest.raises(setup.BuildError, match=rf"{tmp_path}, has no .*; set CUDA_HOME to the folder"):
+        setup.check_toolkit(str(tmp_path))
     header = tmp_path / "include" / "cuda_runtime.h"
     header.parent.mkdir()
     header.touch()
-    setup.check_toolkit(str(tmp_path), given=False)
+    setup.check_toolkit(str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="writes shell scripts")
+def test_the_toolkit_is_found_behind_a_link_and_a_wrapper(setup, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path / 'on_path'}{os.pathsep}{os.environ['PATH']}")
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    # what nvcc prints first, where `--dryrun` asks what it would do
+    nvcc.write_text(f"#!/bin/sh\n[ $1 = --dryrun ] && echo '#$ TOP={nvcc.parent}/..' >&2\n")
+    nvcc.chmod(0o755)
+    found = tmp_path / "on_path" / "nvcc"
+    found.parent.mkdir()
+    found.symlink_to(nvcc)
+    assert setup.toolkit_on_path() == str(tmp_path / "toolkit")
+    found.unlink()
+    found.write_text(f'#!/bin/sh\nexec {nvcc} "$@"\n')
+    found.chmod(0o755)
+    assert setup.toolkit_on_path() == str(tmp_path / "toolkit")
+    found.write_text("#!/bin/sh\nexit 1\n")
+    assert setup.toolkit_on_path() is None
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
+def test_the_toolkit_of_this_machine_is_found(setup):
+    setup.check_toolkit(setup.toolkit_on_path())
+
+
+def test_a_setuptools_that_cannot_read_the_project_is_refused(setup):
+    required = re.search(r'"setuptools>=(\d+)"', (ROOT / "pyproject.toml").read_text())[1]
+    setup.check_setuptools(f"{required}.0.3")
+    with pytest.raises(setup.BuildError, match=rf"65.5.0 is too old; .* 'setuptools>={required}'"):
+        setup.check_setuptools("65.5.0")  # which a new environment of Python 3.11 has
 
 
 @pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
@@ -85,7 +111,10 @@ def test_torch_accepted(setup, version):
 
 @pytest.mark.parametrize(
     ("version", "message"),
-    [(None, "PyTorch is not importable here; install torch >= 2.10"), ("2.9.1", "torch 2.9.1 is too old")],
+    [
+        (None, r"not importable here \(pip hides it .*\); install torch >= 2.10 .* --no-build-isolation"),
+        ("2.9.1", "torch 2.9.1 is too old"),
+    ],
 )
 def test_torch_refused(setup, version, message):
     with pytest.raises(setup.BuildError, match=message):
@@ -125,19 +154,6 @@ def test_every_architecture_that_is_built_for_is_checked(setup):
     sys.modules["compile_kernels"] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
     assert [f"{arch / 10:.1f}" for arch in module.shipped()] == list(setup.DEFAULT_ARCHS)
-
-
-def test_build_information():
-    info = frcnn_ops.build_info()
-    assert info["torch"] == torch.__version__
-    assert re.match(r"(gcc|clang|msvc) \d+", info["compiler"])
-    assert bool(info["cuda"]) == bool(info["cuda_archs"])
-    assert len(info["ops"]) >= 13
-    devices = ["cpu", "cuda"] if info["cuda"] else ["cpu"]
-    for name, on in info["ops"].items():
-        assert "cpu" in on and set(on) <= set(devices), f"{name} has kernels for {on}"
-    text = describe_build()
-    assert info["torch"] in text and "roi_align_backward" in text
 
 
 def import_copy(folder: Path, *later: Path) -> str:
@@ -193,21 +209,6 @@ def test_a_source_folder_that_hides_the_installed_package_is_named(source, tmp_p
     assert f"the installed {installed / 'frcnn_ops'}: run the command from another folder" in message
 
 
-@pytest.mark.skipif(shutil.which("nm") is None or sys.platform != "linux", reason="no nm")
-def test_the_extension_asks_torch_and_python_for_what_is_stable_only():
-    """So that one build runs with every torch from 2.10 and every Python from 3.10 on."""
-    library = Path(frcnn_ops.extension.library._name)
-    assert library.name == "_C.abi3.so"
-    listed = subprocess.run(
-        ["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True
-    )
-    asked = {line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()}
-    # of C++ (mangled _Z…) only what the compiler's own library has: torch's names begin at, c10 or torch
-    assert not [name for name in asked if re.match(r"_ZNK?(2at|3c10|5torch)", name)]
-    assert {name for name in asked if name.startswith("Py")} == {"PyModule_Create2"}
-    assert {name for name in asked if "torch" in name} >= {"torch_call_dispatcher", "torch_parallel_for"}
-
-
 def test_what_was_built_is_asked_of_a_source_folder(source):
     """`python -m frcnn_ops` answers in one sentence, without a traceback."""
     code = (
@@ -225,3 +226,18 @@ def test_what_was_built_is_asked_of_a_source_folder(source):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in done.stderr
+
+
+def test_a_build_with_cuda_has_a_version_of_its_own(setup):
+    assert setup.version(None) == frcnn.__version__
+    assert setup.version("13.0") == f"{frcnn.__version__}+cu13"
+
+
+def test_a_source_distribution_has_all_sources(tmp_path):
+    """Those for CUDA as well, where it is made by a build for CPUs."""
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "FORCE_CUDA": "0"}, capture_output=True)
+    listed = {Path(line) for line in (tmp_path / "frcnn.egg-info" / "SOURCES.txt").read_text().splitlines()}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".cu" for path in sources) and sources <= listed
+    assert not [path for path in listed if path.parts[0] in ("tests", "benchmarks", "build")]
