@@ -90,7 +90,7 @@ Tensor iou_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& t
                          std::string_view mode, double eps, double beta, std::string_view reduction) {
   const Pairs p(pred, target, weight, boxes, stds, mode, eps, beta, reduction);
   const Argument gradient{"iou_loss_backward", "grad", grad};
-  FRCNN_CHECK(grad.sizes() == Ints(p.loss_shape), "iou_loss_backward: grad has shape ", grad.sizes(),
+  FRCNN_CHECK(grad.sizes().equals(p.loss_shape), "iou_loss_backward: grad has shape ", grad.sizes(),
               ", expected ", Ints(p.loss_shape), ", as the loss");
   expect_like(gradient, {"iou_loss_backward", "pred", pred});
   const Device device = pred.device();

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -75,10 +75,24 @@ def cpu_computes(precision: Literal["bfloat16", "float16"]) -> bool:
     supported = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}[precision]
     if not (hasattr(torch.ops.mkldnn, supported) and getattr(torch.ops.mkldnn, supported)()):
         return False
-    features = torch.cpu.get_capabilities()
+    features = _cpu_features()
     if features.get("architecture") == "x86_64":
         return any(features.get(name, False) for name in X86_FEATURES[precision])
     return bool(features.get({"bfloat16": "bf16", "float16": "fp16_arith"}[precision], False))
+
+
+def _cpu_features() -> Mapping[str, Any]:
+    """What torch knows of the CPU. 2.10 has a function for each feature, and of ARM only oneDNN's answer."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    return {
+        "architecture": {"AMD64": "x86_64"}.get(platform.machine(), platform.machine()),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        "amx_fp16": torch.cpu._is_amx_fp16_supported(),
+        "bf16": True,
+        "fp16_arith": True,
+    }
 
 
 _arithmetic_lock = threading.RLock()

@@ -1,7 +1,9 @@
 """The fast detector finds exactly what the model finds."""
 
+import platform
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -335,7 +337,8 @@ def test_mistakes_are_named(monkeypatch):
         model.optimize("int8")
     with pytest.raises(ValueError, match="tf32 is a format of NVIDIA GPUs"):
         model.optimize("tf32")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
+    features = {"architecture": "x86_64", "avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
     with pytest.raises(ValueError, match=r"no bfloat16 arithmetic.*avx512_bf16"):
         model.optimize("bfloat16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
@@ -343,6 +346,17 @@ def test_mistakes_are_named(monkeypatch):
     check_precision("float16", torch.device("cuda"))
     with pytest.raises(ValueError, match="Tesla V100 has no tf32"):
         check_precision("tf32", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_torch_210_is_asked_for_each_feature_of_the_cpu(monkeypatch, has):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_amx_fp16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    onednn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True, _is_mkldnn_fp16_supported=lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", onednn)
+    assert cpu_computes("bfloat16") is has and cpu_computes("float16") is has
 
 
 def test_threads_do_not_exceed_the_processors():
