@@ -40,14 +40,14 @@ FAULTS = [
     Fault(
         "kernels on the default stream",
         "csrc/bindings/binding.h",
-        "return c10::cuda::getCurrentCUDAStream().stream();",
+        "return static_cast<FrcnnStream>(handle);",
         "return nullptr;",
         "tests/ops/test_cuda_only.py::test_uses_the_current_stream",
     ),
     Fault(
         "operators without a device guard",
         "csrc/bindings/box_iou.cpp",
-        "  const c10::DeviceGuard guard(a.device());",
+        "  const OnDevice guard(a.device());",
         "",
         f"{DEVICE}::test_operators_work_where_their_arguments_are",
     ),
