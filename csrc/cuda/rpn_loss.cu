@@ -68,7 +68,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     gradient_kernel(const __grid_constant__ Samples samples, Delta<compute_t<T>> stds,
                     const compute_t<T>* __restrict__ by_class, const compute_t<T>* __restrict__ by_box,
-                    Grads grads) {
+                    const __grid_constant__ Grads grads) {
   using C = compute_t<T>;
   const FrcnnRPNSamples& s = samples.s;
   const int64_t slot = int64_t{blockIdx.x} * kThreads + threadIdx.x;
