@@ -23,7 +23,7 @@ ONES = (1.0, 1.0, 1.0, 1.0)
 
 
 def rows(*shape, dtype=torch.float32):
-    return torch.empty(*shape, device="cuda", dtype=dtype)
+    return torch.empty(shape, device="cuda", dtype=dtype)
 
 
 def nms(segments, n):
