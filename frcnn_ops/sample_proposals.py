@@ -41,7 +41,7 @@ def sample_proposals(
         With S = min(samples, G + P): rois [B, S, 5], the image's number and the box; labels int64 [B, S];
         targets [B, S, 4], the ground-truth box of a positive, the box itself of a negative; and counts int64
         [B, 2] of positives and negatives, which come in this order. An unused slot is a box of one pixel in
-        the corner, labelled background. Not differentiable; no shape depends on the data and nothing
+        the corner, labeled background. Not differentiable; no shape depends on the data and nothing
         synchronizes.
 
     Raises:
