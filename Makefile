@@ -173,7 +173,7 @@ $(SECOND_VENV)/.installed: $(SECOND_CONSTRAINTS)
 # From a folder where nothing hides what was installed. What takes long says more of the sources, which make test does,
 # than of the wheel.
 WHEEL_TESTS ?= $(addprefix tests/ops/test_,extension.py roi_align.py nms.py iou_loss.py box_coder.py assign_max_iou.py \
-    select_proposals.py select_detections.py winograd_conv.py normalize_images.py)
+    select_proposals.py select_detections.py winograd_conv.py normalize_images.py) tests/test_cli_errors.py
 WHEEL_CASES ?= r50
 define TRY_WHEEL
 	cd build/wheel && $(1) -m frcnn env

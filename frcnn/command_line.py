@@ -83,7 +83,8 @@ def options(command: Callable[..., Any]) -> list[Option]:
         if dataclasses.is_dataclass(parameter.default):
             found += _fields(name, parameter.default)
         else:
-            positional = tyro.conf.Positional in getattr(full[name], "__metadata__", ())
+            # Python 3.10 writes an "or None" around the kind of what defaults to None
+            positional = tyro.conf.Positional in getattr(_bare(full[name]), "__metadata__", ())
             required = parameter.default is parameter.empty
             found.append(Option(name, kinds[name], required=required, positional=positional))
     return found
