@@ -13,8 +13,8 @@
 # make wheel    builds dist/*.whl for every Python from 3.10 and every torch from 2.10 on, on machines as old as the
 #              manylinux tag says; WHEEL_PYTHON is an interpreter with the torch to compile against (default: that of
 #              .venv); one with CUDA, and nvcc, give a wheel that has CUDA
-# make test-wheel    builds the wheel and tries it under two torches: that of .venv, and that of SECOND_CONSTRAINTS
-#              (default: the oldest of everything) in an environment that SECOND_VENV names (several GB)
+# make test-wheel    builds the wheel with the torch of SECOND_CONSTRAINTS (default: the oldest of everything), in an
+#              environment that SECOND_VENV names (several GB), and tries it under that torch and .venv's
 # make sdist    builds dist/*.tar.gz
 # make docs    builds the site of docs/ into build/site; a warning is an error
 # make lint    checks style, types and workflows; make format applies the style
@@ -161,13 +161,14 @@ endif
 # Outside the checkout, so that it is made once; by an older Python too, where there is one.
 SECOND_VENV ?= $(CACHE)/second-torch
 SECOND_CONSTRAINTS ?= requirements/oldest.txt
-SECOND_PYTHON ?= $(or $(shell python3.10 -c 'import ensurepip; print("python3.10")' 2>/dev/null),$(PYTHON))
+SECOND_PYTHON ?= $(or $(shell python3.10 -c 'import ensurepip, os, sysconfig as s; \
+    os.stat(s.get_path("include") + "/Python.h"); print("python3.10")' 2>/dev/null),$(PYTHON))
 SECOND := $(abspath $(SECOND_VENV))/bin/python -m
 SECOND_PIP := $(SECOND) pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(SECOND_CONSTRAINTS)
 second-torch: $(SECOND_VENV)/.installed
 $(SECOND_VENV)/.installed: $(SECOND_CONSTRAINTS)
 	$(SECOND_PYTHON) -m venv $(SECOND_VENV)
-	$(SECOND_PIP) torch numpy
+	$(SECOND_PIP) torch numpy 'setuptools>=77' wheel ninja
 	@touch $@
 
 # From a folder where nothing hides what was installed. What takes long says more of the sources, which make test does,
@@ -182,7 +183,9 @@ define TRY_WHEEL
 	    -p no:cacheprovider -k "not compiles and not opcheck and not registration and not gradcheck" $(TEST_ARGS)
 	cd build/wheel && $(1) -m frcnn verify $(WHEEL_CASES)
 endef
-test-wheel: wheel second-torch
+# Built with the second torch, as the oldest has the fewest headers.
+test-wheel: WHEEL_PYTHON = $(abspath $(SECOND_VENV))/bin/python
+test-wheel: second-torch wheel
 	$(SECOND) pip uninstall --quiet --yes frcnn
 	$(SECOND_PIP) build/wheel/*.whl pytest pytest-xdist hypothesis
 	$(PIP) --no-deps --target build/wheel/installed build/wheel/*.whl

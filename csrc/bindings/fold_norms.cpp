@@ -122,8 +122,8 @@ Tensors fold_norms_backward(const Tensors& grads, const Tensors& weights, const 
     const Argument grad{op, "grads", grads[i]};
     const Tensor& rows = layers.rows[i % count];
     const Ints shape = i < count ? rows.sizes() : rows.sizes().slice(0, 1);
-    FRCNN_CHECK(grads[i].sizes() == shape, op, ": grads has shape ", grads[i].sizes(), ", expected ", shape,
-                ", as the ", i < count ? "weight" : "bias");
+    FRCNN_CHECK(grads[i].sizes().equals(shape), op, ": grads has shape ", grads[i].sizes(), ", expected ",
+                shape, ", as the ", i < count ? "weight" : "bias");
     expect_like(grad, first);
     expect_same_device(grad, {op, "weights", weights[0]});
     kept.push_back(i < count ? in_order_of(rows, grads[i]) : contiguous(grads[i]));
