@@ -20,8 +20,10 @@ Tensor grid_anchors(Ints sizes, Floats strides, Floats scales, Floats ratios, do
     const Argument size{op, "image_sizes", *image_sizes};
     expect_shape(size, {-1, 2}, "[B, 2], (height, width) of each image");
     expect_dtype(size, {ScalarType::Float}, "float32");
-    FRCNN_CHECK(image_sizes->device() == device, op, ": image_sizes is on ", image_sizes->device(),
-                ", expected ", device, ", where the anchors are made");
+    const Device there = image_sizes->device();
+    FRCNN_CHECK(device.has_index() ? there == device : there.type() == device.type(), op,
+                ": image_sizes is on ", image_sizes->device(), ", expected ", device,
+                ", where the anchors are made");
     shape.insert(shape.begin(), image_sizes->size(0));
     expect_elements(op, "the result", {image_sizes->size(0), count, 4});
     expect_at_most(op, "images", device, image_sizes->size(0), 65535);

@@ -311,7 +311,9 @@ def test_too_many_levels_scales_and_ratios_are_named():
         ("ratios", [4.0], [8.0], [1.0] * 17),
     ]:
         with pytest.raises(RuntimeError, match=rf"grid_anchors: 17 {name} .*\(16\); split the call"):
-            OPS.grid_anchors(sizes[: 2 * len(strides)], strides, scales, ratios, 0.0, torch.device("cuda"))
+            OPS.grid_anchors(
+                sizes[: 2 * len(strides)], strides, scales, ratios, 0.0, torch.device("cuda"), None
+            )
 
 
 @pytest.mark.parametrize(
