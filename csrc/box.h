@@ -112,6 +112,11 @@ template <typename T>
 struct Delta {
   T dx, dy, dw, dh;
 };
+// Of four numbers on the host.
+template <typename T>
+Delta<T> stds_of(const double* stds) {
+  return {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])};
+}
 
 template <typename T>
 FRCNN_HD Delta<T> encode(const Box<T>& box, const Box<T>& target, const Delta<T>& stds) {

@@ -14,12 +14,11 @@ struct SampledBox {
 
 FRCNN_HD SampledBox sampled_box(const FrcnnBoxSamples& s, int64_t row) {
   const int64_t image = row / s.slots, slot = row - image * s.slots;
-  const int64_t positives = count_in(s.counts[2 * image], s.slots);
-  const int64_t used = positives + count_in(s.counts[2 * image + 1], s.slots - positives);
+  const SlotCounts counts = slot_counts(s.counts, image, s.slots);
   SampledBox box{};
   box.label = s.labels[row];
-  box.used = slot < used && box.label >= 0 && box.label <= s.classes;
-  box.positive = box.used && slot < positives && box.label < s.classes;
+  box.used = slot < counts.used() && box.label >= 0 && box.label <= s.classes;
+  box.positive = box.used && slot < counts.positives && box.label < s.classes;
   box.delta = s.classes + 1 + (s.class_agnostic ? 0 : 4 * box.label);
   return box;
 }
@@ -32,8 +31,7 @@ FRCNN_HD int64_t row_length(const FrcnnBoxSamples& s) {
 FRCNN_HD int64_t used_rows(const FrcnnBoxSamples& s) {
   int64_t used = 0;
   for (int64_t image = 0; image * s.slots < s.rows; ++image) {
-    const int64_t positives = count_in(s.counts[2 * image], s.slots);
-    used += positives + count_in(s.counts[2 * image + 1], s.slots - positives);
+    used += slot_counts(s.counts, image, s.slots).used();
   }
   return max_of(used, int64_t{1});
 }

@@ -17,19 +17,26 @@ struct SampledAnchor {
   Box<float> box, target;
 };
 
-// counts as rows of slots allow; a slot whose index is no anchor's counts as unused.
+// Of an image's slots, as many as there are: positives come first, then negatives.
+struct SlotCounts {
+  int64_t positives, negatives;
+  FRCNN_HD int64_t used() const { return positives + negatives; }
+};
 FRCNN_HD int64_t count_in(int64_t count, int64_t most) {
   return count < 0 ? 0 : (count < most ? count : most);
 }
+FRCNN_HD SlotCounts slot_counts(const int64_t* counts, int64_t image, int64_t slots) {
+  const int64_t positives = count_in(counts[2 * image], slots);
+  return {positives, count_in(counts[2 * image + 1], slots - positives)};
+}
 
-// maps: s.maps, or a copy of it. slot: among all images'.
+// maps: s.maps, or a copy of it. slot: among all images'; unused where its index is no anchor's.
 FRCNN_HD SampledAnchor sampled_anchor(const FrcnnRPNSamples& s, const FrcnnRPNMap* maps, int64_t slot) {
   SampledAnchor a{};
   const int64_t image = slot / s.slots, place = slot - image * s.slots;
-  const int64_t positives = count_in(s.counts[2 * image], s.slots);
-  const int64_t used = positives + count_in(s.counts[2 * image + 1], s.slots - positives);
+  const SlotCounts counts = slot_counts(s.counts, image, s.slots);
   const int64_t index = s.index[slot];
-  if (place >= used || index < 0 || index >= s.n) return a;
+  if (place >= counts.used() || index < 0 || index >= s.n) return a;
   int64_t i = index;
   for (;; ++a.level) {
     const int64_t anchors = maps[a.level].height * maps[a.level].width * s.per_cell;
@@ -46,7 +53,7 @@ FRCNN_HD SampledAnchor sampled_anchor(const FrcnnRPNSamples& s, const FrcnnRPNMa
   a.logit = first + a.anchor * a.step;
   a.delta = first + (s.per_cell + 4 * a.anchor) * a.step;
   const int64_t gt = s.gt_index[image * s.n + index];
-  a.positive = place < positives && gt >= 1 && gt <= s.g;
+  a.positive = place < counts.positives && gt >= 1 && gt <= s.g;
   if (a.positive) {
     a.box = load_box(s.anchors + image * s.anchor_stride + index * 4);
     a.target = load_box(s.gts + (image * s.g + gt - 1) * 4);
@@ -56,9 +63,8 @@ FRCNN_HD SampledAnchor sampled_anchor(const FrcnnRPNSamples& s, const FrcnnRPNMa
 
 // Both kinds count at least one per image, as MMDetection counts them.
 FRCNN_HD int64_t counted_samples(const FrcnnRPNSamples& s, int64_t image) {
-  const int64_t positives = count_in(s.counts[2 * image], s.slots);
-  const int64_t negatives = count_in(s.counts[2 * image + 1], s.slots - positives);
-  return max_of(positives, int64_t{1}) + max_of(negatives, int64_t{1});
+  const SlotCounts counts = slot_counts(s.counts, image, s.slots);
+  return max_of(counts.positives, int64_t{1}) + max_of(counts.negatives, int64_t{1});
 }
 
 // Binary cross-entropy of a logit.

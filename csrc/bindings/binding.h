@@ -96,6 +96,11 @@ inline int64_t type_of(const Tensor& tensor) {
   }
 }
 
+// A loss of what a network says: in float32 also of half precision.
+inline ScalarType loss_type(const Tensor& of) {
+  return of.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 inline OptionalTensor contiguous_or_none(const OptionalTensor& tensor,
                                          MemoryFormat format = MemoryFormat::Contiguous) {
   OptionalTensor made;

@@ -73,10 +73,6 @@ struct BoxSamples {
   FrcnnBoxSamples samples{};
 };
 
-ScalarType loss_type(const Tensor& outputs) {
-  return outputs.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 std::tuple<Tensor, Tensor, Tensor> box_head_loss(const Tensor& outputs, const Tensor& labels,
                                                  const Tensor& rois, const Tensor& targets,
                                                  const Tensor& counts, Floats stds, int64_t classes,

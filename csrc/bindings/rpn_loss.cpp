@@ -74,10 +74,6 @@ struct RPNSamples {
   FrcnnRPNSamples samples{};
 };
 
-ScalarType loss_type(const Tensor& map) {
-  return map.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 std::tuple<Tensor, Tensor> rpn_loss(const Tensors& maps, const Tensor& anchors, const Tensor& gts,
                                     const Tensor& gt_index, const Tensor& index, const Tensor& counts,
                                     Floats stds) {

@@ -96,9 +96,5 @@ template <typename T>
 void store_delta(T* p, const Delta<T>& d) {
   p[0] = d.dx, p[1] = d.dy, p[2] = d.dw, p[3] = d.dh;
 }
-template <typename T>
-Delta<T> stds_of(const double* stds) {
-  return {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])};
-}
 
 }  // namespace frcnn

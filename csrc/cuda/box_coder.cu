@@ -63,10 +63,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-Delta<T> delta_of(const double* stds) {
-  return {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])};
-}
-template <typename T>
 Clip<T> clip_of(const int64_t* max_shape) {
   if (max_shape == nullptr) return {false, T(0), T(0)};
   return {true, static_cast<T>(max_shape[0]), static_cast<T>(max_shape[1])};
@@ -86,7 +82,7 @@ int frcnn_cuda_encode_boxes(int64_t type, const void* boxes, const void* targets
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(encode_kernel<T>, blocks, dim3(kThreads), 0, stream, static_cast<const T*>(boxes),
-                  static_cast<const T*>(targets), delta_of<T>(stds), n, static_cast<T*>(deltas));
+                  static_cast<const T*>(targets), stds_of<T>(stds), n, static_cast<T*>(deltas));
   });
 }
 
@@ -100,7 +96,7 @@ int frcnn_cuda_decode_boxes(int64_t type, const void* boxes, const void* deltas,
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(decode_kernel<T>, blocks, dim3(kThreads), 0, stream, static_cast<const T*>(boxes),
-                  static_cast<const T*>(deltas), delta_of<T>(stds), clip_of<T>(max_shape), n * classes,
+                  static_cast<const T*>(deltas), stds_of<T>(stds), clip_of<T>(max_shape), n * classes,
                   classes, static_cast<T*>(out));
   });
 }
@@ -115,7 +111,7 @@ int frcnn_cuda_decode_boxes_backward(int64_t type, const void* grad, const void*
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     return launch(decode_backward_kernel<T>, blocks, dim3(kThreads), 0, stream, static_cast<const T*>(grad),
-                  static_cast<const T*>(boxes), static_cast<const T*>(deltas), delta_of<T>(stds),
+                  static_cast<const T*>(boxes), static_cast<const T*>(deltas), stds_of<T>(stds),
                   clip_of<T>(max_shape), n * classes, classes, static_cast<T*>(grad_deltas));
   });
 }

@@ -120,11 +120,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename C>
-Delta<C> stds_of(const double* stds) {
-  return {static_cast<C>(stds[0]), static_cast<C>(stds[1]), static_cast<C>(stds[2]), static_cast<C>(stds[3])};
-}
-
 }  // namespace
 }  // namespace frcnn
 

@@ -113,16 +113,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename T>
 Pairs<T> pairs_of(const void* pred, const void* target, const void* weight, const void* boxes,
                   const double* stds, int64_t n, int64_t mode, double eps, double beta) {
-  return {
-      static_cast<const T*>(pred),
-      static_cast<const T*>(target),
-      static_cast<const T*>(weight),
-      static_cast<const T*>(boxes),
-      {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])},
-      n,
-      static_cast<IouLoss>(mode),
-      static_cast<T>(eps),
-      static_cast<T>(beta)};
+  return {static_cast<const T*>(pred),
+          static_cast<const T*>(target),
+          static_cast<const T*>(weight),
+          static_cast<const T*>(boxes),
+          stds_of<T>(stds),
+          n,
+          static_cast<IouLoss>(mode),
+          static_cast<T>(eps),
+          static_cast<T>(beta)};
 }
 
 int64_t values_of(int64_t mode) { return static_cast<IouLoss>(mode) == IouLoss::kBounded ? 4 : 1; }

@@ -97,11 +97,6 @@ bool copied(const FrcnnRPNSamples& s, Samples* samples) {
   return true;
 }
 
-template <typename C>
-Delta<C> stds_of(const double* stds) {
-  return {static_cast<C>(stds[0]), static_cast<C>(stds[1]), static_cast<C>(stds[2]), static_cast<C>(stds[3])};
-}
-
 }  // namespace
 }  // namespace frcnn
 

@@ -123,8 +123,7 @@ int frcnn_cuda_select_detections(const FrcnnSelection* s, void* workspace, float
   if (s->proposals_per_image > kFrcnnNmsBlock || s->max_detections > kFrcnnNmsBlock || s->images > 65535 ||
       s->classes > INT32_MAX || s->proposals_per_image * s->classes > INT32_MAX)
     return cudaErrorInvalidValue;
-  const Delta<float> stds{static_cast<float>(s->stds[0]), static_cast<float>(s->stds[1]),
-                          static_cast<float>(s->stds[2]), static_cast<float>(s->stds[3])};
+  const auto stds = stds_of<float>(s->stds);
   const int64_t most = most_of(*s), segments = s->images * s->classes;
   Key* const keys = static_cast<Key*>(workspace);
   const Kept kept{keys, reinterpret_cast<int*>(keys + segments * most), static_cast<int>(most)};

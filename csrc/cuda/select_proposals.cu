@@ -269,8 +269,7 @@ int frcnn_cuda_select_proposals(const FrcnnProposals* proposals, void* workspace
   const Plan plan(p, static_cast<char*>(workspace));
   if (plan.largest > INT32_MAX) return cudaErrorInvalidValue;
   if (p.batch == 0) return cudaSuccess;
-  const Delta<float> stds{static_cast<float>(p.stds[0]), static_cast<float>(p.stds[1]),
-                          static_cast<float>(p.stds[2]), static_cast<float>(p.stds[3])};
+  const auto stds = stds_of<float>(p.stds);
   const unsigned levels = static_cast<unsigned>(p.grid->levels), images = static_cast<unsigned>(p.batch);
   cudaError_t error =
       cudaMemsetAsync(static_cast<char*>(workspace) + plan.zeroed, 0, plan.zeroed_bytes, stream);
