@@ -120,22 +120,23 @@ def fold_all(layers: Sequence[tuple[Conv, nn.BatchNorm2d]]) -> dict[nn.Module | 
     """Each norm in evaluation mode -> what it and the convolution before it are together.
 
     With s = gamma / sqrt(variance + eps), norm(conv(x, W)) = conv(x, s W) + (beta - s mean). gamma and beta
-    learn through it. All layers are one launch, and under autocast the results have its dtype.
+    learn through it. All layers of one eps are one launch, and under autocast the results have its dtype.
     """
+    folded: dict[nn.Module | None, Folded] = {}
     layers = [(conv, norm) for conv, norm in layers if not norm.training]
-    if not layers:
-        return {}
-    convs, norms = zip(*layers, strict=True)
-    weights, biases = frcnn_ops.fold_norms(
-        [conv.weight for conv in convs],
-        [norm.weight for norm in norms],
-        [norm.bias for norm in norms],
-        [norm.running_mean for norm in norms],
-        [norm.running_var for norm in norms],
-        norms[0].eps,
-        computed_dtype(convs[0].weight),
-    )
-    return dict(zip(norms, zip(weights, biases, strict=True), strict=True))
+    for eps in dict.fromkeys(norm.eps for _, norm in layers):  # one, but in a model that somebody changed
+        convs, norms = zip(*((conv, norm) for conv, norm in layers if norm.eps == eps), strict=True)
+        weights, biases = frcnn_ops.fold_norms(
+            [conv.weight for conv in convs],
+            [norm.weight for norm in norms],
+            [norm.bias for norm in norms],
+            [norm.running_mean for norm in norms],
+            [norm.running_var for norm in norms],
+            eps,
+            computed_dtype(convs[0].weight),
+        )
+        folded.update(zip(norms, zip(weights, biases, strict=True), strict=True))
+    return folded
 
 
 def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:

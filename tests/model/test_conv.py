@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frcnn.conv import Conv, Linear, for_calls
+from frcnn.conv import Conv, Linear, fold_all, for_calls
 
 
 def lively_norm(channels, training):
@@ -42,6 +42,16 @@ def test_what_follows_a_convolution(training, add, relu):
         strict=True,
     ):
         assert torch.allclose(one, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_each_norm_is_folded_with_its_own_eps():
+    torch.manual_seed(0)
+    layers = [(Conv(3, 4, 1, bias=False).double(), lively_norm(4, training=False)) for _ in range(3)]
+    layers[1][1].eps = 0.5
+    folded = fold_all(layers)
+    x = torch.randn(1, 3, 5, 6, dtype=torch.float64)
+    for conv, norm in layers:
+        torch.testing.assert_close(F.conv2d(x, *folded[norm]), norm(F.conv2d(x, conv.weight)))
 
 
 def test_layers_side_by_side():
