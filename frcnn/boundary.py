@@ -48,7 +48,10 @@ def exit_code(
                 code = end.code  # type: ignore[assignment]
             print(end="", flush=True)
             return code or 0
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            ended = None if interrupt.__suppress_context__ else interrupt.__context__
+            if isinstance(ended, Exception) and (told := user_message(ended)) is not None:
+                _say(in_option_terms(told, names))  # the signal came while its clean-up ran
             return _interrupted(interrupts)
         except BrokenPipeError:
             # The reader, `head` for example, has seen enough. Python flushes once more when it ends.

@@ -155,6 +155,35 @@ def test_a_termination_is_one_word(capsys, swallowed):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_signal_does_not_swallow_the_error_whose_clean_up_it_cuts_short(capsys):
+    """torchrun terminates the processes that are left as soon as one has died: before they have said why."""
+
+    def command():
+        try:
+            raise ConnectionError("another process was killed. Go on by resume=True")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert boundary.exit_code(command, {"resume": "--resume"}) == 143
+    told = "frcnn: another process was killed. Go on by --resume\nfrcnn: terminated\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_signal_shows_no_error_that_was_dealt_with(capsys):
+    def command():
+        try:
+            raise OSError("not the user's business")
+        except OSError:
+            pass
+        try:
+            raise KeyError("nor this")
+        except KeyError:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert boundary.exit_code(command, {}) == 143
+    assert capsys.readouterr().err == "frcnn: terminated\n"
+
+
 @pytest.mark.parametrize("when", ["while it stops", "while Python ends"])
 def test_a_second_signal_ends_without_a_traceback(when, tmp_path):
     script = """
