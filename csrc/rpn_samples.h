@@ -93,10 +93,10 @@ template <typename T>
 FRCNN_HD T distance(T a, T b) {
   return a < b ? b - a : a - b;
 }
-// d |a - b| / d a, 0 where they are equal; NaN stays.
+// d |a - b| / d a, 0 where they are equal and, as torch has it, where either is NaN.
 template <typename T>
 FRCNN_HD T sign(T a, T b) {
-  return a > b ? T(1) : (a < b ? T(-1) : (a - b) * T(0));
+  return a > b ? T(1) : (a < b ? T(-1) : T(0));
 }
 
 }  // namespace frcnn

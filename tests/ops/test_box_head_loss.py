@@ -81,6 +81,17 @@ def test_nothing_sampled(device):
     assert torch.autograd.grad(losses[0] + losses[1], outputs)[0].abs().sum() == 0
 
 
+def test_a_target_turned_around_has_no_gradient(device):
+    """Its logarithm is NaN, and so is the loss, which training reports; |NaN| has gradient 0 in torch."""
+    outputs, labels, rois, targets, *rest = arguments(device)
+    outputs.requires_grad_()
+    targets[0, 0] = targets[0, 0, [2, 3, 0, 1]]
+    losses = frcnn_ops.box_head_loss(outputs, labels, rois, targets, *rest)
+    assert losses[0].isfinite() and losses[1].isnan()
+    grad = torch.autograd.grad(losses[1], outputs)[0][0].view(4, 4)[1 + labels[0, 0]]
+    assert grad.isfinite().all() and (grad[:2] != 0).all() and (grad[2:] == 0).all()
+
+
 def test_the_first_of_equal_logits_is_the_class(device):
     outputs, labels, rois, targets, counts, *rest = arguments(device)
     outputs = torch.zeros_like(outputs)
