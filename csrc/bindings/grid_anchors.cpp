@@ -3,6 +3,13 @@
 namespace frcnn {
 namespace {
 
+// Other operators are not called for sparse tensors at all.
+bool is_dense(const Tensor& tensor) {
+  int32_t layout = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  return layout == aoti_torch_layout_strided();
+}
+
 Tensor grid_anchors(Ints sizes, Floats strides, Floats scales, Floats ratios, double center_offset,
                     Device device, const OptionalTensor& image_sizes) {
   const char* op = "grid_anchors";
@@ -18,6 +25,7 @@ Tensor grid_anchors(Ints sizes, Floats strides, Floats scales, Floats ratios, do
   std::vector<int64_t> shape{count, 4};
   if (image_sizes) {
     const Argument size{op, "image_sizes", *image_sizes};
+    FRCNN_CHECK(is_dense(*image_sizes), op, ": image_sizes is a sparse tensor, expected a dense one");
     expect_shape(size, {-1, 2}, "[B, 2], (height, width) of each image");
     expect_dtype(size, {ScalarType::Float}, "float32");
     const Device there = image_sizes->device();

@@ -35,8 +35,8 @@ def grid_anchors(sizes, strides, scales, ratios, center_offset, device, image_si
         anchors = (shifts + base_anchors(stride, scales, ratios, center_offset, device)).reshape(-1, 4)
         if image_sizes is not None:
             position = shifts[:, 0, [1, 0]].repeat_interleave(len(scales) * len(ratios), dim=0)
-            beyond = (position >= image_sizes[:, None]).any(dim=2)
-            anchors = torch.where(beyond[..., None], math.nan, anchors)
+            inside = (position < image_sizes[:, None]).all(dim=2)  # nowhere, where a size is NaN
+            anchors = torch.where(inside[..., None], anchors, math.nan)
         levels.append(anchors)
     return torch.cat(levels, dim=-2)
 

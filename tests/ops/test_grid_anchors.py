@@ -90,11 +90,11 @@ def test_registration(count, device):
 
 def test_anchors_beyond_an_image_are_nan(device):
     shapes, strides = [(3, 4), (2, 2)], [4, 8]
-    image_sizes = torch.tensor([[12.0, 16.0], [9.0, 5.0], [0.0, 16.0]], device=device)
+    image_sizes = torch.tensor([[12.0, 16.0], [9.0, 5.0], [0.0, 16.0], [12.0, float("nan")]], device=device)
     plain = frcnn_ops.grid_anchors(shapes, strides, device=device)
     levels = frcnn_ops.grid_anchors(shapes, strides, image_sizes=image_sizes)
     for (height, width), stride, one, all_images in zip(shapes, strides, plain, levels, strict=True):
-        assert all_images.shape == (3, height * width * 3, 4)
+        assert all_images.shape == (4, height * width * 3, 4)
         for (image_height, image_width), anchors in zip(image_sizes.tolist(), all_images, strict=True):
             for place, found in enumerate(anchors.split(3)):
                 y, x = place // width * stride, place % width * stride
@@ -109,6 +109,7 @@ def test_anchors_beyond_an_image_are_nan(device):
     [
         (torch.ones(2, 3), r"image_sizes has shape \[2, 3\], expected \[B, 2\]"),
         (torch.ones(2, 2, dtype=torch.float64), "image_sizes is Double, expected float32"),
+        (torch.ones(2, 2).to_sparse(), "image_sizes is a sparse tensor, expected a dense one"),
         (torch.ones(2, 2, device="meta"), "image_sizes is on a device of another kind, expected cpu"),
     ],
 )
