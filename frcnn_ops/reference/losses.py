@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import _area, _at_least, _divide_or_zero, _intersection, decode_boxes, encode_boxes
@@ -122,7 +123,7 @@ def box_head_loss(
     logits, deltas = outputs[:, : classes + 1], outputs[:, classes + 1 :]
 
     own = logits[used].gather(1, labels[used, None])
-    of_class = (logits[used].logsumexp(1, keepdim=True) - own).sum()
+    of_class = F.cross_entropy(logits[used], labels[used], reduction="sum")
     earlier = torch.arange(classes + 1, device=labels.device) < labels[used, None]
     right = torch.where(earlier, logits[used] < own, logits[used] <= own).all(1).sum()
 
