@@ -4,6 +4,7 @@
 
 Warnings are errors. A spill or a stack frame is an error too, except in float64 kernels, which exist for
 gradient checks. Needs nvcc (CUDA_HOME or PATH), no GPU and no torch; without nvcc it says so and succeeds.
+The objects stay in build/kernels: the emulated GPU reads there what a kernel needs on an architecture.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "cuda"
+OBJECTS = ROOT / "build" / "kernels"
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<arch>\d+)a?'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
@@ -69,11 +70,12 @@ def demangle(name: str) -> str:
     return name.split("(")[0]
 
 
-def compile_one(nvcc: str, source: Path, archs: list[int], folder: str) -> tuple[list[Kernel], str]:
+def compile_one(nvcc: str, source: Path, archs: list[int]) -> tuple[list[Kernel], str]:
     """What ptxas reports, or the compiler's errors."""
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     flags = ["-std=c++17", "-O3", "--fmad=false", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"]
-    command = [nvcc, *flags, *targets, "-Xptxas=-v", "-c", str(source), "-o", f"{folder}/{source.stem}.o"]
+    target = str(OBJECTS / f"{source.stem}.o")
+    command = [nvcc, *flags, *targets, "-Xptxas=-v", "-c", str(source), "-o", target]
     result = subprocess.run(command, text=True, capture_output=True)
     if result.returncode != 0:
         return [], result.stdout + result.stderr
@@ -112,8 +114,10 @@ def main() -> int:
         print(f"nvcc does not compile for sm_{', sm_'.join(map(str, missing))}; those are left out")
     archs = [a for a in archs if a in supported]
     sources = sorted(KERNELS.glob("*.cu"))
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda s: compile_one(nvcc, s, archs, folder), sources))
+    shutil.rmtree(OBJECTS, ignore_errors=True)
+    OBJECTS.mkdir(parents=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda s: compile_one(nvcc, s, archs), sources))
 
     print(f"{'file':21} {'kernel':38} {'arch':7} {'regs':>4} {'shared':>7} {'stack':>6} {'spills':>7}")
     failed = False

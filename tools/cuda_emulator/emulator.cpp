@@ -109,18 +109,28 @@ void go_on_with(int slot, int thread) {
   fibers::switch_to(from, to, done);
 }
 
+// Without memory of their own: a thread passes on millions of times.
+struct Slots {
+  std::array<int, kSlots> which;
+  size_t count = 0;
+  void add(int slot) { which[count++] = slot; }
+  bool have(int slot) const {
+    return std::find(which.data(), which.data() + count, slot) != which.data() + count;
+  }
+};
+
 // Goes on with some thread that can, most often of the same block; with the scheduler if there is none.
 void pass_on() {
   const uint64_t now = ++machine.switches;
-  std::vector<int> awake, asleep;
+  Slots awake, asleep;
   for (int s = 0; s < kSlots; ++s) {
     const Block& b = machine.blocks[static_cast<size_t>(s)];
-    if (!b.ready.empty()) (b.sleeps_until > now ? asleep : awake).push_back(s);
+    if (!b.ready.empty()) (b.sleeps_until > now ? asleep : awake).add(s);
   }
-  if (machine.failed || awake.size() + asleep.size() == 0) return go_on_with(machine.slot, -1);
-  const std::vector<int>& slots = awake.empty() ? asleep : awake;
-  const bool stays = std::find(slots.begin(), slots.end(), machine.slot) != slots.end() && draw(8) != 0;
-  const int slot = stays ? machine.slot : slots[draw(slots.size())];
+  if (machine.failed || awake.count + asleep.count == 0) return go_on_with(machine.slot, -1);
+  const Slots& slots = awake.count == 0 ? asleep : awake;
+  const bool stays = slots.have(machine.slot) && draw(8) != 0;
+  const int slot = stays ? machine.slot : slots.which[draw(slots.count)];
   std::vector<int>& ready = machine.blocks[static_cast<size_t>(slot)].ready;
   std::swap(ready[draw(ready.size())], ready.back());
   const int thread = ready.back();
@@ -156,12 +166,16 @@ void release_barrier_if_complete() {
 
 void thread_main() {
   fibers::arrive();
-  (*machine.body)();
-  running().state = State::kDone;
-  if (--block().alive == 0) go_on_with(machine.slot, -1);  // the scheduler gives the slot to the next block
-  release_barrier_if_complete();
-  pass_on();
-  std::abort();
+  for (;;) {  // one turn for each thread of a grid that this fiber is
+    (*machine.body)();
+    running().state = State::kDone;
+    if (--block().alive == 0) {
+      go_on_with(machine.slot, -1);  // the scheduler gives the slot to the next block
+    } else {
+      release_barrier_if_complete();
+      pass_on();
+    }
+  }
 }
 
 void start_block(int slot) {

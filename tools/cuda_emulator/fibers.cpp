@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -23,6 +24,7 @@ struct Context {
   ucontext_t registers{};  // where it starts; with the address sanitizer also where it goes on
   jmp_buf place;           // where it goes on
   bool started = true;
+  bool done = false;           // at the end of its body
   void* fake_stack = nullptr;  // the address sanitizer's
 };
 
@@ -62,6 +64,9 @@ void prepare(int count) {
 }
 
 void start(int fiber, void (*body)()) {
+#if !defined(__SANITIZE_ADDRESS__)
+  if (std::exchange(context(fiber).done, false)) return;  // a new context costs system calls
+#endif
   ucontext_t& registers = context(fiber).registers;
   context(fiber).started = false;
   if (registers.uc_stack.ss_sp == nullptr) getcontext(&registers);
@@ -79,6 +84,7 @@ void switch_to(int from, int to, [[maybe_unused]] bool done) {
   swapcontext(&context(from).registers, &context(to).registers);
   __sanitizer_finish_switch_fiber(*save, nullptr, nullptr);
 #else
+  context(from).done = done;
   // swapcontext would also save and restore the signal mask: two system calls.
   if (_setjmp(context(from).place) != 0) return;
   if (context(to).started) _longjmp(context(to).place, 1);
