@@ -82,8 +82,7 @@ struct FrcnnRoiAlign {
   bool aligned, channels_last;  // channels_last: features and pooled values are [B, H, W, C]; forward only
   double finest_scale;
 };
-// features: host array of pointers; rois float32, or float64 when features are. The CPU kernel takes
-// channels-last maps only, and adds to an `out` of the type of the rois that is zero on entry.
+// features: host array of pointers; rois float32, or float64 when features are.
 FRCNN_KERNEL(roi_align, int64_t type, const FrcnnRoiAlign* pooling, const void* const* features,
              const void* rois, void* out);
 // grad is [K, h, w, C], grad_features [B, H, W, C], whatever channels_last says; on a CPU float32 or float64

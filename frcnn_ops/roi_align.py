@@ -42,8 +42,8 @@ def roi_align(
             more, or a scale that is not positive.
         IndexError: for an image index outside the batch (CPU; elsewhere such an RoI pools to zero).
 
-    Channels-last features are read as they are. On the CPU other layouts are copied to channels-last first,
-    which for large maps and few RoIs takes longer than the pooling.
+    Channels-last and contiguous features are read as they are, and give the same bits; other layouts are
+    copied first.
 
     Source: He et al. 2017 (Mask R-CNN), section 3; values as in mmcv's RoIAlign with ``pool_mode="avg"``.
     """

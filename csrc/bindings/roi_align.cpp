@@ -42,7 +42,7 @@ void check_images_on_cpu(const Tensor& rois, int64_t batch) {
   }
 }
 
-// What sums are taken and returned in. The CPU kernels leave the rounding to half to torch.
+// What the gradient is summed and returned in. The CPU kernel leaves the rounding to half to torch.
 ScalarType sum_type(const Tensor& tensor) {
   const bool half = tensor.scalar_type() == ScalarType::Half || tensor.scalar_type() == ScalarType::BFloat16;
   return tensor.is_cpu() && half ? ScalarType::Float : tensor.scalar_type();
@@ -76,19 +76,17 @@ Tensor roi_align(const Tensors& features, const Tensor& rois, Ints output_size, 
   const OnDevice guard(device);
   const bool channels_last = is_channels_last(features[0]) && !features[0].is_contiguous();
   const auto wanted = channels_last ? kChannelsLast : MemoryFormat::Contiguous;
-  const auto format = device.is_cpu() ? kChannelsLast : wanted;
   Tensors maps;
   std::vector<const void*> pointers;
   std::vector<int64_t> sizes;
   for (const Tensor& feature : features) {
-    maps.push_back(contiguous(feature, format));
+    maps.push_back(contiguous(feature, wanted));
     pointers.push_back(maps.back().const_data_ptr());
     sizes.insert(sizes.end(), {feature.size(2), feature.size(3)});
   }
   const Tensor rows = contiguous(rois);
   const int64_t channels = features[0].size(1);
-  Tensor out =
-      empty({rois.size(0), channels, output_size[0], output_size[1]}, sum_type(features[0]), device, format);
+  const Tensor out = empty({rois.size(0), channels, output_size[0], output_size[1]}, features[0], wanted);
   const FrcnnRoiAlign pooling{sizes.data(),
                               scales.data(),
                               static_cast<int64_t>(scales.size()),
@@ -99,12 +97,11 @@ Tensor roi_align(const Tensors& features, const Tensor& rois, Ints output_size, 
                               output_size[1],
                               sampling_ratio,
                               aligned,
-                              format == kChannelsLast,
+                              channels_last,
                               finest_scale};
-  if (device.is_cpu()) torch::stable::zero_(out);
   FRCNN_RUN(roi_align, device, type_of(features[0]), &pooling, pointers.data(), rows.const_data_ptr(),
             out.mutable_data_ptr());
-  return contiguous(converted(out, features[0].scalar_type()), wanted);
+  return out;
 }
 
 Tensors roi_align_backward(const Tensor& grad, const Tensor& rois, Ints sizes, int64_t batch, Floats scales,

@@ -19,3 +19,10 @@
 #else
 #define FRCNN_INLINE inline
 #endif
+
+// Asks for the memory at an address that will be read soon, where the processor cannot guess it.
+#if defined(__GNUC__)
+#define FRCNN_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define FRCNN_PREFETCH(address) static_cast<void>(address)
+#endif
