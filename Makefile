@@ -57,7 +57,7 @@ test: $(INSTALLED)
 stress: sanitize
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m stress --stress -n auto --dist load $(TEST_ARGS)
 
-# Left out is what tests torch.compile and the package's files rather than the operators. Python is not built
+# Left out is what tests torch.compile, speed and the package's files rather than the operators. Python is not built
 # with the sanitizers, so their library comes first, and before libstdc++, whose exceptions it watches. A size
 # that the allocator refuses must raise, as it does in a plain build; Python's leaks are its own.
 SANITIZED := build/sanitize
@@ -70,7 +70,8 @@ sanitize: $(INSTALLED)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib OMP_NUM_THREADS=2 FUZZ_CALLS=$(FUZZ_CALLS) $(BIN)/pytest tests/ops -x \
-	    --ignore tests/ops/test_build.py --ignore tests/ops/test_extension.py -k "not opcheck and not compile and not registration" $(TEST_ARGS)
+	    --ignore tests/ops/test_build.py --ignore tests/ops/test_extension.py --ignore tests/ops/test_speed.py \
+	    -k "not opcheck and not compile and not registration" $(TEST_ARGS)
 
 test-gpu: $(INSTALLED)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
