@@ -129,6 +129,10 @@ def started_processes(device: str | None, timeout: float = 600.0) -> Iterator[tu
         )
     group = distributed.GroupMember.WORLD
     assert group is not None
+    if chosen.type == "cuda":
+        # Where another process hangs, the host too waits for it, soon after its GPU began to. The host's
+        # error can be reported; NCCL's only kills the process, so it comes later. There is no public call.
+        group._get_backend(chosen)._set_default_timeout(timedelta(seconds=2 * timeout))
     # what these may complain of is that the others are gone, which has been said by then
     try:
         yield Processes.current(), chosen

@@ -314,6 +314,8 @@ class _Run:
 
     def _read_all(self) -> None:
         """Wait for the numbers of all steps so far; raises NonFiniteLoss, in all processes or in none."""
+        # It never ends if another process has hung or died before its part of a step: hosts meet here first.
+        self.processes.highest([0], "the numbers of the last steps")
         self.unread.read(wait=True)
         if self.unread.broken is not None:
             suffix = f"_process{self.processes.rank}" if self.processes.count > 1 else ""

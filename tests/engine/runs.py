@@ -25,7 +25,8 @@ def main(arguments: list[str], output: str | None = None, environment: dict | No
 
     output: where standard output and error go. hooks: slow_step and slow_write (seconds that a step, and an
     fsync, take longer), slow_start (seconds of work before the first step), file_limit (bytes that no file
-    may exceed), stuck_at (a step in which native code never returns), fail_at (a step that raises).
+    may exceed), stuck_at (a step in which native code never returns), fail_at (a step that raises),
+    stopped_in (a step that torchrun's last process agrees to begin and then stops in).
     """
     if output is not None:
         os.setsid()
@@ -114,7 +115,25 @@ def fail_at(step):
     module.learning_rate = learning_rate
 
 
-HOOKS = {hook.__name__: hook for hook in (slow_step, slow_write, slow_start, file_limit, stuck_at, fail_at)}
+def stopped_in(step):
+    import frcnn.engine.train as module
+
+    if int(os.environ["RANK"]) + 1 < int(os.environ["WORLD_SIZE"]):
+        return
+    original = module._Run._learn
+
+    def learn(self, iteration, *rest):
+        if iteration == step:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return original(self, iteration, *rest)
+
+    module._Run._learn = learn
+
+
+HOOKS = {
+    hook.__name__: hook
+    for hook in (slow_step, slow_write, slow_start, file_limit, stuck_at, fail_at, stopped_in)
+}
 
 
 class Run:
