@@ -119,7 +119,21 @@ FAULTS = [
         "frcnn/engine/step.py",
         'self.processes.highest_on_device(unsound, "the losses")',
         "pass",
-        PROCESSES,
+        f"{PROCESSES}::test_two_processes_are_one_that_has_both_batches",
+    ),
+    Fault(
+        "hosts that wait for their GPUs without having met",
+        "frcnn/engine/train.py",
+        'self.processes.highest([0], "the numbers of the last steps")',
+        "pass",
+        f"{PROCESSES}::test_a_process_that_hangs_ends_the_other_and_the_run_can_go_on[5]",
+    ),
+    Fault(
+        "NCCL gives up when the hosts do",
+        "frcnn/engine/distributed.py",
+        "timedelta(seconds=2 * timeout)",
+        "timedelta(seconds=timeout)",
+        f"{PROCESSES}::test_a_process_that_hangs_ends_the_other_and_the_run_can_go_on[4]",
     ),
     Fault(
         "counts read before they are there",
