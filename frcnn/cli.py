@@ -26,7 +26,7 @@ from frcnn.zoo.recipes import recipe as recipe_named
 
 if TYPE_CHECKING:
     from frcnn.detector import FasterRCNN
-    from frcnn.inference.fast_detector import FastDetector
+    from frcnn.inference.stream import Predictor
 
 
 def default(metavar: str, value: str, help: str | None = None) -> Any:
@@ -38,7 +38,8 @@ Model = Annotated[
     str,
     arg(
         metavar="MODEL",
-        help="A checkpoint that `frcnn train` wrote, or a recipe's name (see `frcnn models`).",
+        help="A checkpoint that `frcnn train` wrote, a file that `frcnn export` wrote, or a recipe's name "
+        "(see `frcnn models`).",
     ),
 ]
 Weights = Annotated[
@@ -61,6 +62,14 @@ Precision = Annotated[
 BatchSize = Annotated[int, arg(help="Images per forward pass on a GPU; on a CPU they go one by one.")]
 Images = Annotated[Path, arg(metavar="DIR", help="The folder that the file's image names are relative to.")]
 Annotations = Annotated[Path, arg(metavar="FILE", help="A COCO annotation file.")]
+
+RunCode = Annotated[
+    bool,
+    arg(
+        help="Where the model is a package of AOTInductor: run its machine code, which can do whatever you "
+        "may. For files of your own."
+    ),
+]
 
 CHECKPOINTS = {".pth", ".pt", ".safetensors"}
 DESCRIPTION = (
@@ -96,6 +105,7 @@ def detect(
     batch_size: BatchSize = 4,
     precision: Precision = "float32",
     device: Device = None,
+    run_code: RunCode = False,
 ) -> int:
     """Find objects in images and folders; write annotated images and detections.json.
 
@@ -120,7 +130,7 @@ def detect(
     check_folder(output)
     try:
         result = detect(
-            _load_fast(model, weights, device, precision),
+            _load_fast(model, weights, device, precision, run_code),
             paths,
             output,
             min_score=min_score,
@@ -159,6 +169,7 @@ def evaluate(
     threads: Annotated[int | None, default("INT", "1 on a CPU, else up to 8")] = None,
     precision: Precision = "float32",
     device: Device = None,
+    run_code: RunCode = False,
 ) -> int:
     """Evaluate a model on a COCO data set with pycocotools.
 
@@ -176,7 +187,11 @@ def evaluate(
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     dataset = load_coco(annotations, images)
     # what detects fast has no losses
-    detector = _load(model, weights, device) if losses else _load_fast(model, weights, device, precision)
+    detector: Predictor
+    if losses:
+        detector = _load(model, weights, device)
+    else:
+        detector = _load_fast(model, weights, device, precision, run_code)
     result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output, losses=losses)
     print((result if per_class else replace(result, per_class={})).table())
     return 1 if result.failed else 0
@@ -198,23 +213,109 @@ def convert(
     convert(source, target, recipe)
 
 
-def verify(
-    cases: Positional[Annotated[tuple[str, ...], default("[CASE …]", "all", "Names of cases.")]] = (),
-    device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
-    reference: Annotated[Path | None, default("DIR", "the small ones of the package")] = None,
-) -> int:
-    """Recompute MMDetection's numbers on this machine and print the comparison.
+def export(
+    model: Positional[Model],
+    images: Annotated[
+        tuple[Path, ...],
+        arg(
+            metavar="PATH [PATH …]",
+            help="Images, or folders of them, that the file is certified on.",
+            help_behavior_hint="(required)",
+        ),
+    ],
+    format: Literal["torch", "aoti", "onnx", "openvino", "tensorrt"] = "onnx",
+    output: Annotated[Path | None, default("FILE", "the model's name here, with the format's ending")] = None,
+    size: Annotated[tuple[int, int] | None, default("HEIGHT WIDTH", "of a wide image, padded")] = None,
+    batch: int = 1,
+    dynamic: bool = False,
+    precision: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"],
+        arg(help="Of convolutions and products; int8 is OpenVINO's, calibrated on the images."),
+    ] = "float32",
+    most_images: int = 32,
+    weights: Weights = None,
+) -> None:
+    """Write a model for another runtime, with a certificate that the numbers survived.
+
+    The written file goes through real images beside the model. Where it does not find what the model finds,
+    the differences are printed, stage by stage, and there is no file.
 
     Args:
-        device: Where to compute.
+        format: torch.export, AOTInductor, ONNX, OpenVINO, or ONNX as TensorRT takes it.
+        batch: Images per run, for a file of one size.
+        dynamic: Take any size and 1 to 64 images.
+        most_images: How many of the images are compared.
+    """
+    from frcnn.export import SUFFIXES, trtexec
+    from frcnn.export import export as write
+
+    if not images:
+        raise OptionError("name images, or a folder of some, that the file is certified on: images=PATH")
+    for path in images:
+        _check_exists(path)
+    name = Path(model).stem if Path(model).suffix in CHECKPOINTS else model
+    output = output or Path(f"{name}{SUFFIXES[format]}")
+    check_writable(output)
+    certificate = write(
+        _load(model, weights, "cpu"),
+        output,
+        images,
+        format=format,
+        size=size,
+        batch=batch,
+        dynamic=dynamic,
+        precision=precision,
+        most_images=most_images,
+        source=(model, weights or ""),
+    )
+    print(certificate)
+    if format == "tensorrt":
+        print(f"TensorRT was not run. On a machine that has it:\n  {trtexec(output, certificate.info)}")
+
+
+def verify(
+    cases: Positional[
+        Annotated[tuple[str, ...], default("[CASE|FILE …]", "all cases", "Cases, or exported files.")]
+    ] = (),
+    device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
+    reference: Annotated[Path | None, default("DIR", "the small ones of the package")] = None,
+    format: Annotated[
+        Literal["torch", "aoti", "onnx", "openvino"] | None,
+        default("FORMAT", "none", "Also check each case as a file of this format."),
+    ] = None,
+    model: Annotated[
+        str | None, default("MODEL", "as at its export", "What an exported file was made from.")
+    ] = None,
+    images: Annotated[
+        tuple[Path, ...], default("PATH [PATH …]", "as at its export", "What to compare an exported file on.")
+    ] = (),
+    run_code: RunCode = False,
+) -> int:
+    """Recompute MMDetection's numbers on this machine, or an exported file's, and print the comparison.
+
+    Args:
+        device: Where to compute the cases.
         reference: Folder with full reference cases.
     """
+    from frcnn.export.info import is_exported
+
+    files = [Path(case) for case in cases if is_exported(case)]
+    if files and len(files) < len(cases):
+        raise OptionError("name cases or exported files, not both at once")
+    if files:
+        from frcnn.export import verify_file
+
+        certificates = [verify_file(path, _load, model, images, run_code) for path in files]
+        print("\n\n".join(map(str, certificates)))
+        return 0 if all(certificate.passed for certificate in certificates) else 1
+    if model is not None or images:
+        raise OptionError("model= and images= go with an exported file, and none is named")
     from frcnn.inference.hardware import resolve_device
     from frcnn.zoo.verify import verify
 
     if reference is not None:
         _check_exists(reference)
-    return 0 if verify(cases, resolve_device(device), reference) else 1
+    return 0 if verify(cases, resolve_device(device), reference, format) else 1
 
 
 def env() -> None:
@@ -331,6 +432,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "detect": detect,
         "models": models,
         "convert": convert,
+        "export": export,
         "verify": verify,
         "env": env,
     }
@@ -374,11 +476,14 @@ def _named_recipe(arguments: Sequence[str]) -> Recipe | None:
 
 def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     """A checkpoint that training wrote, or a recipe with weights."""
+    from frcnn.export.info import is_exported
     from frcnn.inference.hardware import resolve_device
     from frcnn.zoo.build import build, load
 
     chosen = resolve_device(device)
     path = Path(model)
+    if is_exported(model):
+        raise OptionError(f"{model} is an exported file: name the checkpoint that it was made from")
     if path.suffix in CHECKPOINTS:
         if weights is not None:
             raise OptionError(f"{model} is a checkpoint: weights= goes with a recipe's name as the model")
@@ -388,9 +493,21 @@ def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
     return build(model, weights=weights or "coco", device=chosen)
 
 
-def _load_fast(model: str, weights: str | None, device: str | None, precision: Precision) -> FastDetector:
+def _load_fast(
+    model: str, weights: str | None, device: str | None, precision: Precision, run_code: bool
+) -> Predictor:
+    from frcnn.export.info import is_exported
     from frcnn.inference.hardware import check_precision, resolve_device
 
+    if is_exported(model):
+        from frcnn import runtime
+
+        if weights is not None or device not in (None, "cpu") or precision != "float32":
+            raise OptionError(
+                f"{model} is an exported file, with its own weights and precision, for the CPU: leave out "
+                "weights=, device= and precision="
+            )
+        return runtime.load(model, run_code)
     check_precision(precision, resolve_device(device))  # before the weights are read, or downloaded
     return _load(model, weights, device).optimize(precision)
 

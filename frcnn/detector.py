@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,6 +33,7 @@ from frcnn.structures import Batch, Detections
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
+    from frcnn.export import Certificate
     from frcnn.inference.fast_detector import FastDetector, Mode
     from frcnn.inference.hardware import Precision
 
@@ -154,6 +155,12 @@ class FasterRCNN(nn.Module, Predictor):
         from frcnn.inference.fast_detector import FastDetector
 
         return FastDetector(self, precision, mode, few_shapes)
+
+    def export(self, path: str | Path, images: Sequence[str | Path], **options: Any) -> Certificate:
+        """Write the model for another runtime, certified on images; see `frcnn.export.export`."""
+        from frcnn.export import export
+
+        return export(self, path, images, **options)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a .pth or .safetensors file, for `frcnn.load`; see `frcnn.checkpoint.save`."""

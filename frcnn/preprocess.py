@@ -281,15 +281,22 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    image: Image, data: DataConfig, size: tuple[int, int] | None = None, rgb: bool = False
+    image: Image,
+    data: DataConfig,
+    size: tuple[int, int] | None = None,
+    rgb: bool = False,
+    shape: tuple[int, int] | None = None,
 ) -> Prepared:
-    """Read an image and resize it to fit `size`, by default the recipe's. Raises as as_bgr and resize do."""
+    """Read an image and resize it to fit `size`, by default the recipe's. Raises as as_bgr and resize do.
+
+    shape: (height, width) of the only input that the network takes, which the image is made to fit too.
+    """
     pixels = as_bgr(image, rgb)
     try:
-        pixels, scale = resize(pixels, size or data.size)
+        pixels, scale = resize(pixels, size or data.size, shape)
     except ImageError as error:
         raise ImageError(f"{image}: {error}" if isinstance(image, (str, Path)) else str(error)) from None
-    return Prepared(pixels, pixels.shape[:2], padded(pixels.shape[:2], data.pad_divisor), scale)
+    return Prepared(pixels, pixels.shape[:2], shape or padded(pixels.shape[:2], data.pad_divisor), scale)
 
 
 def is_one_image(images: Image | Iterable[Image]) -> TypeIs[Image]:
@@ -316,22 +323,31 @@ def check_size(size: tuple[int, int] | None) -> None:
         raise OptionError(f"size={size}: it is two whole numbers above 0, the long and the short side")
 
 
-def fit_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) scaled to fit `size`: its larger number bounds the long side, its smaller the short."""
+def fit_size(
+    height: int, width: int, size: tuple[int, int], shape: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) scaled to fit `size`: its larger number bounds the long side, its smaller the short.
+
+    shape: (height, width) that bound the result too.
+    """
     scale = min(max(size) / max(height, width), min(size) / min(height, width))
+    if shape is not None:
+        scale = min(scale, shape[0] / height, shape[1] / width)
     new_height, new_width = int(height * scale + 0.5), int(width * scale + 0.5)
     if min(new_height, new_width) < 1:
         raise ImageError(f"an image of {width}x{height} pixels vanishes when it is made to fit {size}")
     return new_height, new_width
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[float, float]]:
-    """Resize an HWC uint8 image to fit `size`; returns it with its (x, y) scale factors.
+def resize(
+    image: np.ndarray, size: tuple[int, int], shape: tuple[int, int] | None = None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Resize an HWC uint8 image to fit as `fit_size` says; returns it with its (x, y) scale factors.
 
     Raises ImageError if it is so long and narrow that nothing would be left of it.
     """
     height, width = image.shape[:2]
-    new_height, new_width = fit_size(height, width, size)
+    new_height, new_width = fit_size(height, width, size, shape)
     if (new_height, new_width) != (height, width):
         image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
     return image, (new_width / width, new_height / height)

@@ -27,7 +27,7 @@ from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
 from frcnn.inference.sources import RESULTS, find_images
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import ImageError, Prepared, check_size, prepare, read_image
+from frcnn.preprocess import ImageError, Prepared, check_size, read_image
 from frcnn.structures import Detections
 
 DRAWN_AS_THEY_ARE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -122,7 +122,7 @@ def detect(
         path, target = item
         try:
             pixels = read_image(path)
-            return prepare(pixels, model.data, size), _Image(path, target, pixels)
+            return model.prepare(pixels, size), _Image(path, target, pixels)
         except (ImageError, OSError) as error:
             reason = str(error) if str(path) in str(error) else f"{path}: {error}"
             return None, _Image(path, target, reason)

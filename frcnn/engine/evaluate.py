@@ -23,7 +23,7 @@ from frcnn.engine.options import check_parallel
 from frcnn.engine.validation_loss import ValidationLosses, means
 from frcnn.files import check_writable, replace_text
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import ImageError, Prepared, prepare
+from frcnn.preprocess import ImageError, Prepared
 from frcnn.structures import Detections
 
 STATISTICS = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_mAP_s", "bbox_mAP_m", "bbox_mAP_l")
@@ -184,7 +184,7 @@ def _detect(
 
     def read(index: int) -> tuple[Prepared | None, tuple[int, Prepared] | BadImage]:
         try:
-            image = prepare(read_annotated(dataset, index), model.data)
+            image = model.prepare(read_annotated(dataset, index))
             return image, (index, image)
         except (ImageError, OSError) as error:
             return None, bad_image(dataset, index, error)

@@ -38,15 +38,19 @@ def fold(
     dtype: torch.dtype = torch.float32,
     fused: bool = True,
     epilogue: Epilogue = "product",
+    standard: bool = False,
 ) -> FasterRCNN:
     """A frozen copy of a model, in evaluation mode, that computes its convolutions and products in `dtype`.
 
     The model stays as it is, and nothing is shared with it. In float32 the results are the model's up to
     rounding. fused: compute what follows a convolution with it, by oneDNN where this torch and CPU have that,
-    or as `epilogue` says on a GPU; otherwise in operators of its own, which a compiler fuses.
+    or as `epilogue` says on a GPU; otherwise in operators of its own, which a compiler fuses. standard: with
+    layers that every runtime knows, whatever this machine has, for export.
     """
-    finish = "apart"
-    if fused and model.device.type == "cuda":
+    finish = "standard" if standard else "apart"
+    if standard:
+        pass
+    elif fused and model.device.type == "cuda":
         finish = epilogue
     elif fused and has_onednn(model.device, dtype):
         finish = "onednn"
@@ -134,8 +138,8 @@ def suits_winograd(conv: nn.Conv2d) -> bool:
 class FoldedConv(nn.Module):
     """A `Conv` with another weight and bias. Channels-last in and out; `add` may be overwritten.
 
-    finish: where what follows the convolution happens: an `Epilogue`, "onednn", or "apart", in operators of
-    its own.
+    finish: where what follows the convolution happens: an `Epilogue`, "onednn", or in operators of its own:
+    "apart", or "standard" without Winograd.
     """
 
     weight: Tensor
@@ -146,7 +150,7 @@ class FoldedConv(nn.Module):
         self.geometry = conv.padding, conv.stride, (1, 1), conv.groups
         self.finish = finish
         self.is_product = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
-        self.winograd = dtype == torch.float32 and suits_winograd(conv)
+        self.winograd = dtype == torch.float32 and finish != "standard" and suits_winograd(conv)
         if self.winograd:
             weight = frcnn_ops.winograd_weight(weight)
         else:
@@ -219,14 +223,16 @@ class FoldedLinear(nn.Module):
     def __init__(self, linear: Linear, dtype: torch.dtype, finish: str, pool_size: int = 1):
         super().__init__()
         self.on_gpu = finish in ("product", "cudnn", "kernel")
+        self.channels_last = finish != "standard"
         weight = linear.weight
+        pool_size = pool_size if self.channels_last else 1
         by_position = weight.view(len(weight), -1, pool_size, pool_size).permute(0, 2, 3, 1).flatten(1)
         self.register_buffer("weight", by_position.detach().to(dtype, copy=True))
         self.register_buffer("bias", linear.bias.detach().to(dtype, copy=True))
 
     def forward(self, x: Tensor, own: None = None, *, relu: bool = False) -> Tensor:
         """[R, N], or [R, C, h, w] with N = C*h*w, -> [R, M]."""
-        x = x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x
+        x = (x.permute(0, 2, 3, 1) if self.channels_last and x.ndim == 4 else x).flatten(1)
         if self.on_gpu:
             return product(x, self.weight, self.bias, relu)
         x = F.linear(x, self.weight, self.bias)

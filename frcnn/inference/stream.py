@@ -43,6 +43,8 @@ class Predictor:
     class_names: tuple[str, ...]
     few_shapes = False
     """Whether the network sees few input shapes: images are padded more, and smaller batches filled up."""
+    shape: tuple[int, int] | None = None
+    """(height, width) of the only input that the network takes, which images are made to fit too."""
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +121,7 @@ class Predictor:
         images = expand(images)
         if is_one_image(images):
             check_size(size)
-            return self._launch_prepared([self._shaped(prepare(images, self.data, size, rgb))], details)()[0]
+            return self._launch_prepared([self._shaped(self.prepare(images, size, rgb))], details)()[0]
         return list(self.stream(images, size, batch_size, rgb=rgb, details=details))
 
     def stream(
@@ -142,7 +144,7 @@ class Predictor:
 
         def read(item: tuple[int, Image]) -> tuple[Prepared, None]:
             with naming(item[0]):
-                return prepare(item[1], self.data, size, rgb), None
+                return self.prepare(item[1], size, rgb), None
 
         images = expand(images)
         items = enumerate([images] if is_one_image(images) else images)
@@ -177,6 +179,10 @@ class Predictor:
         ready = prepared_ahead(items, shaped, threads, ahead=2 * max(threads, batch_size))
         launch = partial(self._launch_prepared, details=details, least=batch_size if self.few_shapes else 1)
         return batched(ready, launch, batch_size, overlap=not on_cpu)
+
+    def prepare(self, image: Image, size: tuple[int, int] | None = None, rgb: bool = False) -> Prepared:
+        """Read an image and resize it for this detector; as `frcnn.preprocess.prepare`."""
+        return prepare(image, self.data, size, rgb, self.shape)
 
     def _shaped(self, image: Prepared) -> Prepared:
         """With few shapes: padded to the smallest that holds it, if it has the recipe's size at most."""

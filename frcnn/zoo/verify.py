@@ -4,8 +4,9 @@ A case is a file of arrays that MMDetection 3.3.0 computed: images, and what cam
 them. Its weights are not in the file: they are drawn here, by name and seed, as they were drawn there. Small
 cases for every kind of model come with the package (`frcnn/zoo/cases`); a folder of full ones can be given.
 
-Every case is checked in the form that trains and evaluates ("plain", norms folded as it runs) and, where it
-has detections, in the frozen form that detects ("folded", see `frcnn.inference.fold`).
+Every case is checked in the form that trains and evaluates ("plain", norms folded as it runs). Where it has
+detections it is also checked in the frozen form that detects ("folded", see `frcnn.inference.fold`) and,
+where asked for, as an exported file.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from torch import Tensor
 from frcnn.checked import unknown
 from frcnn.config import ModelConfig, Recipe
 from frcnn.detector import FasterRCNN
+from frcnn.export.info import Format
 from frcnn.inference.fold import fold
 from frcnn.inference.hardware import float32_arithmetic
-from frcnn.preprocess import normalize, pad
+from frcnn.preprocess import normalize, pad, stack_pixels
 from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
 
@@ -44,6 +46,9 @@ MATCH_IOU = 0.99
 MATCH_SCORE = 1e-4
 UNMATCHED = 1 / 1000
 
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Boxes, scores, and labels where there are any."""
+
 # An output layer's weights are scaled so that scores and deltas vary without saturating.
 _OUTPUT_GAIN = {"rpn_cls": 0.15, "rpn_reg": 0.05, "fc_cls": 0.4, "fc_reg": 0.4}
 
@@ -56,7 +61,7 @@ class Result:
     """
 
     case: str
-    form: Literal["plain", "folded"] = "plain"
+    form: Literal["plain", "folded"] | Format = "plain"
     features: float | None = None
     losses: float | None = None
     gradients: float | None = None
@@ -80,7 +85,10 @@ class Result:
 
 
 def verify(
-    cases: Sequence[str] = (), device: torch.device | str = "cpu", reference: Path | str | None = None
+    cases: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    reference: Path | str | None = None,
+    format: Format | None = None,
 ) -> bool:
     """Recompute cases, print the certificate, and say whether all passed.
 
@@ -88,6 +96,7 @@ def verify(
         cases: names of cases; default: all that are there.
         device: where to compute; on a GPU in full float32, without TF32.
         reference: a folder of ``<case>.npz`` files; default: the cases of the package.
+        format: also check the detections of each case's network as an exported file of this format.
 
     Raises:
         FileNotFoundError: the folder is not there, or holds no case.
@@ -104,7 +113,7 @@ def verify(
     failed = []
     names = cases or known
     for name in names:
-        for result in verify_case(folder / f"{name}.npz", device):
+        for result in verify_case(folder / f"{name}.npz", device, format):
             print(_line(result), flush=True)
             if not result.passed:
                 failed.append(f"{result.case} ({result.form})")
@@ -181,7 +190,7 @@ def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, input_std: fl
     return drawn
 
 
-def verify_case(path: Path, device: torch.device | str = "cpu") -> list[Result]:
+def verify_case(path: Path, device: torch.device | str = "cpu", format: Format | None = None) -> list[Result]:
     """Recompute one case in each form and compare; arrays that the file does not hold are not compared."""
     case = load_case(path)
     entry = case_recipe(path.stem)
@@ -198,6 +207,8 @@ def verify_case(path: Path, device: torch.device | str = "cpu") -> list[Result]:
         if "fpn0" in case:
             plain = _compare_inference(model.eval(), case, batch, plain)
             folded = [_compare_inference(fold(model), case, batch, Result(path.stem, "folded"))]
+            if format is not None:
+                folded.append(_compare_exported(path.stem, entry, model, case, format))
         return [_compare_training(model.train(), case, batch, plain), *folded]
 
 
@@ -248,10 +259,8 @@ def _compare_inference(
         for name, output in outputs.items():
             if f"{name}{level}" in case:
                 error = _worse(error, _relative(output[..., ::step, ::step], case[f"{name}{level}"]))
-    proposals = proposals_missed = detections = detections_missed = 0
+    proposals = proposals_missed = 0
     images = range(len(batch.sizes))
-    factors = [case[f"scale_factor{index}"] for index in images]
-    found = model.detect(batch, [(float(x), float(y)) for x, y in factors])
     for index in images:
         if f"proposals{index}" in case:
             present = scores[index] > -torch.inf
@@ -261,19 +270,47 @@ def _compare_inference(
                 (rows[:, :4], rows[:, 4], None),
                 (_array(boxes[index][present]), _array(scores[index][present].sigmoid()), None),
             )
+    detected = [one.to_numpy() for one in model.detect(batch, _factors(case, images))]
+    found = {i: (one["boxes"], one["scores"], one["labels"]) for i, one in enumerate(detected)}
+    result = replace(result, features=error, proposals=proposals, proposals_missed=proposals_missed)
+    return _count_detections(case, found, result)
+
+
+def _compare_exported(
+    name: str, entry: Recipe, network: FasterRCNN, case: Mapping[str, np.ndarray], format: Format
+) -> Result:
+    from frcnn.export import export_for
+    from frcnn.export.info import ExportError
+
+    model = FasterRCNN(entry.model, entry.data)  # detection alone, with the recipe's training settings
+    model.load_state_dict(network.state_dict())
+    batch, result = case_batch(case, entry), Result(name, format)
+    size = (batch.images.shape[2], batch.images.shape[3])
+    images = range(len(batch.sizes))
+    pixels = stack_pixels([torch.from_numpy(case[f"image{index}"]) for index in images], len(images), size)
+    inputs = torch.tensor(batch.sizes).float(), torch.tensor(_factors(case, images))
+    try:
+        outputs = export_for(model.eval(), format, size, (pixels, *inputs))
+    except ExportError as error:
+        return replace(result, remark=str(error))
+    boxes, scores, labels, counts = (output.numpy() for output in outputs)
+    found = {i: (boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts)}
+    return _count_detections(case, found, result)
+
+
+def _factors(case: Mapping[str, np.ndarray], images: range) -> list[tuple[float, float]]:
+    factors = [case[f"scale_factor{index}"] for index in images]
+    return [(float(x), float(y)) for x, y in factors]
+
+
+def _count_detections(case: Mapping[str, np.ndarray], found: Mapping[int, Boxes], result: Result) -> Result:
+    count = missed = 0
+    for index, ours in found.items():
         if f"det_boxes{index}" in case:
             wanted = case[f"det_boxes{index}"], case[f"det_scores{index}"], case[f"det_labels{index}"]
-            ours = found[index].to_numpy()
-            detections += len(wanted[0])
-            detections_missed += unmatched(wanted, (ours["boxes"], ours["scores"], ours["labels"]))
-    return replace(
-        result,
-        features=error,
-        proposals=proposals,
-        proposals_missed=proposals_missed,
-        detections=detections,
-        detections_missed=detections_missed,
-    )
+            count += len(wanted[0])
+            missed += unmatched(wanted, ours)
+    return replace(result, detections=count, detections_missed=missed)
 
 
 def _compare_training(
@@ -301,9 +338,6 @@ def _compare_training(
         entries = gradient[:8]
         gradient_error = _worse(gradient_error, float(np.abs(entries - first[: len(entries)]).max()) / scale)
     return replace(result, losses=loss_error, gradients=gradient_error)
-
-
-Boxes = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def unmatched(wanted: Boxes, ours: Boxes) -> int:

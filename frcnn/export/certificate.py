@@ -1,0 +1,215 @@
+"""Whether an exported file gives the numbers of the model it was made from, on real images.
+
+Each image is prepared once, for the file's input, and goes through the model and through the file. Matched
+are detections of one class that overlap (IoU 0.5); the drifts are those of matched pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from frcnn.detector import FasterRCNN
+from frcnn.export.info import ExportError, ExportInfo
+from frcnn.files import replace_text
+from frcnn.inference.fast_detector import Agreement, compare_detections
+from frcnn.inference.sources import find_images
+from frcnn.preprocess import Prepared, stack_pixels
+from frcnn.runtime import ExportedDetector
+from frcnn.structures import Detections
+
+
+class Limits(NamedTuple):
+    """What a file of some precision has to keep."""
+
+    matched: float
+    """Least part of the detections that has a partner."""
+    mean_score_drift: float
+    mean_box_drift: float
+    """In pixels of the original images."""
+
+
+LIMITS: Mapping[str, Limits] = {
+    "float32": Limits(0.99, 1e-3, 0.1),
+    "float16": Limits(0.97, 5e-3, 0.5),
+    "bfloat16": Limits(0.90, 2e-2, 2.0),
+    "int8": Limits(0.75, 5e-2, 4.0),
+}
+
+SCORE = 0.05
+"""Detections from this score on are compared."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared, and how it came out.
+
+    file, sha256: the exported file (OpenVINO: with its .bin).
+    source: the model that it was made from, and the weights that were loaded into it, as the command line
+    names them; empty where unknown.
+    images: what was compared. detections: of the model and of the file.
+    stages: where the file fails, the largest difference of each stage's output from the model's, relative to
+    the output's largest magnitude.
+    """
+
+    file: str
+    sha256: str
+    info: ExportInfo
+    source: tuple[str, str]
+    images: tuple[str, ...]
+    detections: tuple[int, int]
+    matched: float
+    max_score_drift: float
+    mean_score_drift: float
+    max_box_drift: float
+    mean_box_drift: float
+    stages: Mapping[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is a detection, and each figure is within the precision's limit (NaN is not)."""
+        limits = LIMITS[self.info.precision]
+        return (
+            min(self.detections) > 0
+            and self.matched >= limits.matched
+            and self.mean_score_drift <= limits.mean_score_drift
+            and self.mean_box_drift <= limits.mean_box_drift
+        )
+
+    def __str__(self) -> str:
+        limits = LIMITS[self.info.precision]
+        ours, theirs = self.detections
+        lines = [
+            f"file           {self.file}",
+            f"sha256         {self.sha256}",
+            f"what           {self.info}",
+            f"made with      {', '.join(f'{name} {v}' for name, v in self.info.versions.items())}",
+            f"images         {len(self.images)}, {ours} detections of the model, {theirs} of the file",
+            f"matched        {self.matched:.2%} (at least {limits.matched:.0%})",
+            f"score drift    mean {self.mean_score_drift:.2g} (at most {limits.mean_score_drift:g}), "
+            f"largest {self.max_score_drift:.2g}",
+            f"box drift      mean {self.mean_box_drift:.2g} px (at most {limits.mean_box_drift:g}), "
+            f"largest {self.max_box_drift:.2g} px",
+        ]
+        if self.stages:
+            worst = ", ".join(f"{name} {error:.1e}" for name, error in self.stages.items())
+            lines.append(f"stages         {worst}")
+        if not ours:
+            lines.append("no detection to compare: choose images with objects that the model finds")
+        return "\n".join([*lines, "certificate    " + ("PASSED" if self.passed else "FAILED")])
+
+    def to_json(self) -> str:
+        fields = asdict(self)
+        fields["info"] = json.loads(self.info.to_json())
+        return json.dumps({"passed": self.passed, **fields}, indent=1)
+
+    def write(self) -> None:
+        replace_text(beside(Path(self.file)), self.to_json() + "\n")
+
+
+def beside(path: Path) -> Path:
+    """Where an exported file's certificate is."""
+    return path.with_name(f"{path.name}.certificate.json")
+
+
+def at_export(path: Path) -> tuple[tuple[str, str], tuple[Path, ...]]:
+    """The source and the images of an exported file, from its certificate; empty where they are unknown."""
+    try:
+        fields = json.loads(beside(path).read_text())
+        model, weights = map(str, fields["source"])
+        return (model, weights), tuple(Path(str(image)) for image in fields["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ("", ""), ()
+
+
+def real_images(paths: Sequence[str | Path], most: int) -> list[Path]:
+    """The first images of files and folders. Raises ExportError where there is none."""
+    found = [path for path, _ in find_images(list(paths)).images][:most]
+    if not found:
+        raise ExportError(
+            f"images: no image in {', '.join(map(str, paths)) or 'nothing'}; an export is checked on real "
+            "images, so name a folder of some"
+        )
+    return found
+
+
+def prepared(detector: ExportedDetector, images: Sequence[Path]) -> list[Prepared]:
+    """The images as the file takes them."""
+    return [detector._shaped(detector.prepare(path)) for path in images]
+
+
+def inputs_of(image: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+    """One image as the graph's inputs."""
+    pixels = stack_pixels([torch.from_numpy(image.pixels)], 1, image.padded_size)
+    return pixels, torch.tensor([image.size], dtype=torch.float32), torch.tensor([image.scale])
+
+
+def certify(
+    detector: ExportedDetector,
+    model: FasterRCNN,
+    images: Sequence[Path],
+    source: tuple[str, str] = ("", ""),
+    final: Path | None = None,
+) -> Certificate:
+    """Compare an exported file with its model on images; stages are not filled in.
+
+    source: where the model is from. final: the name that the file is to have. Both for the certificate.
+
+    Raises ExportError where the model is not the one that the file was made from.
+    """
+    if model.fingerprint() != detector.info.weights:
+        raise ExportError(
+            f"{detector.path} was made from another model (its weights are {detector.info.weights}, these "
+            f"{model.fingerprint()}): name the one that it was made from"
+        )
+    ours, theirs = [], []
+    for image in prepared(detector, images):
+        inputs = inputs_of(image)
+        ours.append(found_in(model._run(*inputs, details=False)))
+        theirs.append(found_in(detector._run(*inputs, details=False)))
+    agreement: Agreement = compare_detections(ours, theirs)
+    return Certificate(
+        file=str(final or detector.path),
+        sha256=sha256(detector.path),
+        info=detector.info,
+        source=source,
+        images=tuple(str(path.absolute()) for path in images),
+        detections=agreement.detections,
+        matched=agreement.matched,
+        max_score_drift=agreement.max_score_drift,
+        mean_score_drift=agreement.mean_score_drift,
+        max_box_drift=agreement.max_box_drift,
+        mean_box_drift=agreement.mean_box_drift,
+        stages={},
+    )
+
+
+def found_in(outputs: Sequence[Tensor]) -> Detections:
+    """The first image's detections of SCORE and more."""
+    boxes, scores, labels, counts = (out[0] for out in outputs)
+    count = int(counts)
+    return Detections(boxes[:count], scores[:count], labels[:count]).above(SCORE)
+
+
+def sha256(path: Path) -> str:
+    """Of an exported file, followed by OpenVINO's .bin."""
+    digest = hashlib.sha256()
+    for part in parts_of(path):
+        with open(part, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def parts_of(path: Path) -> Iterator[Path]:
+    """The files that an exported detector consists of."""
+    yield path
+    if path.suffix == ".xml":
+        yield path.with_suffix(".bin")

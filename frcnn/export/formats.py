@@ -1,0 +1,160 @@
+"""One writer per format: an exported program -> files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from frcnn.export.info import INPUTS, KEY, OUTPUTS, ExportError, ExportInfo, Format
+
+OPSET = 18
+METADATA = f"extra/{KEY}.json"
+"""Of torch's archives, below their own folder."""
+
+NEEDED: dict[Format, tuple[str, ...]] = {
+    "torch": (),
+    "aoti": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "tensorrt": ("onnx", "onnxscript", "onnxruntime"),
+}
+"""Packages that writing and running a format takes."""
+
+Calibration = Iterable[tuple[Tensor, Tensor, Tensor]]
+
+
+def check_packages(info: ExportInfo) -> None:
+    """Raises ExportError, naming the extra, where a package for the format is missing."""
+    needed = NEEDED[info.format] + (("nncf",) if info.precision == "int8" else ())
+    for name in needed:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ExportError(
+                f"format={info.format}, precision={info.precision} needs {', '.join(needed)} ({error}): "
+                "pip install 'frcnn[export]'"
+            ) from None
+
+
+def versions(format: Format, precision: str) -> dict[str, str]:
+    """Of frcnn, torch and the packages that write the format."""
+    packages = ("torch", *NEEDED[format], *(("nncf",) if precision == "int8" else ()))
+    from frcnn import __version__
+
+    found = {"frcnn": __version__}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def write(program: ExportedProgram, path: Path, info: ExportInfo, calibration: Calibration = ()) -> None:
+    """Write the file of the info's format; OpenVINO's .bin beside it."""
+    writers: dict[Format, Callable[..., None]] = {
+        "torch": _torch,
+        "aoti": _aoti,
+        "onnx": _onnx,
+        "openvino": _openvino,
+        "tensorrt": _onnx,
+    }
+    with quiet():
+        writers[info.format](program, path, info, calibration)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the exporters of torch and NNCF say of themselves; errors are not kept back."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._inductor", "nncf")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _torch(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
+    program._example_inputs = None  # or the file holds a pickle of them
+    torch.export.save(program, path, extra_files={f"{KEY}.json": info.to_json()})
+
+
+def _aoti(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    with zipfile.ZipFile(path, "a") as archive:
+        folder = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{folder}/{METADATA}", info.to_json())
+
+
+def onnx_program(program: ExportedProgram, stages: Iterable[str] = ()) -> Any:
+    from frcnn.export.onnx_ops import TRANSLATIONS
+
+    return torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(INPUTS),
+        output_names=[*OUTPUTS, *(name.replace(" ", "_") for name in stages)],
+        custom_translation_table=TRANSLATIONS,
+        optimize=True,
+        verbose=False,
+    )
+
+
+def _onnx(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
+    import onnx
+
+    proto = onnx_program(program).model_proto
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = KEY, info.to_json()
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+
+
+def _openvino(program: ExportedProgram, path: Path, info: ExportInfo, calibration: Calibration) -> None:
+    import openvino
+
+    model = openvino.convert_model(_serialized(program))
+    for place, name in zip(model.outputs, OUTPUTS, strict=False):
+        place.get_tensor().set_names({name})
+    if info.precision == "int8":
+        model = _quantized(model, calibration)
+    model.set_rt_info(info.to_json(), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=info.precision == "float16")
+
+
+def _serialized(program: ExportedProgram) -> Any:
+    import io
+
+    return io.BytesIO(onnx_program(program).model_proto.SerializeToString())
+
+
+def _quantized(model: Any, calibration: Calibration) -> Any:
+    """int8 convolutions and products; what comes after them, where numbers are coordinates, stays float32."""
+    import nncf
+
+    batches = [dict(zip(INPUTS, (x.numpy() for x in batch), strict=True)) for batch in calibration]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(batches),
+        ignored_scope=nncf.IgnoredScope(
+            types=["Add", "Subtract", "Multiply", "Divide", "Concat", "Minimum", "Maximum", "Exp", "Power"],
+            validate=False,
+        ),
+    )
