@@ -42,7 +42,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
     $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
-CPP := $(shell find csrc tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+CPP := $(shell find csrc examples tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 .PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report docs lint format \
     cuda-check cuda-link wheel test-wheel second-torch sdist install clean
@@ -202,7 +202,7 @@ $(INSTALLED): $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools wheel ninja
 	$(PIP) torch numpy
-	$(PIP) --no-build-isolation -e '.[tensorboard,demo,docs,test]'
+	$(PIP) --no-build-isolation -e '.[tensorboard,export,demo,docs,test]'
 	@touch $@
 
 clean:

@@ -27,7 +27,7 @@ from benchmarks.worker import serve
 from frcnn.config import Recipe
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.inference.hardware import DTYPES, float32_arithmetic
-from frcnn.preprocess import normalize, pad, resize
+from frcnn.preprocess import fit_size, normalize, pad, padded, resize
 from frcnn.structures import Batch, Detections
 
 
@@ -71,6 +71,17 @@ class Ours:
         with float32_arithmetic("float32", self.device):
             found = self.model.detect(self.batch, self.scales)
         torch.save([(image.boxes, image.scores, image.labels) for image in found], file)
+
+    def export(self, format: str, file: str, batch: int) -> None:
+        """Write the plain model for another runtime, for images of this size; nothing is certified."""
+        from frcnn.export.export import described
+        from frcnn.export.formats import write
+        from frcnn.export.program import exported_program
+
+        data = self.recipe.data
+        size = padded(fit_size(*self.size, self._fit()), data.pad_divisor)
+        info = described(self.model.eval(), format, size, batch)
+        write(exported_program(self.model, info), Path(file), info)
 
     def optimize(self) -> None:
         """Make the fast detector, which detects from here on, and free the plain one."""

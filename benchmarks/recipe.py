@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.exported import path_of
 from benchmarks.inputs import annotations
 from benchmarks.measure import interleave, summary
 from benchmarks.work import operations
 from benchmarks.worker import Worker
 from frcnn.config import Recipe
 
-OURS, PEER = "benchmarks.ours", "benchmarks.peer"
+OURS, PEER, EXPORTED = "benchmarks.ours", "benchmarks.peer", "benchmarks.exported"
 TRAINING_BATCH = 2
 
 
@@ -38,6 +39,8 @@ class Conditions:
     """The fewest rounds of a measurement."""
     train: bool = True
     coco: Path | None = None
+    exports: tuple[str, ...] = ()
+    """Formats whose files are measured beside."""
 
 
 def measure_recipe(
@@ -52,8 +55,8 @@ def measure_recipe(
     """Measure one recipe; the result is what benchmarks/report.py renders.
 
     peers: the precisions to run torchvision's detector in; none where there is no torchvision. start: starts
-    the process of a module (`OURS` or `PEER`). weights: a checkpoint; None generates weights. folder: for
-    files that the processes exchange. step: told what begins.
+    the process of a module (`OURS`, `PEER` or `EXPORTED`). weights: a checkpoint; None generates weights.
+    folder: for files that the processes exchange. step: told what begins.
     """
     result: dict[str, Any] = {"name": recipe.name, "gflop": operations(recipe, *conditions.size) / 1e9}
     if recipe.model.backbone.style == "caffe":
@@ -69,6 +72,11 @@ def measure_recipe(
         own_weights, reference = str(folder / "weights.pt"), str(folder / "detections.pt")
         plain.call("save_weights", file=own_weights)
         plain.call("save_detections", file=reference)
+        exported = {}
+        for format in conditions.exports:
+            step(f"writing {format}")
+            exported[format] = path_of(folder, format)
+            plain.call("export", format=format, file=str(exported[format]), batch=conditions.batches[0])
 
         fast = processes.enter_context(start(OURS))
         _load(fast, recipe, weights or own_weights, conditions)
@@ -87,6 +95,9 @@ def measure_recipe(
                 conditions.threads,
             )
             subjects[f"{described['name']} {precision}"] = peer
+        for format, file in exported.items():
+            subjects[format] = processes.enter_context(start(EXPORTED))
+            subjects[format].call("load", file=str(file), size=conditions.size, threads=conditions.threads)
 
         result["inference"] = []
         for batch in conditions.batches:

@@ -3,6 +3,7 @@
     python benchmarks/run.py --quick                                    minutes, small images
     python benchmarks/run.py --recipes faster_rcnn_r50_fpn_1x_coco      one recipe at full size
     python benchmarks/run.py --device cuda --precision bf16 --mode graph
+    python benchmarks/run.py --recipes small_r18_fpn --mode export:onnx,openvino
     python benchmarks/run.py --compare before.json after.json
 
 Results go to benchmarks/results/<date>-<machine>/ as JSON, Markdown and a plot.
@@ -35,6 +36,7 @@ from benchmarks.start_up import start_up
 from benchmarks.worker import Worker, WorkerError
 from frcnn.checkpoint.download import checkpoint_addresses
 from frcnn.config import Recipe
+from frcnn.export.info import SUFFIXES
 from frcnn.inference.hardware import available_cpus, check_precision
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -53,7 +55,8 @@ class Settings:
     device: Literal["cpu", "cuda"] | None = None
     """Default: cuda if there is one."""
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
-    mode: Literal["eager", "compiled", "graph"] = "eager"
+    mode: str = "eager"
+    """eager, compiled, graph, or export:FORMAT[,FORMAT…], which is eager beside files of these formats."""
     batch: tuple[int, ...] = ()
     """Batch sizes of detection; default 1 and 8 on a GPU, 1 on a CPU (8 needs some 10 GB per detector)."""
     size: tuple[int, int] | None = None
@@ -91,6 +94,7 @@ def main(settings: Settings) -> Path | None:
             raise UsageError(f"--compare: {error}") from None
         return None
     check_ranges(settings)
+    mode, exports = chosen_mode(settings)
     device = chosen_device(settings)
     recipes = chosen_recipes(settings)
     threads = settings.threads or available_cpus()
@@ -107,15 +111,16 @@ def main(settings: Settings) -> Path | None:
         conditions = Conditions(
             device=device.type,
             precision=PRECISIONS[settings.precision],
-            mode=settings.mode,
+            mode=mode,
             threads=threads,
             size=size,
             images=images,
             batches=batches,
             seconds=1.0 if settings.quick else settings.seconds,
             least=2 if settings.quick else 5,
-            train=settings.train,
+            train=settings.train and not exports,
             coco=settings.coco,
+            exports=exports,
         )
         result = {
             "date": time.strftime("%Y-%m-%d"),
@@ -168,9 +173,27 @@ def check_ranges(settings: Settings) -> None:
         raise UsageError(f"--seconds {settings.seconds}: 0 or more")
 
 
+def chosen_mode(settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """The mode of ours, and the formats of the exported files beside it."""
+    mode, _, formats = settings.mode.partition(":")
+    if mode == "export":
+        exports = tuple(formats.split(","))
+        unfit = [name for name in exports if name not in SUFFIXES or name == "tensorrt"]
+        if unfit or settings.precision != "float32" or settings.device == "cuda" or len(settings.batch) > 1:
+            raise UsageError(
+                f"--mode {settings.mode}: formats are torch, aoti, onnx and openvino; they are measured in "
+                "float32 on the CPU, at one batch size"
+            )
+        return "eager", exports
+    if settings.mode not in ("eager", "compiled", "graph"):
+        raise UsageError(f"--mode {settings.mode}: eager, compiled, graph or export:FORMAT[,FORMAT…]")
+    return mode, ()
+
+
 def chosen_device(settings: Settings) -> torch.device:
     available = torch.cuda.is_available()
-    device = settings.device or ("cuda" if available else "cpu")
+    on_cpu = settings.mode.startswith("export:") or not available
+    device = settings.device or ("cpu" if on_cpu else "cuda")
     if device == "cuda" and not available:
         raise UsageError("--device cuda: torch sees no GPU here; use --device cpu")
     if device == "cpu" and settings.mode == "graph":
@@ -257,7 +280,8 @@ def write(result: dict, output: Path | None) -> Path:
     settings = result["settings"]
     folder = output or RESULTS / f"{result['date']}-{result['machine']['name']}"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = "-".join([settings["precision"], settings["mode"], *(["quick"] if settings["quick"] else [])])
+    mode = settings["mode"].replace(":", "-").replace(",", "-")
+    stem = "-".join([settings["precision"], mode, *(["quick"] if settings["quick"] else [])])
     file = folder / f"{stem}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(report.markdown(result))

@@ -246,8 +246,9 @@ def export(
         dynamic: Take any size and 1 to 64 images.
         most_images: How many of the images are compared.
     """
-    from frcnn.export import SUFFIXES, trtexec
-    from frcnn.export import export as write
+    from frcnn.export.export import export as write
+    from frcnn.export.export import trtexec
+    from frcnn.export.info import SUFFIXES
 
     if not images:
         raise OptionError("name images, or a folder of some, that the file is certified on: images=PATH")
@@ -303,7 +304,7 @@ def verify(
     if files and len(files) < len(cases):
         raise OptionError("name cases or exported files, not both at once")
     if files:
-        from frcnn.export import verify_file
+        from frcnn.export.export import verify_file
 
         certificates = [verify_file(path, _load, model, images, run_code) for path in files]
         print("\n\n".join(map(str, certificates)))

@@ -33,7 +33,7 @@ from frcnn.structures import Batch, Detections
 from frcnn.targets import GroundTruth
 
 if TYPE_CHECKING:
-    from frcnn.export import Certificate
+    from frcnn.export.certificate import Certificate
     from frcnn.inference.fast_detector import FastDetector, Mode
     from frcnn.inference.hardware import Precision
 
@@ -157,8 +157,8 @@ class FasterRCNN(nn.Module, Predictor):
         return FastDetector(self, precision, mode, few_shapes)
 
     def export(self, path: str | Path, images: Sequence[str | Path], **options: Any) -> Certificate:
-        """Write the model for another runtime, certified on images; see `frcnn.export.export`."""
-        from frcnn.export import export
+        """Write the model for another runtime, certified on images; see `frcnn.export.export.export`."""
+        from frcnn.export.export import export
 
         return export(self, path, images, **options)
 

@@ -31,6 +31,7 @@ from frcnn.export.info import (
 )
 from frcnn.inference.hardware import available_cpus, limit_threads
 from frcnn.inference.stream import Predictor
+from frcnn.preprocess import Prepared
 
 Run = Callable[..., tuple[Tensor, ...]]
 """images, sizes and scales -> boxes, scores, labels and counts, as `frcnn.export.program` says."""
@@ -73,7 +74,8 @@ class ExportedDetector(Predictor):
     """A detector in an exported file; `load` makes one. It answers `predict` and `stream` as the model does.
 
     A file of one size resizes images to fit that size as well as the recipe's, so that an upright image
-    becomes smaller in a file for wide ones than the model would make it.
+    becomes smaller in a file for wide ones than the model would make it. A dynamic file takes images as the
+    model does, those of less than LEAST_SIDE pixels with more zeros beside them.
     """
 
     def __init__(self, run: Run, info: ExportInfo, path: Path):
@@ -93,6 +95,13 @@ class ExportedDetector(Predictor):
         """Equal for files of equal weights, configuration, format, size and precision."""
         return f"{self.info.weights} {self.info}"
 
+    def _shaped(self, image: Prepared) -> Prepared:
+        """With zeros at the right and below up to the least size of a dynamic file."""
+        height, width = image.padded_size
+        if self.info.dynamic:
+            height, width = max(height, LEAST_SIDE), max(width, LEAST_SIDE)
+        return image._replace(padded_size=(height, width))
+
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
         info = self.info
         if details:
@@ -105,9 +114,9 @@ class ExportedDetector(Predictor):
                 f"{self.path} takes images of {info.size[0]}x{info.size[1]}, not {height}x{width}"
             )
         if info.dynamic and not all(LEAST_SIDE <= side <= MOST_SIDE for side in (height, width)):
-            images, (height, width) = _grown(images), (max(height, LEAST_SIDE), max(width, LEAST_SIDE))
-            if max(height, width) > MOST_SIDE:
-                raise OptionError(f"{self.path} takes sides up to {MOST_SIDE} pixels, not {height}x{width}")
+            raise OptionError(
+                f"{self.path} takes sides of {LEAST_SIDE} to {MOST_SIDE} pixels, not {height}x{width}"
+            )
         most = MOST_BATCH if info.dynamic else info.batch
         parts = []
         for start in range(0, len(images), most):
@@ -118,14 +127,6 @@ class ExportedDetector(Predictor):
                           for x, fill in zip(inputs, (0, 1, 1), strict=True)]  # fmt: skip
             parts.append([out[:count] for out in self._call(*inputs)])
         return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
-
-
-def _grown(images: Tensor) -> Tensor:
-    """With zeros at the right and below, up to LEAST_SIDE."""
-    batch, height, width, _ = images.shape
-    grown = images.new_zeros(batch, max(height, LEAST_SIDE), max(width, LEAST_SIDE), 3)
-    grown[:, :height, :width] = images
-    return grown
 
 
 def _onnx(path: Path) -> tuple[Run, ExportInfo]:

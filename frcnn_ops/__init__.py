@@ -30,6 +30,17 @@ from .winograd_conv import (
     winograd_weight_gradient,
 )
 
+
+def onnx_translations() -> dict:
+    """What `torch.onnx.export(…, custom_translation_table=…)` takes for the operators that detection uses.
+
+    They become standard operators of ONNX, opset 18. Raises ImportError without onnxscript.
+    """
+    from .onnx import TRANSLATIONS
+
+    return TRANSLATIONS
+
+
 __all__ = [
     "assign_max_iou",
     "batched_nms",
@@ -50,6 +61,7 @@ __all__ = [
     "nms",
     "nms_padded",
     "normalize_images",
+    "onnx_translations",
     "pyramid_roi_align",
     "resize_images",
     "roi_align",

@@ -130,14 +130,10 @@ def at_export(path: Path) -> tuple[tuple[str, str], tuple[Path, ...]]:
 
 
 def real_images(paths: Sequence[str | Path], most: int) -> list[Path]:
-    """The first images of files and folders. Raises ExportError where there is none."""
-    found = [path for path, _ in find_images(list(paths)).images][:most]
-    if not found:
-        raise ExportError(
-            f"images: no image in {', '.join(map(str, paths)) or 'nothing'}; an export is checked on real "
-            "images, so name a folder of some"
-        )
-    return found
+    """The first images of files and folders. Raises FileNotFoundError where there is none."""
+    if not paths:
+        raise ExportError("images: an export is checked on real images, so name a folder of some")
+    return [path for path, _ in find_images(list(paths)).images][:most]
 
 
 def prepared(detector: ExportedDetector, images: Sequence[Path]) -> list[Prepared]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+import frcnn_ops
 from frcnn.export.info import INPUTS, KEY, OUTPUTS, ExportError, ExportInfo, Format
 
 OPSET = 18
@@ -48,7 +49,7 @@ def check_packages(info: ExportInfo) -> None:
 
 def versions(format: Format, precision: str) -> dict[str, str]:
     """Of frcnn, torch and the packages that write the format."""
-    packages = ("torch", *NEEDED[format], *(("nncf",) if precision == "int8" else ()))
+    packages = ("torch", *NEEDED.get(format, ()), *(("nncf",) if precision == "int8" else ()))
     from frcnn import __version__
 
     found = {"frcnn": __version__}
@@ -93,23 +94,36 @@ def _torch(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibratio
 
 
 def _aoti(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
+    height, width = map(str, info.size)
     with torch.no_grad():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={"aot_inductor.metadata": {"height": height, "width": width}},  # for C++
+        )
     with zipfile.ZipFile(path, "a") as archive:
         folder = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{folder}/{METADATA}", info.to_json())
 
 
-def onnx_program(program: ExportedProgram, stages: Iterable[str] = ()) -> Any:
-    from frcnn.export.onnx_ops import TRANSLATIONS
+def onnx_program(program: ExportedProgram) -> Any:
+    from onnxscript import opset18
+
+    def foreach_copy(targets: Any, sources: Any, non_blocking: bool = False) -> Any:
+        return tuple(
+            opset18.CastLike(source, target) for source, target in zip(sources, targets, strict=True)
+        )
 
     return torch.onnx.export(
         program,
         dynamo=True,
         opset_version=OPSET,
         input_names=list(INPUTS),
-        output_names=[*OUTPUTS, *(name.replace(" ", "_") for name in stages)],
-        custom_translation_table=TRANSLATIONS,
+        output_names=list(OUTPUTS),
+        custom_translation_table={
+            **frcnn_ops.onnx_translations(),
+            torch.ops.aten._foreach_copy.default: foreach_copy,  # what `frcnn.conv.cast` calls
+        },
         optimize=True,
         verbose=False,
     )

@@ -279,7 +279,7 @@ def _compare_inference(
 def _compare_exported(
     name: str, entry: Recipe, network: FasterRCNN, case: Mapping[str, np.ndarray], format: Format
 ) -> Result:
-    from frcnn.export import export_for
+    from frcnn.export.export import export_for
     from frcnn.export.info import ExportError
 
     model = FasterRCNN(entry.model, entry.data)  # detection alone, with the recipe's training settings

@@ -1,9 +1,9 @@
-"""The detector's operators in the standard operators of ONNX (opset 18), which every runtime has.
+"""The operators that detection takes, in the standard operators of ONNX (opset 18), which every runtime has.
 
-Each function stands for one of `frcnn_ops`, whose docstring says what it computes; torch's exporter calls it
-with the graph's values and writes down what it calls. Shape shorthand as there.
+Each function stands for the operator of its name, whose docstring says what it computes; torch's exporter
+calls it with the graph's values and writes down what it calls. Shape shorthand as there.
 
-What is not the same as in `frcnn_ops`, whatever runs it: a NaN is not looked after; RoIs far outside the map
+What is not the same, whatever runs it: a NaN is not looked after; RoIs far outside the map
 are sampled at its border instead of pooling to zero; which of two boxes with the same score goes first, and
 rounding, are the runtime's affair.
 """
@@ -161,17 +161,11 @@ def select_detections(
     )
 
 
-def foreach_copy(targets: Sequence[Value], sources: Sequence[Value], non_blocking: bool = False) -> tuple:
-    """What `frcnn.conv.cast` comes to in a graph: each source in the type of its target."""
-    return tuple(op.CastLike(source, target) for source, target in zip(sources, targets, strict=True))
-
-
 TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.frcnn_ops.normalize_images.default: normalize_images,
     torch.ops.frcnn_ops.select_proposals.default: select_proposals,
     torch.ops.frcnn_ops.roi_align.default: roi_align,
     torch.ops.frcnn_ops.select_detections.default: select_detections,
-    torch.ops.aten._foreach_copy.default: foreach_copy,
 }
 
 

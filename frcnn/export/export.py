@@ -1,0 +1,173 @@
+"""Writes a model to a file for another runtime, and checks such a file again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from frcnn.detector import FasterRCNN, evaluating
+from frcnn.export.certificate import (
+    Certificate,
+    at_export,
+    beside,
+    certify,
+    inputs_of,
+    parts_of,
+    prepared,
+    real_images,
+)
+from frcnn.export.formats import check_packages, versions, write
+from frcnn.export.info import LEAST_SIDE, SUFFIXES, ExportError, ExportInfo, ExportPrecision, Format
+from frcnn.export.program import exported_program
+from frcnn.export.stages import stage_errors
+from frcnn.files import check_writable
+from frcnn.preprocess import padded
+from frcnn.runtime import ExportedDetector, load
+
+
+def export(
+    model: FasterRCNN,
+    path: str | Path,
+    images: Sequence[str | Path],
+    format: Format = "onnx",
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    dynamic: bool = False,
+    precision: ExportPrecision = "float32",
+    most_images: int = 32,
+    source: tuple[str, str] = ("", ""),
+) -> Certificate:
+    """Write a model to a file for another runtime, and certify it on real images.
+
+    Args:
+        path: its name ends as the format's files do: .pt2 (torch), .aoti.pt2, .onnx, .xml (openvino) or
+            .trt.onnx (tensorrt). Replaced if it exists, but only by a file that passes.
+        images: files and folders of images like those to come; `most_images` of them are compared (and, for
+            int8, calibrated on). The certificate says what came of it and is written beside the file.
+        size: (height, width) of the input, in pixels, multiples of the model's pad_divisor; default: what
+            a wide image of the model's size takes.
+        batch: images per run of a file of one size.
+        dynamic: take 1 to 64 images of any size instead.
+        source: the model and the weights as `frcnn export` was given them, for `frcnn verify`.
+        precision: "float32"; "float16" and "bfloat16" (convolutions and products); "int8" (OpenVINO).
+
+    Returns the certificate, whether it passed or not.
+
+    Raises ExportError where a package is missing, an image cannot be used, or the file did not pass: then the
+    message holds the certificate, and there is no file. Raises OptionError for options that a format lacks.
+    """
+    path = Path(path)
+    if size is None:
+        height, width = padded((min(model.data.size), max(model.data.size)), model.data.pad_divisor)
+        size = (max(height, LEAST_SIDE), max(width, LEAST_SIDE)) if dynamic else (height, width)
+    info = described(model, format, size, batch, dynamic, precision)
+    if not path.name.endswith(SUFFIXES[format]) or _format_of(path) != format:
+        raise ExportError(f"{path}: the name of a file of format={format} ends in {SUFFIXES[format]}")
+    check_packages(info)
+    check_writable(path)
+    if model.device.type != "cpu":
+        raise ExportError(f"the model is on {model.device}: export it from the CPU (model.cpu())")
+    chosen = real_images(images, most_images)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder, evaluating(model):
+        written = Path(folder) / path.name
+        like = ExportedDetector(lambda *_: (), info, written)
+        calibration = [inputs_of(image) for image in prepared(like, chosen)] if precision == "int8" else []
+        write(exported_program(model, info), written, info, calibration)
+        detector = load(written, run_code=True)
+        certificate = certify(detector, model, chosen, source, path)
+        if not certificate.passed:
+            stages = stage_errors(model, info, chosen[0], Path(folder), calibration)
+            certificate = replace(certificate, stages=stages)
+            raise ExportError(f"{path} was not written, as its numbers are not the model's:\n{certificate}")
+        del detector  # which may map the file
+        for part in reversed([*parts_of(written)]):
+            part.replace(path.with_name(part.name))
+    certificate.write()
+    return certificate
+
+
+def export_for(
+    model: FasterRCNN, format: Format, size: tuple[int, int], inputs: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, ...]:
+    """What a file of the format returns for inputs of this size; the file is gone afterward."""
+    info = described(model, format, size, len(inputs[0]))
+    check_packages(info)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / f"model{SUFFIXES[format]}"
+        write(exported_program(model, info), written, info)
+        return load(written, run_code=True)._run(*inputs, details=False)
+
+
+def described(
+    model: FasterRCNN,
+    format: Format,
+    size: tuple[int, int],
+    batch: int,
+    dynamic: bool = False,
+    precision: ExportPrecision = "float32",
+) -> ExportInfo:
+    """What a file of this model will say of itself. Raises OptionError for options that the format lacks."""
+    return ExportInfo(
+        format=format,
+        precision=precision,
+        size=size,
+        batch=batch,
+        dynamic=dynamic,
+        model=model.config,
+        data=model.data,
+        class_names=model.class_names,
+        weights=model.fingerprint(),
+        versions=versions(format, precision),
+    )
+
+
+def verify_file(
+    path: Path,
+    load_model: Callable[[str, str | None, str | None], FasterRCNN],
+    model: str | None = None,
+    images: Sequence[str | Path] = (),
+    run_code: bool = False,
+) -> Certificate:
+    """Compare an exported file with its model again; nothing is written.
+
+    load_model: from a model's name, its weights and a device. model, images: by default those of the
+    certificate beside the file.
+
+    Raises what `frcnn.runtime.load` and `certify` do, and ExportError where model or images are unknown.
+    """
+    detector = load(path, run_code)
+    source, known = at_export(path)
+    source = source if model is None else (model, "")
+    if not source[0]:
+        raise ExportError(
+            f"{path}: {beside(path)} does not say which model it was made from: name it with model=MODEL"
+        )
+    chosen = real_images(images or known, len(known) or 32)
+    loaded = load_model(source[0], source[1] or None, "cpu")
+    with evaluating(loaded):
+        return certify(detector, loaded, chosen, source)
+
+
+def trtexec(path: Path, info: ExportInfo) -> str:
+    """The command that makes an engine of a file of format "tensorrt", and times it."""
+    command = f"trtexec --onnx={path} --stronglyTyped --saveEngine={path.with_suffix('.engine')}"
+    if not info.dynamic:
+        return command
+    height, width = info.size
+    for name, batch, rows, columns in (
+        ("min", 1, LEAST_SIDE, LEAST_SIDE),
+        ("opt", info.batch, height, width),
+        ("max", max(8, info.batch), max(height, width), max(height, width)),
+    ):
+        command += f" --{name}Shapes=images:{batch}x{rows}x{columns}x3,sizes:{batch}x2,scales:{batch}x2"
+    return command
+
+
+def _format_of(path: Path) -> Format:
+    """By the longest ending that fits."""
+    fitting = [format for format, suffix in SUFFIXES.items() if path.name.endswith(suffix)]
+    return max(fitting, key=lambda format: len(SUFFIXES[format]))

@@ -1,0 +1,62 @@
+"""A package of AOTInductor, run from Python and, without it, by examples/cpp."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import frcnn_ops._C
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_detector import tiny_detector, write_images
+
+from frcnn import runtime
+from frcnn.export.export import export
+from frcnn.inference.fast_detector import compare_detections
+from frcnn.structures import Detections
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
+
+
+def test_a_package_detects_in_python_and_in_cpp(tmp_path):
+    model = tiny_detector()
+    images = write_images(tmp_path / "images", (120, 160))
+    package = tmp_path / "tiny.aoti.pt2"
+    assert export(model, package, [images], format="aoti", size=(128, 160)).passed
+    detector = runtime.load(package, run_code=True)
+    pixels = np.asarray(Image.open(images / "0.png"))
+    found = detector.predict(pixels, size=(160, 120), rgb=True)
+    assert len(found) > 20
+    assert compare_detections(found, model.predict(pixels, size=(160, 120), rgb=True)).matched == 1
+
+    prefix = torch.utils.cmake_prefix_path
+    build = tmp_path / "build"
+    for command in (
+        [cmake(), "-S", EXAMPLE, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}"],
+        [cmake(), "--build", build],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    Image.fromarray(pixels).save(tmp_path / "0.ppm")
+    program = [build / "detect", package, frcnn_ops._C.__file__]
+    printed = subprocess.run([*program, tmp_path / "0.ppm"], capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    rows = torch.tensor([[float(word) for word in line.split()] for line in printed.stdout.splitlines()])
+    in_cpp = Detections(rows[:, 2:], rows[:, 1], rows[:, 0].long())
+    agreement = compare_detections(in_cpp, found)
+    assert agreement.matched == 1 and agreement.max_box_drift < 0.01
+
+    Image.fromarray(np.zeros((200, 100, 3), np.uint8)).save(tmp_path / "large.ppm")
+    for image, says in (("large.ppm", "resize it to fit 128x160"), ("images/0.png", "not a binary PPM")):
+        refused = subprocess.run([*program, tmp_path / image], capture_output=True, text=True)
+        assert refused.returncode == 1 and says in refused.stderr
+
+
+def cmake() -> str:
+    """That of the tests' environment, which need not be on the path."""
+    found = shutil.which("cmake", path=Path(sys.executable).parent) or shutil.which("cmake")
+    assert found, "pip install cmake"
+    return found

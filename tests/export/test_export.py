@@ -1,0 +1,320 @@
+"""Files for other runtimes give the model's numbers, or are not there."""
+
+import json
+import os
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from command import run
+from tiny_detector import CONFIG, tiny_detector, write_images
+
+from frcnn import runtime
+from frcnn.checked import OptionError
+from frcnn.config import RoIHeadConfig
+from frcnn.export import formats
+from frcnn.export.certificate import beside
+from frcnn.export.export import export, trtexec, verify_file
+from frcnn.export.info import ExportError, ExportInfo
+from frcnn.inference.fast_detector import compare_detections
+from frcnn.zoo.verify import CASES, verify_case
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIZE = (128, 160)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_detector()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "some", (120, 150), (150, 120), (60, 75))
+
+
+@pytest.fixture(scope="module")
+def exported(model, images, tmp_path_factory):
+    """`exported(name, **options)`: the file, written once, and its certificate."""
+    folder, done = tmp_path_factory.mktemp("exported"), {}
+
+    def make(name, **options):
+        if name not in done:
+            done[name] = folder / name, export(model, folder / name, [images], size=SIZE, **options)
+        return done[name]
+
+    return make
+
+
+ONES = [
+    ("one.onnx", {"format": "onnx"}),
+    ("many.onnx", {"format": "onnx", "dynamic": True}),
+    ("three.xml", {"format": "openvino", "batch": 3}),
+    ("one.pt2", {"format": "torch"}),
+    ("many.pt2", {"format": "torch", "dynamic": True}),
+    ("half.trt.onnx", {"format": "tensorrt", "precision": "float16"}),
+    ("eight.xml", {"format": "openvino", "precision": "int8"}),
+]
+
+
+@pytest.mark.parametrize("name, options", ONES)
+def test_a_certified_file_predicts_as_the_model(model, images, exported, name, options):
+    path, certificate = exported(name, **options)
+    assert certificate.passed and certificate.detections[0] > 20
+    assert json.loads(beside(path).read_text())["passed"]
+    detector = runtime.load(path)
+    assert (detector.class_names, detector.info.weights) == (tuple("abc"), model.fingerprint())
+    wide = [images / "0.png", images / "2.png"]
+    found, expected = detector.predict(wide), model.predict(wide)
+    agreement = compare_detections(found, expected)
+    if certificate.info.precision == "float32":
+        assert certificate.matched >= 0.99
+        assert agreement.matched >= 0.99 and agreement.max_box_drift < 0.05
+    else:
+        assert agreement.matched > 0.7
+    upright = detector.predict(images / "1.png")
+    if certificate.info.dynamic:
+        assert compare_detections(upright, model.predict(images / "1.png")).matched >= 0.99
+    assert (upright.boxes <= torch.tensor([120, 150, 120, 150]) + 1e-3).all()
+
+
+def test_a_dynamic_file_takes_shapes_that_it_was_not_traced_with(model, exported):
+    detector = runtime.load(exported("many.onnx", format="onnx", dynamic=True)[0])
+    generator = torch.Generator().manual_seed(0)
+    for height, width, batch in ((192, 160, 3), (320, 416, 1)):
+        pixels = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
+        sizes = torch.tensor([[height, width]] * batch, dtype=torch.float32)
+        found = detector._run(pixels, sizes, torch.ones(batch, 2), details=False)
+        expected = model._run(pixels, sizes, torch.ones(batch, 2), details=False)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+    with pytest.raises(OptionError, match="128 to 4096 pixels, not 64x96"):
+        detector._run(pixels[:, :64, :96], sizes, torch.ones(1, 2), details=False)
+    small = torch.randint(0, 256, (20, 90, 3), dtype=torch.uint8, generator=generator)
+    assert detector._shaped(detector.prepare(small, (64, 64))).padded_size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(CONFIG, backbone=replace(CONFIG.backbone, depth=50, groups=4, base_width=8)),
+        replace(CONFIG, roi_head=RoIHeadConfig(fc_channels=32, class_agnostic=True, sampling_ratio=2)),
+    ],
+)
+def test_other_architectures(config, images, tmp_path):
+    certificate = export(tiny_detector(config=config), tmp_path / "x.onnx", [images], size=SIZE)
+    assert certificate.passed and certificate.matched >= 0.99
+
+
+@pytest.mark.stress
+def test_files_reproduce_mmdetections_numbers(stress):
+    names = ("r50", "r101", "r50_caffe", "x101_32x4d") if stress else ("r50",)
+    for name in names:
+        for format in ("onnx", "openvino", "torch") if stress else ("onnx",):
+            result = verify_case(CASES / f"{name}.npz", format=format)[-1]
+            assert (result.form, result.detections, result.passed) == (format, 100, True), result
+
+
+def test_detect_and_eval_take_exported_files(exported, images, tmp_path, capsys):
+    path, _ = exported("one.onnx", format="onnx")
+    assert run("detect", images, "--model", path, "--output", tmp_path / "out", "--min-score", 0.05) == 0
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 3
+    assert run("detect", images, "--model", path, "--device", "cuda") == 2
+    assert "leave out" in capsys.readouterr().err
+
+
+def test_the_command_exports_and_verifies_again(model, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save("mine.pth")
+    monkeypatch.setattr("frcnn.cli._load", lambda *_: model)  # its channels are not the recipe's
+    assert run("export", "mine.pth", "--images", images, "--size", *SIZE) == 0
+    assert "certificate    PASSED" in capsys.readouterr().out
+    assert sorted(os.listdir()) == ["mine.onnx", "mine.onnx.certificate.json", "mine.pth"]
+    assert run("verify", "mine.onnx") == 0
+    assert "mine.pth" in json.loads((tmp_path / "mine.onnx.certificate.json").read_text())["source"]
+    assert run("verify", "mine.onnx", "r50") == 2 and run("verify", "--model", "mine.pth") == 2
+    other = tiny_detector(seed=1)
+    monkeypatch.setattr("frcnn.cli._load", lambda *_: other)
+    capsys.readouterr()
+    assert run("verify", "mine.onnx") == 1
+    assert "was made from another model" in capsys.readouterr().err
+
+
+def test_a_file_without_a_certificate_needs_the_model_named(exported, model, images):
+    path, _ = exported("one.onnx", format="onnx")
+    assert verify_file(path, lambda *_: model, "mine.pth", [images]).passed
+    with pytest.raises(ExportError, match="model=MODEL"):
+        verify_file(path, lambda *_: model)
+
+
+@pytest.fixture
+def wrong_boxes(monkeypatch):
+    """What is written for proposals forgets the deltas' unit."""
+    pytest.importorskip("onnxscript")
+    from frcnn_ops import onnx
+
+    right = onnx.decode
+    monkeypatch.setattr(
+        onnx, "decode", lambda boxes, deltas, stds, limits: right(boxes, deltas, [3.0] * 4, limits)
+    )
+
+
+def test_a_file_with_other_numbers_is_not_written(model, images, tmp_path, wrong_boxes):
+    target = tmp_path / "best.onnx"
+    target.write_text("what was there before")
+    with pytest.raises(ExportError, match="numbers are not the model's") as caught:
+        export(model, target, [images], size=SIZE)
+    assert target.read_text() == "what was there before" and os.listdir(tmp_path) == ["best.onnx"]
+    lines = dict(line.split(None, 1) for line in str(caught.value).splitlines() if " " in line)
+    errors = dict(part.rsplit(" ", 1) for part in lines["stages"].split(", "))
+    assert float(errors["features 0"]) < 1e-4 and float(errors["logits 4"]) < 1e-4
+    assert float(errors["proposals"]) > 0.05
+    assert lines["certificate"] == "FAILED"
+
+
+def test_a_certificate_without_a_detection_is_none(exported):
+    _, certificate = exported("one.onnx", format="onnx")
+    nothing = replace(certificate, detections=(0, 0))
+    assert not nothing.passed and "choose images with objects" in str(nothing)
+    assert not replace(certificate, mean_box_drift=float("nan")).passed
+    assert not replace(certificate, matched=0.98).passed
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("x.pt", {}, r"ends in \.onnx"),
+        ("x.aoti.pt2", {"format": "torch"}, r"ends in \.pt2"),
+        ("x.onnx", {"size": (100, 160)}, "multiples of 32"),
+        ("x.onnx", {"size": (64, 64), "dynamic": True}, "from 128"),
+        ("x.onnx", {"batch": 0}, "batch=0"),
+        ("x.onnx", {"precision": "int8"}, "onnx is written in float32 or float16"),
+        ("x.xml", {"format": "openvino", "precision": "int8", "dynamic": True}, "calibrated for one size"),
+        ("x.onnx", {"format": "coreml"}, "no format 'coreml'"),
+    ],
+)
+def test_options_that_a_format_lacks(model, images, tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / name, [images], **{"size": SIZE, **options})
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_images_and_packages_are_named(model, images, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no images"):
+        export(model, tmp_path / "x.onnx", [tmp_path / "empty"], size=SIZE)
+
+    with pytest.raises(ExportError, match="real images"):
+        export(model, tmp_path / "x.onnx", [], size=SIZE)
+
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(formats, "import_module", missing)
+    with pytest.raises(ExportError, match=r"onnxruntime.*pip install 'frcnn\[export\]'"):
+        export(model, tmp_path / "x.onnx", [images], size=SIZE)
+
+
+def test_what_a_file_does_not_do_is_said(exported, images):
+    detector = runtime.load(exported("one.onnx", format="onnx")[0])
+    with pytest.raises(OptionError, match="details"):
+        detector.predict(images / "0.png", details=True)
+    with pytest.raises(OptionError, match="128x160, not 64x64"):
+        detector._run(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.ones(1, 2), torch.ones(1, 2), False)
+
+
+class Fired:
+    """A pickle that makes a file where it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("way", ["weight", "constant", "object", "inputs", "twice", "config"])
+def test_no_pickle_of_an_archive_is_loaded(exported, tmp_path, way):
+    path, _ = exported("one.pt2", format="torch")
+    trap, changed = tmp_path / "fired", tmp_path / "changed.pt2"
+    pickled = pickle.dumps(Fired(trap))
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(changed, "w") as out:
+        root = archive.namelist()[0].split("/")[0]
+        for name in archive.namelist():
+            content = archive.read(name)
+            kind = name.removeprefix(f"{root}/data/")
+            if way == "weight" and kind == "weights/model_weights_config.json":
+                config = json.loads(content)
+                entry = next(iter(config["config"].values()))
+                entry["use_pickle"], entry["path_name"] = True, "evil"
+                content = json.dumps(config).encode()
+            if way == "config" and kind == "weights/model_weights_config.json":
+                content = b"[]"
+            if way == "inputs" and kind.startswith("sample_inputs/"):
+                content = pickled
+            if way == "constant" and kind == "constants/model_constants_config.json":
+                entry = {"path_name": "tensor_0", "use_pickle": True, "is_param": False, "tensor_meta": None}
+                content = json.dumps({"config": {"evil": entry}}).encode()
+            out.writestr(name, content)
+        extra = {
+            "weight": "weights/evil",
+            "constant": "constants/tensor_0",
+            "object": "constants/opaque_obj_0",
+        }
+        if way in extra:
+            out.writestr(f"{root}/data/{extra[way]}", pickled)
+        if way == "twice":
+            out.writestr(f"{root}/models/model.json", b"{}")
+    with pytest.raises(ExportError, match=r"pickle|one name"):
+        runtime.load(changed)
+    assert not trap.exists()
+
+
+def test_machine_code_runs_on_request_only(tmp_path):
+    package = tmp_path / "x.aoti.pt2"
+    package.write_bytes(b"whatever")
+    with pytest.raises(OptionError, match="run_code=True"):
+        runtime.load(package)
+    with pytest.raises(ExportError, match="not an archive"):
+        runtime.load(package, run_code=True)
+
+
+def test_files_of_others_are_refused(exported, tmp_path):
+    import onnx
+
+    path, _ = exported("one.onnx", format="onnx")
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "plain.onnx")
+    with pytest.raises(ExportError, match="did not write it"):
+        runtime.load(tmp_path / "plain.onnx")
+    for name in ("cut.onnx", "cut.xml", "cut.pt2"):
+        (tmp_path / name).write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(ExportError, match=name):
+            runtime.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        runtime.load(tmp_path / "none.onnx")
+    with pytest.raises(ExportError, match="name ends in"):
+        runtime.load(CASES / "r50.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": [128]}, {"batch": 10**9}, {"precision": "int3"}, {"recipe": 1}, {"versions": 0}],
+)
+def test_what_a_file_says_of_itself_is_checked(exported, change):
+    _, certificate = exported("one.onnx", format="onnx")
+    fields = json.loads(certificate.info.to_json())
+    assert ExportInfo.from_json(json.dumps(fields), "x") == certificate.info
+    with pytest.raises(ExportError, match="x: what it says of itself"):
+        ExportInfo.from_json(json.dumps({**fields, **change}), "x")
+
+
+def test_tensorrt_is_told_the_shapes(exported):
+    info = exported("half.trt.onnx", format="tensorrt", precision="float16")[1].info
+    assert trtexec(Path("a.onnx"), info) == "trtexec --onnx=a.onnx --stronglyTyped --saveEngine=a.engine"
+    dynamic = trtexec(Path("a.onnx"), replace(info, dynamic=True))
+    assert "--minShapes=images:1x128x128x3,sizes:1x2,scales:1x2 " in dynamic
+    assert "--optShapes=images:1x128x160x3," in dynamic and "--maxShapes=images:8x160x160x3," in dynamic
