@@ -14,9 +14,10 @@ import torch
 
 import frcnn
 from benchmarks import measure, ours, run
+from benchmarks.exported import Exported
 from benchmarks.inputs import make_images
 from benchmarks.ours import Ours
-from benchmarks.recipe import OURS, TRAINING_BATCH, Conditions, measure_recipe
+from benchmarks.recipe import EXPORTED, OURS, PEER, TRAINING_BATCH, Conditions, measure_recipe
 from benchmarks.work import STAGES
 from benchmarks.worker import Worker, WorkerError
 from frcnn.zoo.small import small_r18_fpn
@@ -78,18 +79,28 @@ class FakePeer:
         return 1000
 
 
-def measured(recipe, tmp_path, peers=("float32",), size=(64, 96), batches=(1, 2), train=True):
+def measured(recipe, tmp_path, peers=("float32",), size=(64, 96), batches=(1, 2), train=True, exports=()):
     files = {}
     for batch in {*batches, TRAINING_BATCH}:
         files[batch] = tmp_path / f"{batch}.npy"
         np.save(files[batch], make_images(batch, *size)[0])
     conditions = Conditions(
-        "cpu", "float32", "eager", torch.get_num_threads(), size, files, batches, 0.0, 2, train
+        "cpu",
+        "float32",
+        "eager",
+        torch.get_num_threads(),
+        size,
+        files,
+        batches,
+        0.0,
+        2,
+        train,
+        exports=exports,
     )
     started = []
 
     def start(module):
-        worker = InProcess(Ours() if module == OURS else FakePeer(), recipe)
+        worker = InProcess({OURS: Ours, PEER: FakePeer, EXPORTED: Exported}[module](), recipe)
         started.append(worker)
         return worker
 
@@ -171,6 +182,36 @@ def test_a_caffe_recipe_runs_without_peer_and_training_can_be_left_out(tmp_path,
     assert set(found["counts"]) == {"ours"}
     assert "training" not in found and "training" not in said
     assert len(started) == 2
+
+
+def test_exported_files_are_measured_beside(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ours, "stages", lambda self, repeats: {"rates": {}, "stages": []})
+    found, _, said = measured(
+        small_r18_fpn(), tmp_path, peers=(), batches=(1,), train=False, exports=("torch", "onnx")
+    )
+    assert said == ["weights", "writing torch", "writing onnx", "batch 1", "from images", "stages"]
+    for part in (found["inference"][0], found["from_images"]):
+        assert all(part[name]["median_ms"] > 0 for name in ("ours", "torch", "onnx"))
+    detections = [found["counts"][name]["detections"] for name in ("ours", "torch", "onnx")]
+    assert min(detections) > 5 and max(detections) - min(detections) <= 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        run.Settings(mode="export:coreml"),
+        run.Settings(mode="export:"),
+        run.Settings(mode="export:onnx,tensorrt"),
+        run.Settings(mode="export:onnx", precision="bf16"),
+        run.Settings(mode="export:onnx", batch=(1, 2)),
+        run.Settings(mode="fast"),
+    ],
+)
+def test_modes_that_are_none(settings):
+    with pytest.raises(run.UsageError, match=f"--mode {settings.mode}: .*(onnx|export)"):
+        run.chosen_mode(settings)
+    assert run.chosen_mode(run.Settings(mode="export:aoti,onnx")) == ("eager", ("aoti", "onnx"))
+    assert run.chosen_mode(run.Settings(mode="graph")) == ("graph", ())
 
 
 def test_the_plain_process_trains_and_the_fast_one_is_closed_before(result):
