@@ -102,6 +102,9 @@ def detect(
     size: Annotated[tuple[int, int] | None, default("LONG SHORT", "the recipe's")] = None,
     no_draw: bool = False,
     resume: bool = False,
+    shard: Annotated[
+        str | None, default("K/N", "all images", "Of N runs that share the images, the K-th.")
+    ] = None,
     batch_size: BatchSize = 4,
     precision: Precision = "float32",
     device: Device = None,
@@ -124,7 +127,8 @@ def detect(
 
     if not paths:
         raise OptionError("name at least one image or folder")
-    check_options(min_score, size, batch_size)
+    part = _shard(shard)
+    check_options(min_score, size, batch_size, part)
     for path in paths:
         _check_exists(path)
     check_folder(output)
@@ -138,6 +142,7 @@ def detect(
             batch_size=batch_size,
             draw=not no_draw,
             resume=resume,
+            shard=part,
         )
     except Interrupted as interrupted:
         print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)
@@ -155,6 +160,16 @@ def detect(
     if result.failed:
         print(f"failed      {len(result.failed)} images (above; --resume tries them again)", file=sys.stderr)
     return 1 if result.failed else 0
+
+
+def _shard(words: str | None) -> tuple[int, int]:
+    """ "3/16" as (3, 16)."""
+    if words is None:
+        return 1, 1
+    number, _, of = words.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise OptionError(f"shard={words}: it is K/N, such as 3/16")
+    return int(number), int(of)
 
 
 def evaluate(

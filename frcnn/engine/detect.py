@@ -6,6 +6,7 @@ out, and a run that was stopped, by a signal or a full disk, can be continued.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -76,6 +77,7 @@ def detect(
     batch_size: int = 1,
     draw: bool = True,
     resume: bool = False,
+    shard: tuple[int, int] = (1, 1),
 ) -> DetectResult:
     """Detect objects in image files and folders, the output folder left out where it lies in one of these.
 
@@ -86,6 +88,10 @@ def detect(
     are also written line by line as they are made, to detections.jsonl, behind a first line that holds the
     settings. An image that cannot be used is reported in `failed` and has an entry {"image", "error"}.
 
+    shard: (k, n) takes every n-th image from the k-th on, so that n runs, wherever and whenever each runs, do
+    together what one does alone. They may share an output folder: their files are detections-k-of-n.jsonl and
+    .json, and the drawings have the names that one run gives them. It is part of the settings.
+
     No existing file is overwritten. With `resume` an earlier run into `output` is continued: what it has done
     is skipped, what failed is tried again. SIGINT (Ctrl-C) and SIGTERM end the run after the present image.
 
@@ -94,22 +100,23 @@ def detect(
     for paths without images; OSError where something cannot be written (what is done stays); and
     `frcnn.engine.interrupt.Interrupted`.
     """
-    check_options(min_score, size, batch_size)
+    check_options(min_score, size, batch_size, shard)
     output = Path(output)
     found = find_images(paths, output)
+    number, of = shard
     settings = {
         "model": model.fingerprint(),
         "size": list(size or model.data.size),
         "min_score": min_score,
         "draw": draw,
     }
-    lines = ResultLines(output / RESULTS, settings, resume)
-    listing = output / "detections.json"
-    todo = [
-        (path, target)
-        for path, target in _named(found.images, lines.entries)
-        if not _is_done(lines.entries.get(str(path)), output)
-    ]
+    if of > 1:
+        settings["images"] = _digest(found.images)  # with others, a shard would have other ones of them
+    part = f"-{number}-of-{of}" if of > 1 else ""
+    lines = ResultLines(output / f"{RESULTS}{part}.jsonl", settings, resume)
+    listing = output / f"{RESULTS}{part}.json"
+    mine = _named(found.images, lines.entries)[number - 1 :: of]
+    todo = [(path, target) for path, target in mine if not _is_done(lines.entries.get(str(path)), output)]
     targets = [output / target for _, target in todo if draw]
     if not lines.entries:
         targets.append(listing)
@@ -127,7 +134,7 @@ def detect(
             reason = str(error) if str(path) in str(error) else f"{path}: {error}"
             return None, _Image(path, target, reason)
 
-    resumed = len(found.images) - len(todo)
+    resumed = len(mine) - len(todo)
     failed: dict[str, str] = {}
     started = time.perf_counter()
     # Threads read ahead and one draws, so that the model waits for neither.
@@ -152,9 +159,9 @@ def detect(
                     drawings.append(artist.submit(_draw, drawing, listed, image.content, min_score))
                 while len(drawings) > AHEAD:
                     drawings.popleft().result()
-            if stop.requested and done < len(found.images):
+            if stop.requested and done < len(mine):
                 raise Interrupted(
-                    f"stopped after {done} of {len(found.images)} images; their results are in {lines.path}",
+                    f"stopped after {done} of {len(mine)} images; their results are in {lines.path}",
                     stop.number,
                 )
         for drawn in drawings:
@@ -174,12 +181,16 @@ def detect(
     )
 
 
-def check_options(min_score: float, size: tuple[int, int] | None, batch_size: int) -> None:
-    """Raises OptionError for a min_score outside 0 to 1, and for sides or a batch_size not positive."""
+def check_options(
+    min_score: float, size: tuple[int, int] | None, batch_size: int, shard: tuple[int, int] = (1, 1)
+) -> None:
+    """Raises OptionError for a min_score outside 0 to 1, sides or a batch_size not positive, and no shard."""
     if not 0 <= min_score <= 1:
         raise OptionError(f"min_score={min_score}: it is a number from 0 to 1")
     check_size(size)
     check_whole("batch_size", batch_size, 1)
+    if not 1 <= shard[0] <= shard[1]:
+        raise OptionError(f"shard={shard[0]}/{shard[1]}: shards of N go from 1/N to N/N")
 
 
 def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tuple[Path, Path]]:
@@ -204,6 +215,11 @@ def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tu
         taken.add(str(target).lower())
         result.append((path, target))
     return result
+
+
+def _digest(images: Sequence[tuple[Path, Path]]) -> str:
+    """Of the images' names and order."""
+    return hashlib.sha256("\n".join(str(path) for path, _ in images).encode()).hexdigest()
 
 
 def _is_done(entry: dict | None, output: Path) -> bool:

@@ -18,8 +18,9 @@ NOT_READ = frozenset(
 """Suffixes of images that no decoder here reads."""
 
 
-RESULTS = "detections.jsonl"
-"""What `frcnn detect` writes line by line; a folder that holds it is one of results."""
+RESULTS = "detections"
+"""Of the names of what `frcnn detect` writes, .jsonl line by line and .json; of a shard with -k-of-n behind it.
+A folder that holds the former is one of results."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -
     not_read: Counter[str] = Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            results = {listing.parent for listing in path.rglob(RESULTS)} - {path}
+            results = {listing.parent for listing in path.rglob(f"{RESULTS}*.jsonl")} - {path}
             if output is not None and path.resolve() in Path(output).resolve().parents:
                 results.add(path / Path(output).resolve().relative_to(path.resolve()))
             files = sorted(p for p in path.rglob("*") if p.is_file() and results.isdisjoint(p.parents))
