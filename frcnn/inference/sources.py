@@ -19,7 +19,7 @@ NOT_READ = frozenset(
 
 
 RESULTS = "detections"
-"""Of the names of what `frcnn detect` writes, .jsonl line by line and .json; of a shard with -k-of-n behind it.
+"""How the files that `frcnn detect` writes begin: .jsonl, line by line, and .json; shards add -k-of-n.
 A folder that holds the former is one of results."""
 
 
