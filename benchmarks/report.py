@@ -233,10 +233,10 @@ def _notes(rows: Sequence[Row], result: Row) -> str:
     ]
     for peer in peers:
         counts = [row["counts"][peer] for row in rows if peer in row["counts"]]
-        lines.append(
-            f"- {peer}: {counts[0]['proposals']:.0f} proposals and {counts[0]['detections']:.0f} detections "
-            "per image with the same weights."
-        )
+        found = f"{counts[0]['detections']:.0f} detections"
+        if "proposals" in counts[0]:  # an exported file has its detections alone
+            found = f"{counts[0]['proposals']:.0f} proposals and {found}"
+        lines.append(f"- {peer}: {found} per image with the same weights.")
     start = result.get("start_up")
     if start:
         lines.append(

@@ -66,8 +66,8 @@ Annotations = Annotated[Path, arg(metavar="FILE", help="A COCO annotation file."
 RunCode = Annotated[
     bool,
     arg(
-        help="Where the model is a package of AOTInductor: run its machine code, which can do whatever you "
-        "may. For files of your own."
+        help="Where the model is a .pt2 file: load it, although it can run code that does whatever you may. "
+        "For files of your own."
     ),
 ]
 
@@ -261,17 +261,23 @@ def export(
         dynamic: Take any size and 1 to 64 images.
         most_images: How many of the images are compared.
     """
+    from frcnn.export.certificate import real_images
+    from frcnn.export.export import check_export, trtexec
     from frcnn.export.export import export as write
-    from frcnn.export.export import trtexec
     from frcnn.export.info import SUFFIXES
 
     if not images:
         raise OptionError("name images, or a folder of some, that the file is certified on: images=PATH")
     for path in images:
         _check_exists(path)
-    name = Path(model).stem if Path(model).suffix in CHECKPOINTS else model
-    output = output or Path(f"{name}{SUFFIXES[format]}")
-    check_writable(output)
+    output = output or Path(
+        f"{Path(model).stem if Path(model).suffix in CHECKPOINTS else model}{SUFFIXES[format]}"
+    )
+    check_export(output, format, precision, size, batch, dynamic)
+    real_images(images, most_images)
+    known = [
+        str(Path(word).absolute()) if Path(word).exists() else word for word in (model, weights or "") if word
+    ]
     certificate = write(
         _load(model, weights, "cpu"),
         output,
@@ -282,7 +288,7 @@ def export(
         dynamic=dynamic,
         precision=precision,
         most_images=most_images,
-        source=(model, weights or ""),
+        source=(known[0], known[1] if weights else ""),
     )
     print(certificate)
     if format == "tensorrt":
@@ -302,6 +308,7 @@ def verify(
     model: Annotated[
         str | None, default("MODEL", "as at its export", "What an exported file was made from.")
     ] = None,
+    weights: Weights = None,
     images: Annotated[
         tuple[Path, ...], default("PATH [PATH …]", "as at its export", "What to compare an exported file on.")
     ] = (),
@@ -321,11 +328,14 @@ def verify(
     if files:
         from frcnn.export.export import verify_file
 
-        certificates = [verify_file(path, _load, model, images, run_code) for path in files]
+        if device != "cpu" or reference is not None or format is not None:
+            raise OptionError("device=, reference= and format= go with cases, and exported files are named")
+        source = (model or "", weights or "")
+        certificates = [verify_file(path, _load, source, images, run_code) for path in files]
         print("\n\n".join(map(str, certificates)))
         return 0 if all(certificate.passed for certificate in certificates) else 1
-    if model is not None or images:
-        raise OptionError("model= and images= go with an exported file, and none is named")
+    if model is not None or weights is not None or images:
+        raise OptionError("model=, weights= and images= go with an exported file, and none is named")
     from frcnn.inference.hardware import resolve_device
     from frcnn.zoo.verify import verify
 

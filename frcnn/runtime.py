@@ -6,18 +6,17 @@ What `load` returns answers `predict` and `stream` as the model did that was exp
 
 from __future__ import annotations
 
-import io
-import json
+import hashlib
 import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from frcnn.checked import OptionError
-from frcnn.export.formats import METADATA, check_packages
+from frcnn.export.formats import METADATA
 from frcnn.export.info import (
     INPUTS,
     KEY,
@@ -29,43 +28,41 @@ from frcnn.export.info import (
     ExportInfo,
     is_exported,
 )
-from frcnn.inference.hardware import available_cpus, limit_threads
+from frcnn.inference.hardware import limit_threads
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import Prepared
 
 Run = Callable[..., tuple[Tensor, ...]]
 """images, sizes and scales -> boxes, scores, labels and counts, as `frcnn.export.program` says."""
 
-MOST_BYTES = 4 << 30
-"""A torch archive that says it unpacks to more is not read."""
-
 
 def load(path: str | Path, run_code: bool = False) -> ExportedDetector:
-    """An exported detector, ready to predict.
+    """An exported detector, ready to predict, with as many threads as torch has now.
 
     path: a file that `frcnn export` wrote; for OpenVINO the .xml, with its .bin beside it.
-    run_code: a package of AOTInductor is a program and can do whatever this process may. It is loaded only
-        where this is True; set it for files of your own. No other format can run code of the file's.
+    run_code: a .pt2 file can do whatever this process may: AOTInductor's holds machine code, and torch.export
+        evaluates texts of its own as Python. It is loaded only where this is True; set it for files of your
+        own. ONNX and OpenVINO files run no code.
 
     Raises FileNotFoundError, ExportError for a file that `frcnn export` did not write or whose backend is not
-    installed, and OptionError for an AOTInductor package without run_code.
+    installed, and OptionError for a .pt2 file without run_code.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if not is_exported(path):
         raise ExportError(f"{path}: an exported detector's name ends in {', '.join(SUFFIXES.values())}")
+    if path.suffix == ".pt2" and not run_code:
+        raise OptionError(
+            f"{path} can run code, as torch's archives can: pass run_code=True if the file is your own"
+        )
     readers: dict[str, Callable[[Path], tuple[Run, ExportInfo]]]
     readers = {
         ".onnx": _onnx,
         ".xml": _openvino,
         ".pt2": _aoti if path.name.endswith(".aoti.pt2") else _torch,
     }
-    if readers[path.suffix] is _aoti and not run_code:
-        raise OptionError(
-            f"{path} is a package of AOTInductor, whose machine code would be run: pass run_code=True if the "
-            "file is your own"
-        )
+    limit_threads()
     run, info = readers[path.suffix](path)
     return ExportedDetector(run, info, path)
 
@@ -73,15 +70,17 @@ def load(path: str | Path, run_code: bool = False) -> ExportedDetector:
 class ExportedDetector(Predictor):
     """A detector in an exported file; `load` makes one. It answers `predict` and `stream` as the model does.
 
-    A file of one size resizes images to fit that size as well as the recipe's, so that an upright image
-    becomes smaller in a file for wide ones than the model would make it. A dynamic file takes images as the
-    model does, those of less than LEAST_SIDE pixels with more zeros beside them.
+    A file of one size resizes images to fit that size as well as the recipe's and fills up the rest with
+    zeros, where the model pads to multiples of 32: near an image's border detections differ a little, as they
+    do where MMDetection pads an image to another one's size, and an upright image becomes smaller in a file
+    for wide ones. A dynamic file takes images as the model does, but for sides below LEAST_SIDE.
     """
 
     def __init__(self, run: Run, info: ExportInfo, path: Path):
         self.config, self.data, self.class_names = info.model, info.data, info.class_names
         self.info, self.path = info, path
         self.shape = None if info.dynamic else info.size
+        self.batch = None if info.dynamic else info.batch
         self._call = run
 
     def __repr__(self) -> str:
@@ -132,7 +131,7 @@ class ExportedDetector(Predictor):
 def _onnx(path: Path) -> tuple[Run, ExportInfo]:
     onnxruntime = _package("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cpus()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -155,8 +154,11 @@ def _openvino(path: Path) -> tuple[Run, ExportInfo]:
         text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
         info = _info(text, path)
         hint = {"bfloat16": "bf16", "float16": "f16"}.get(info.precision, "f32")
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    except RuntimeError as error:
+        if hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest() != info.bin_sha256:
+            raise ExportError(f"{path}: the .bin beside it is another model's: export it again")
+        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint, **threads})
+    except (RuntimeError, OSError) as error:
         raise ExportError(f"{path}: OpenVINO cannot read it: {error}") from None
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -168,11 +170,9 @@ def _openvino(path: Path) -> tuple[Run, ExportInfo]:
 
 
 def _torch(path: Path) -> tuple[Run, ExportInfo]:
-    archive, text = _checked_archive(path)
-    info = _info(text, path)
-    limit_threads()
+    info = _info(_member(path), path)
     try:
-        program = torch.export.load(archive).module()
+        program = torch.export.load(path).module()
     except Exception as error:  # of many kinds, for a damaged graph
         raise ExportError(f"{path}: torch.export cannot read it: {error}") from None
 
@@ -184,22 +184,30 @@ def _torch(path: Path) -> tuple[Run, ExportInfo]:
 
 
 def _aoti(path: Path) -> tuple[Run, ExportInfo]:
-    with _opened(path) as archive:
-        info = _info(_member(archive, METADATA), path)
-    limit_threads()
+    info = _info(_member(path), path)
     try:
         package = torch._inductor.aoti_load_package(str(path))
-    except RuntimeError as error:
+    except Exception as error:
         raise ExportError(f"{path}: AOTInductor cannot load it: {error}") from None
     return lambda *inputs: tuple(package(*(x.contiguous() for x in inputs))), info
+
+
+def _member(path: Path) -> str | None:
+    """What an archive of torch's says of itself."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.partition("/")[2] == METADATA:
+                    return archive.read(name).decode()
+    except Exception as error:  # zipfile and zlib have one for each kind of damage
+        raise ExportError(f"{path}: not an archive of torch's, or damaged ({error})") from None
+    return None
 
 
 def _info(text: str | None, path: Path) -> ExportInfo:
     if text is None:
         raise ExportError(f"{path}: `frcnn export` did not write it: there is no {KEY!r} in its metadata")
-    info = ExportInfo.from_json(text, path)
-    check_packages(info)
-    return info
+    return ExportInfo.from_json(text, path)
 
 
 def _package(name: str) -> Any:
@@ -211,64 +219,3 @@ def _package(name: str) -> Any:
         raise ExportError(
             f"{name} is not installed, which runs such files: pip install 'frcnn[export]'"
         ) from None
-
-
-def _opened(path: Path) -> zipfile.ZipFile:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ExportError(f"{path}: not an archive of torch's ({error})") from None
-    if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
-        archive.close()
-        raise ExportError(f"{path}: it unpacks to more than {MOST_BYTES >> 30} GiB")
-    return archive
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> str | None:
-    for member in archive.namelist():
-        if PurePosixPath(member).parts[1:] == PurePosixPath(name).parts:
-            return archive.read(member).decode(errors="replace")
-    return None
-
-
-def _checked_archive(path: Path) -> tuple[io.BytesIO, str | None]:
-    """A copy of torch.export's archive in memory, from which no pickle is loaded, and its metadata.
-
-    torch.export.load unpickles, without a look at what it runs, a weight or constant that the archive says is
-    pickled, objects of other kinds, and example inputs that its safe reader refuses. Our files have none of
-    them, so an archive with any is refused. torch reads the copy, which holds what was checked and no more.
-    """
-    copy = io.BytesIO()
-    with _opened(path) as archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as checked:
-        names = archive.namelist()
-        if len(set(names)) < len(names):
-            raise ExportError(f"{path}: two of its members have one name")
-        for name in names:
-            try:
-                content = archive.read(name)
-            except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-                raise ExportError(f"{path}: it is damaged ({error})") from None
-            kind = "/".join(PurePosixPath(name).parts[1:])
-            if (content and kind.startswith("data/sample_inputs/")) or _unpickles(kind, content):
-                raise ExportError(
-                    f"{path}: {kind} is a pickle, which could run code; `frcnn export` writes none"
-                )
-            checked.writestr(zipfile.ZipInfo(name), content)
-        text = _member(archive, METADATA)
-    copy.seek(0)
-    return copy, text
-
-
-def _unpickles(kind: str, content: bytes) -> bool:
-    """Whether torch would unpickle something because of this member."""
-    if kind.startswith("data/constants/") and not kind.startswith("data/constants/tensor_"):
-        return not kind.endswith(".json") or _pickled_entries(content)
-    return kind.startswith("data/weights/") and kind.endswith(".json") and _pickled_entries(content)
-
-
-def _pickled_entries(content: bytes) -> bool:
-    try:
-        entries = json.loads(content)["config"].values()
-        return any(entry.get("use_pickle", True) is not False for entry in entries)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return True  # not the file that we know

@@ -16,11 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frcnn.checked import check_whole
 from frcnn.detector import FasterRCNN
 from frcnn.export.info import ExportError, ExportInfo
 from frcnn.files import replace_text
 from frcnn.inference.fast_detector import Agreement, compare_detections
 from frcnn.inference.sources import find_images
+from frcnn.inference.stream import Predictor
 from frcnn.preprocess import Prepared, stack_pixels
 from frcnn.runtime import ExportedDetector
 from frcnn.structures import Detections
@@ -55,6 +57,8 @@ class Certificate:
     source: the model that it was made from, and the weights that were loaded into it, as the command line
     names them; empty where unknown.
     images: what was compared. detections: of the model and of the file.
+    as_predict: what `matched` is between the file's `predict` and the model's, which prepare images each in
+    their own way: a file of one size pads them to that size. No limit is set for it.
     stages: where the file fails, the largest difference of each stage's output from the model's, relative to
     the output's largest magnitude.
     """
@@ -70,6 +74,7 @@ class Certificate:
     mean_score_drift: float
     max_box_drift: float
     mean_box_drift: float
+    as_predict: float
     stages: Mapping[str, float]
 
     @property
@@ -98,11 +103,11 @@ class Certificate:
             f"box drift      mean {self.mean_box_drift:.2g} px (at most {limits.mean_box_drift:g}), "
             f"largest {self.max_box_drift:.2g} px",
         ]
+        if not self.info.dynamic:
+            lines.append(f"as predict     {self.as_predict:.2%} (each pads images its own way; no limit)")
         if self.stages:
             worst = ", ".join(f"{name} {error:.1e}" for name, error in self.stages.items())
             lines.append(f"stages         {worst}")
-        if not ours:
-            lines.append("no detection to compare: choose images with objects that the model finds")
         return "\n".join([*lines, "certificate    " + ("PASSED" if self.passed else "FAILED")])
 
     def to_json(self) -> str:
@@ -119,21 +124,32 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.certificate.json")
 
 
-def at_export(path: Path) -> tuple[tuple[str, str], tuple[Path, ...]]:
-    """The source and the images of an exported file, from its certificate; empty where they are unknown."""
+class AtExport(NamedTuple):
+    """What a certificate says of how it came about; empty where that is unknown."""
+
+    source: tuple[str, str] = ("", "")
+    images: tuple[Path, ...] = ()
+    sha256: str = ""
+
+
+def at_export(path: Path) -> AtExport:
+    """Of the certificate beside an exported file."""
     try:
         fields = json.loads(beside(path).read_text())
         model, weights = map(str, fields["source"])
-        return (model, weights), tuple(Path(str(image)) for image in fields["images"])
+        images = tuple(Path(str(image)) for image in fields["images"])
+        return AtExport((model, weights), images, str(fields["sha256"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return ("", ""), ()
+        return AtExport()
 
 
-def real_images(paths: Sequence[str | Path], most: int) -> list[Path]:
+def real_images(paths: str | Path | Sequence[str | Path], most: int) -> list[Path]:
     """The first images of files and folders. Raises FileNotFoundError where there is none."""
+    check_whole("most_images", most, 1)
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise ExportError("images: an export is checked on real images, so name a folder of some")
-    return [path for path, _ in find_images(list(paths)).images][:most]
+    return [path for path, _ in find_images(paths).images][:most]
 
 
 def prepared(detector: ExportedDetector, images: Sequence[Path]) -> list[Prepared]:
@@ -171,6 +187,9 @@ def certify(
         ours.append(found_in(model._run(*inputs, details=False)))
         theirs.append(found_in(detector._run(*inputs, details=False)))
     agreement: Agreement = compare_detections(ours, theirs)
+    alike = agreement
+    if not detector.info.dynamic:
+        alike = compare_detections(predicted(model, images), predicted(detector, images))
     return Certificate(
         file=str(final or detector.path),
         sha256=sha256(detector.path),
@@ -183,8 +202,14 @@ def certify(
         mean_score_drift=agreement.mean_score_drift,
         max_box_drift=agreement.max_box_drift,
         mean_box_drift=agreement.mean_box_drift,
+        as_predict=alike.matched,
         stages={},
     )
+
+
+def predicted(detector: Predictor, images: Sequence[Path]) -> list[Detections]:
+    """What it finds by itself, of SCORE and more."""
+    return [found.above(SCORE) for found in detector.stream(list(images))]
 
 
 def found_in(outputs: Sequence[Tensor]) -> Detections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,13 +16,23 @@ from frcnn.export.certificate import (
     at_export,
     beside,
     certify,
+    found_in,
     inputs_of,
     parts_of,
     prepared,
     real_images,
+    sha256,
 )
 from frcnn.export.formats import check_packages, versions, write
-from frcnn.export.info import LEAST_SIDE, SUFFIXES, ExportError, ExportInfo, ExportPrecision, Format
+from frcnn.export.info import (
+    LEAST_SIDE,
+    SUFFIXES,
+    ExportError,
+    ExportInfo,
+    ExportPrecision,
+    Format,
+    check_options,
+)
 from frcnn.export.program import exported_program
 from frcnn.export.stages import stage_errors
 from frcnn.files import check_writable
@@ -32,7 +43,7 @@ from frcnn.runtime import ExportedDetector, load
 def export(
     model: FasterRCNN,
     path: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     format: Format = "onnx",
     size: tuple[int, int] | None = None,
     batch: int = 1,
@@ -57,37 +68,78 @@ def export(
 
     Returns the certificate, whether it passed or not.
 
-    Raises ExportError where a package is missing, an image cannot be used, or the file did not pass: then the
-    message holds the certificate, and there is no file. Raises OptionError for options that a format lacks.
+    Raises ExportError where a package is missing, the model finds nothing in the images, or the file did not
+    pass: then the message holds the certificate, and what was at the path before still is. Raises OptionError
+    for options that a format lacks, and ImageError for an image that cannot be used.
     """
     path = Path(path)
+    check_export(path, format, precision, size, batch, dynamic, model.data.pad_divisor)
+    chosen = real_images(images, most_images)
+    if model.device.type != "cpu":
+        raise ExportError(f"the model is on {model.device}: export it from the CPU (model.cpu())")
     if size is None:
         height, width = padded((min(model.data.size), max(model.data.size)), model.data.pad_divisor)
         size = (max(height, LEAST_SIDE), max(width, LEAST_SIDE)) if dynamic else (height, width)
     info = described(model, format, size, batch, dynamic, precision)
-    if not path.name.endswith(SUFFIXES[format]) or _format_of(path) != format:
-        raise ExportError(f"{path}: the name of a file of format={format} ends in {SUFFIXES[format]}")
-    check_packages(info)
-    check_writable(path)
-    if model.device.type != "cpu":
-        raise ExportError(f"the model is on {model.device}: export it from the CPU (model.cpu())")
-    chosen = real_images(images, most_images)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder, evaluating(model):
         written = Path(folder) / path.name
         like = ExportedDetector(lambda *_: (), info, written)
-        calibration = [inputs_of(image) for image in prepared(like, chosen)] if precision == "int8" else []
-        write(exported_program(model, info), written, info, calibration)
+        inputs = [inputs_of(image) for image in prepared(like, chosen)]
+        if not any(len(found_in(model._run(*one, details=False))) for one in inputs):
+            raise ExportError(
+                "the model finds nothing in these images, so there is nothing to compare: choose images with "
+                "objects that it finds"
+            )
+        write(exported_program(model, info), written, info, inputs)
         detector = load(written, run_code=True)
         certificate = certify(detector, model, chosen, source, path)
         if not certificate.passed:
-            stages = stage_errors(model, info, chosen[0], Path(folder), calibration)
-            certificate = replace(certificate, stages=stages)
+            certificate = replace(
+                certificate, stages=stage_errors(model, info, inputs[0], Path(folder), inputs)
+            )
             raise ExportError(f"{path} was not written, as its numbers are not the model's:\n{certificate}")
         del detector  # which may map the file
-        for part in reversed([*parts_of(written)]):
-            part.replace(path.with_name(part.name))
+        beside(path).unlink(missing_ok=True)  # rather none than that of another file
+        put_in_place([*parts_of(written)], path.parent)
     certificate.write()
     return certificate
+
+
+def check_export(
+    path: Path,
+    format: Format,
+    precision: ExportPrecision,
+    size: tuple[int, int] | None,
+    batch: int,
+    dynamic: bool,
+    divisor: int = 32,
+) -> None:
+    """What can be said before a model is there: options, packages, and whether the files can be written.
+
+    Raises OptionError, ExportError and OSError.
+    """
+    check_options(format, precision, size, batch, dynamic, divisor)
+    if format_of(path) != format:
+        raise ExportError(f"{path}: the name of a file of format={format} ends in {SUFFIXES[format]}")
+    check_packages(format, precision)
+    for file in (*parts_of(path), beside(path)):
+        check_writable(file)
+
+
+def put_in_place(files: Sequence[Path], folder: Path) -> None:
+    """Move files into a folder on the same disk; where that fails or is interrupted, what was there stays."""
+    before = [(folder / file.name, file.with_name(f"{file.name}.before")) for file in files]
+    for present, kept in before:
+        if present.exists():
+            os.link(present, kept)
+    try:
+        for file in reversed(files):
+            file.replace(folder / file.name)
+    except BaseException:
+        for present, kept in before:
+            if kept.exists():
+                kept.replace(present)
+        raise
 
 
 def export_for(
@@ -95,7 +147,7 @@ def export_for(
 ) -> tuple[Tensor, ...]:
     """What a file of the format returns for inputs of this size; the file is gone afterward."""
     info = described(model, format, size, len(inputs[0]))
-    check_packages(info)
+    check_packages(format, "float32")
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"model{SUFFIXES[format]}"
         write(exported_program(model, info), written, info)
@@ -128,25 +180,28 @@ def described(
 def verify_file(
     path: Path,
     load_model: Callable[[str, str | None, str | None], FasterRCNN],
-    model: str | None = None,
+    source: tuple[str, str] = ("", ""),
     images: Sequence[str | Path] = (),
     run_code: bool = False,
 ) -> Certificate:
     """Compare an exported file with its model again; nothing is written.
 
-    load_model: from a model's name, its weights and a device. model, images: by default those of the
-    certificate beside the file.
+    load_model: from a model's name, its weights and a device. source: the model and its weights; images: what
+    to compare on. By default those of the certificate beside the file.
 
-    Raises what `frcnn.runtime.load` and `certify` do, and ExportError where model or images are unknown.
+    Raises what `frcnn.runtime.load` and `certify` do, and ExportError where model or images are unknown, or
+    the certificate is another file's.
     """
     detector = load(path, run_code)
-    source, known = at_export(path)
-    source = source if model is None else (model, "")
+    known = at_export(path)
+    if known.sha256 not in ("", sha256(path)):
+        raise ExportError(f"{path} is not the file of {beside(path)}: it was changed since")
+    source = source if source[0] else known.source
     if not source[0]:
         raise ExportError(
             f"{path}: {beside(path)} does not say which model it was made from: name it with model=MODEL"
         )
-    chosen = real_images(images or known, len(known) or 32)
+    chosen = real_images(images or known.images, len(known.images) or 32)
     loaded = load_model(source[0], source[1] or None, "cpu")
     with evaluating(loaded):
         return certify(detector, loaded, chosen, source)
@@ -167,7 +222,7 @@ def trtexec(path: Path, info: ExportInfo) -> str:
     return command
 
 
-def _format_of(path: Path) -> Format:
+def format_of(path: Path) -> Format | None:
     """By the longest ending that fits."""
     fitting = [format for format, suffix in SUFFIXES.items() if path.name.endswith(suffix)]
-    return max(fitting, key=lambda format: len(SUFFIXES[format]))
+    return max(fitting, key=lambda format: len(SUFFIXES[format]), default=None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import logging
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -31,18 +34,21 @@ NEEDED: dict[Format, tuple[str, ...]] = {
 }
 """Packages that writing and running a format takes."""
 
+NO_SHA256 = "0" * 64
+"""In the place of one that is not known yet."""
+
 Calibration = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
-def check_packages(info: ExportInfo) -> None:
+def check_packages(format: Format, precision: str) -> None:
     """Raises ExportError, naming the extra, where a package for the format is missing."""
-    needed = NEEDED[info.format] + (("nncf",) if info.precision == "int8" else ())
+    needed = NEEDED[format] + (("nncf",) if precision == "int8" else ())
     for name in needed:
         try:
             import_module(name)
         except ImportError as error:
             raise ExportError(
-                f"format={info.format}, precision={info.precision} needs {', '.join(needed)} ({error}): "
+                f"format={format}, precision={precision} needs {', '.join(needed)} ({error}): "
                 "pip install 'frcnn[export]'"
             ) from None
 
@@ -95,12 +101,17 @@ def _torch(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibratio
 
 def _aoti(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
     height, width = map(str, info.size)
-    with torch.no_grad():
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(path),
-            inductor_configs={"aot_inductor.metadata": {"height": height, "width": width}},  # for C++
-        )
+    try:
+        with torch.no_grad():
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(path),
+                inductor_configs={"aot_inductor.metadata": {"height": height, "width": width}},  # for C++
+            )
+    except torch._inductor.exc.InductorError as error:
+        raise ExportError(
+            f"AOTInductor could not compile the model: it needs a C++ compiler (g++ on the path). {error}"
+        ) from None
     with zipfile.ZipFile(path, "a") as archive:
         folder = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{folder}/{METADATA}", info.to_json())
@@ -147,13 +158,14 @@ def _openvino(program: ExportedProgram, path: Path, info: ExportInfo, calibratio
         place.get_tensor().set_names({name})
     if info.precision == "int8":
         model = _quantized(model, calibration)
-    model.set_rt_info(info.to_json(), [KEY])
+    model.set_rt_info(replace(info, bin_sha256=NO_SHA256).to_json(), [KEY])
     openvino.save_model(model, path, compress_to_fp16=info.precision == "float16")
+    # so that an .xml is never run with the .bin of another
+    found = hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
+    path.write_text(path.read_text().replace(NO_SHA256, found))
 
 
 def _serialized(program: ExportedProgram) -> Any:
-    import io
-
     return io.BytesIO(onnx_program(program).model_proto.SerializeToString())
 
 
@@ -161,7 +173,11 @@ def _quantized(model: Any, calibration: Calibration) -> Any:
     """int8 convolutions and products; what comes after them, where numbers are coordinates, stays float32."""
     import nncf
 
-    batches = [dict(zip(INPUTS, (x.numpy() for x in batch), strict=True)) for batch in calibration]
+    count = int(model.inputs[0].shape[0])
+    batches = [
+        dict(zip(INPUTS, (x.repeat(count, *[1] * (x.ndim - 1)).numpy() for x in one), strict=True))
+        for one in calibration
+    ]
     return nncf.quantize(
         model,
         nncf.Dataset(batches),

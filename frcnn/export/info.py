@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from frcnn.checked import Checked, OptionError, Range, unknown
+from frcnn.checked import OptionError, check_whole, unknown
 from frcnn.checkpoint.plain import from_plain, to_plain
 from frcnn.config import DataConfig, ModelConfig, Recipe
 
@@ -52,8 +52,30 @@ class ExportError(ValueError):
     """An exported file that cannot be written, read, or trusted; the message says what to do."""
 
 
+def check_options(
+    format: str, precision: str, size: tuple[int, int] | None, batch: int, dynamic: bool, divisor: int = 32
+) -> None:
+    """Raises OptionError for what a format lacks. divisor: the model's pad_divisor."""
+    if format not in SUFFIXES:
+        raise unknown("format", format, SUFFIXES)
+    known = PRECISIONS[format]
+    if precision not in known:
+        raise OptionError(f"precision={precision}: format={format} is written in {' or '.join(known)}")
+    if dynamic and precision == "int8":
+        raise OptionError("dynamic=True: int8 is calibrated for one size; leave it out")
+    least = LEAST_SIDE if dynamic else divisor
+    if size is not None and not (
+        len(size) == 2
+        and all(type(side) is int and least <= side <= MOST_SIDE and side % divisor == 0 for side in size)
+    ):
+        raise OptionError(
+            f"size={size}: height and width are multiples of {divisor} from {least} to {MOST_SIDE}"
+        )
+    check_whole("batch", batch, 1, MOST_BATCH)
+
+
 @dataclass(frozen=True)
-class ExportInfo(Checked):
+class ExportInfo:
     """What was exported, and how.
 
     size: (height, width) of the input, in pixels; of a dynamic file, of the example it was traced with.
@@ -61,37 +83,25 @@ class ExportInfo(Checked):
     the model's pad_divisor; otherwise exactly `batch` images of exactly that size.
     weights: the source model's `fingerprint()`.
     versions: of whatever wrote the file, by name.
+    bin_sha256: of OpenVINO's second file, which is nothing without the first.
     """
 
     format: Format
     precision: ExportPrecision
     size: tuple[int, int]
-    batch: Annotated[int, Range(1, 1024)]
+    batch: int
     dynamic: bool
     model: ModelConfig
     data: DataConfig
     class_names: tuple[str, ...]
     weights: str
     versions: Mapping[str, str]
+    bin_sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.format not in SUFFIXES:
-            raise unknown("format", self.format, SUFFIXES)
-        known = PRECISIONS[self.format]
-        if self.precision not in known:
-            raise OptionError(
-                f"precision={self.precision}: format={self.format} is written in {' or '.join(known)}"
-            )
-        if self.dynamic and self.precision == "int8":
-            raise OptionError("dynamic=True: int8 is calibrated for one size; leave it out")
-        divisor = self.data.pad_divisor
-        least = LEAST_SIDE if self.dynamic else divisor
-        if not all(least <= side <= MOST_SIDE and side % divisor == 0 for side in self.size):
-            raise OptionError(
-                f"size={self.size}: height and width are multiples of {divisor} from {least} to {MOST_SIDE}"
-            )
-        if not 1 <= self.batch <= MOST_BATCH:
-            raise OptionError(f"batch={self.batch}: it is a whole number from 1 to {MOST_BATCH}")
+        check_options(self.format, self.precision, self.size, self.batch, self.dynamic, self.data.pad_divisor)
+        if self.class_names and len(self.class_names) != self.model.num_classes:
+            raise OptionError(f"{len(self.class_names)} class names for {self.model.num_classes} classes")
 
     def to_json(self) -> str:
         fields = asdict(self)
@@ -107,16 +117,17 @@ class ExportInfo(Checked):
             return ExportInfo(
                 format=fields.pop("format"),
                 precision=fields.pop("precision"),
-                size=(int(fields["size"][0]), int(fields["size"][1])),
-                batch=int(fields.pop("batch")),
-                dynamic=bool(fields.pop("dynamic")),
+                size=tuple(fields.pop("size")),
+                batch=fields.pop("batch"),
+                dynamic=fields.pop("dynamic") is True,
                 model=recipe.model,
                 data=recipe.data,
                 class_names=tuple(map(str, fields.pop("class_names"))),
                 weights=str(fields.pop("weights")),
                 versions={str(name): str(version) for name, version in fields.pop("versions").items()},
+                bin_sha256=str(fields.pop("bin_sha256")),
             )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except Exception as error:  # of many kinds, as anything can be in it
             raise ExportError(
                 f"{path}: what it says of itself cannot be read ({error}): export it again"
             ) from None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from frcnn.detector import FasterRCNN
-from frcnn.export.certificate import inputs_of, prepared
 from frcnn.export.formats import Calibration, write
 from frcnn.export.info import OUTPUTS, SUFFIXES, ExportInfo
 from frcnn.export.program import ExportedForm, exported_program, stage_names
@@ -15,7 +15,11 @@ from frcnn.runtime import load
 
 
 def stage_errors(
-    model: FasterRCNN, info: ExportInfo, image: Path, folder: Path, calibration: Calibration
+    model: FasterRCNN,
+    info: ExportInfo,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    folder: Path,
+    calibration: Calibration,
 ) -> dict[str, float]:
     """Each stage -> its largest difference from the model's, relative to the model's largest magnitude.
 
@@ -25,8 +29,6 @@ def stage_errors(
     written = folder / f"stages{SUFFIXES[info.format]}"
     write(exported_program(model, info, stages=True), written, info, calibration)
     detector = load(written, run_code=True)
-    (ready,) = prepared(detector, [image])
-    inputs = inputs_of(ready)
     theirs = detector._run(*inputs, details=False)[len(OUTPUTS) :]
     with torch.no_grad():
         ours = ExportedForm(model, stages=True)(*inputs)[len(OUTPUTS) :]

@@ -45,6 +45,8 @@ class Predictor:
     """Whether the network sees few input shapes: images are padded more, and smaller batches filled up."""
     shape: tuple[int, int] | None = None
     """(height, width) of the only input that the network takes, which images are made to fit too."""
+    batch: int | None = None
+    """Images that the network takes at once, where their number is fixed."""
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +171,9 @@ class Predictor:
             threads = 1 if on_cpu else min(8, available_cpus())
         check_whole("batch_size", batch_size, 1)
         check_whole("threads", threads, 1)
-        if on_cpu:
+        if self.batch is not None:
+            batch_size = self.batch
+        elif on_cpu:
             batch_size = 1  # nothing is gained by more, and so results do not depend on it
 
         def shaped(item: Item) -> tuple[Prepared | None, Extra]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import frcnn
-from benchmarks import measure, ours, run
+from benchmarks import measure, ours, report, run
 from benchmarks.exported import Exported
 from benchmarks.inputs import make_images
 from benchmarks.ours import Ours
@@ -192,6 +192,8 @@ def test_exported_files_are_measured_beside(tmp_path, monkeypatch):
     assert said == ["weights", "writing torch", "writing onnx", "batch 1", "from images", "stages"]
     for part in (found["inference"][0], found["from_images"]):
         assert all(part[name]["median_ms"] > 0 for name in ("ours", "torch", "onnx"))
+    settings = {"batches": [1], "size": [64, 96]}
+    assert "onnx: " in report._notes([found], {"settings": settings, "recipes": [found]})
     detections = [found["counts"][name]["detections"] for name in ("ours", "torch", "onnx")]
     assert min(detections) > 5 and max(detections) - min(detections) <= 1
 

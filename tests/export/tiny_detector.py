@@ -23,6 +23,7 @@ CONFIG = ModelConfig(
 
 def tiny_detector(seed: int = 0, config: ModelConfig = CONFIG) -> FasterRCNN:
     generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     usual, frcnn.backbone.STAGE_CHANNELS = frcnn.backbone.STAGE_CHANNELS, (16, 16, 32, 32)
     try:
         model = FasterRCNN(config, DataConfig(size=(160, 128)), tuple("abc")).eval()
