@@ -22,6 +22,7 @@ from frcnn.export.info import ExportError, ExportInfo
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.zoo.verify import CASES, verify_case
 
+pytest.importorskip("nncf", reason="what exports need is of the extra export")
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (128, 160)
 
@@ -164,7 +165,6 @@ def test_a_file_without_a_certificate_needs_the_model_named(exported, model, ima
 @pytest.fixture
 def wrong_boxes(monkeypatch):
     """What is written for proposals forgets the deltas' unit."""
-    pytest.importorskip("onnxscript")
     from frcnn_ops import onnx
 
     right = onnx.decode

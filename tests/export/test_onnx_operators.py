@@ -1,12 +1,12 @@
 """What an operator becomes in ONNX computes what the operator does, run by ONNX Runtime."""
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
 import frcnn_ops
 
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is of the extra export")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
