@@ -187,14 +187,14 @@ def test_a_caffe_recipe_runs_without_peer_and_training_can_be_left_out(tmp_path,
 def test_exported_files_are_measured_beside(tmp_path, monkeypatch):
     monkeypatch.setattr(Ours, "stages", lambda self, repeats: {"rates": {}, "stages": []})
     found, _, said = measured(
-        small_r18_fpn(), tmp_path, peers=(), batches=(1,), train=False, exports=("torch", "onnx")
+        small_r18_fpn(), tmp_path, peers=(), batches=(1,), train=False, exports=("onnx",)
     )
-    assert said == ["weights", "writing torch", "writing onnx", "batch 1", "from images", "stages"]
+    assert said == ["weights", "writing onnx", "batch 1", "from images", "stages"]
     for part in (found["inference"][0], found["from_images"]):
-        assert all(part[name]["median_ms"] > 0 for name in ("ours", "torch", "onnx"))
+        assert all(part[name]["median_ms"] > 0 for name in ("ours", "onnx"))
     settings = {"batches": [1], "size": [64, 96]}
     assert "onnx: " in report._notes([found], {"settings": settings, "recipes": [found]})
-    detections = [found["counts"][name]["detections"] for name in ("ours", "torch", "onnx")]
+    detections = [found["counts"][name]["detections"] for name in ("ours", "onnx")]
     assert min(detections) > 5 and max(detections) - min(detections) <= 1
 
 

@@ -103,7 +103,10 @@ def test_the_certificate_names_the_cases_that_fail(monkeypatch, capsys):
     monkeypatch.setattr(
         verification,
         "verify_case",
-        lambda path, device: [Result(path.stem, losses=1e-6), Result(path.stem, "folded", features=1e-4)],
+        lambda path, device, format: [
+            Result(path.stem, losses=1e-6),
+            Result(path.stem, "folded", features=1e-4),
+        ],
     )
     assert not verify(["r50", "r101"])
     assert capsys.readouterr().out.splitlines()[-1] == "FAILED: r50 (folded), r101 (folded)"
