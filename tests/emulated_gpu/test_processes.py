@@ -35,7 +35,10 @@ def test_two_processes_are_one_that_has_both_batches(data):
 
 
 def run_and_resume(data, tmp_path, hooks, said, disturb=lambda agent, text: None):
-    """A run that the loss of a process ends, with a message that has `said`, and that goes on by --resume."""
+    """A run that the loss of a process ends, with a message that has `said`, and that goes on by --resume.
+
+    Returns what the run printed.
+    """
     run = [str(HERE.parent / "engine" / "runs.py"), "train", "tiny", "--device", "cuda", "--workers", "0"]
     run += ["--train-annotations", str(data / "annotations.json"), "--train-images", str(data / "images")]
     run += ["--work-dir", str(tmp_path / "run"), "--batch-size", "1"]
@@ -49,10 +52,11 @@ def run_and_resume(data, tmp_path, hooks, said, disturb=lambda agent, text: None
     assert agent.wait(300) != 0
     text = output.read_text()
     assert f"{said}. What came after step " in text, text
-    assert "by --resume" in text and "[rank" not in text
+    assert "by --resume" in text
     resumed = subprocess.run([*TORCHRUN, *run, "--resume"], capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step" in resumed.stdout and "epoch 5 [3/3]" in resumed.stdout
+    return text
 
 
 def test_a_killed_process_ends_the_other_and_the_run_can_go_on(data, tmp_path):
@@ -66,6 +70,7 @@ def test_a_killed_process_ends_the_other_and_the_run_can_go_on(data, tmp_path):
         )
         os.kill(max(map(int, listed.stdout.split())), signal.SIGKILL)
 
+    # torch's watchdog may notice, and say so, before the host does
     run_and_resume(
         data, tmp_path, {"slow_step": 0.3}, "another process was killed, or has failed and says why", kill
     )
@@ -76,6 +81,5 @@ def test_a_killed_process_ends_the_other_and_the_run_can_go_on(data, tmp_path):
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_process_that_hangs_ends_the_other_and_the_run_can_go_on(data, tmp_path, step):
     hooks = {"slow_step": 1.0, "stopped_in": step}
-    run_and_resume(
-        data, tmp_path, hooks, "another process hangs, or needs longer than --timeout SECONDS allows"
-    )
+    said = "another process hangs, or needs longer than --timeout SECONDS allows"
+    assert "[rank" not in run_and_resume(data, tmp_path, hooks, said)  # NCCL's limit is not reached
