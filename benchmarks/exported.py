@@ -11,7 +11,7 @@ import torch
 from benchmarks.measure import peak_bytes, reset_peak, resident_bytes, timed
 from benchmarks.worker import serve
 from frcnn import runtime
-from frcnn.preprocess import Prepared, prepare, stack_pixels
+from frcnn.export.certificate import inputs_of
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ class Exported:
     def take_images(self, file: str) -> None:
         """Take uint8 BGR images [B, H, W, 3] from an .npy file."""
         self.uint8 = list(np.load(file))
-        self.inputs = self._inputs([prepare(image, self.detector.data, self.size) for image in self.uint8])
+        self.inputs = inputs_of(*(self.detector.prepare(image, self.size) for image in self.uint8))
 
     def detect(self) -> float:
         """Seconds from network input to detections in pixels of the image."""
@@ -49,15 +49,6 @@ class Exported:
 
     def peak_bytes(self) -> int | None:
         return peak_bytes(CPU, self.memory_before)
-
-    @staticmethod
-    def _inputs(images: Sequence[Prepared]) -> tuple[torch.Tensor, ...]:
-        pixels = [torch.from_numpy(image.pixels) for image in images]
-        return (
-            stack_pixels(pixels, len(images), images[0].padded_size),
-            torch.tensor([image.size for image in images], dtype=torch.float32),
-            torch.tensor([image.scale for image in images]),
-        )
 
 
 def path_of(folder: Path, format: str) -> Path:

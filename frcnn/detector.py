@@ -131,11 +131,16 @@ class FasterRCNN(nn.Module, Predictor):
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """The pyramid's levels, proposals [B, P, 4] and which of them exist, bool [B, P]."""
-        images = self._normalize(images, sizes)
-        features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
-        logits, deltas = self.rpn_head(features)
+        features, logits, deltas = self.score_anchors(images, sizes)
         proposals, scores = self.rpn_head.propose(logits, deltas, sizes)
         return features, proposals, scores > -torch.inf
+
+    @torch.no_grad()
+    def score_anchors(self, images: Tensor, sizes: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The pyramid's levels, and what `RPNHead` says of them: logits and deltas."""
+        images = self._normalize(images, sizes)
+        features = self.neck(self.backbone(images.to(self.dtype, memory_format=torch.channels_last)))
+        return features, *self.rpn_head(features)
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
         with evaluating(self), float32_arithmetic("float32", self.device):

@@ -157,10 +157,14 @@ def prepared(detector: ExportedDetector, images: Sequence[Path]) -> list[Prepare
     return [detector._shaped(detector.prepare(path)) for path in images]
 
 
-def inputs_of(image: Prepared) -> tuple[Tensor, Tensor, Tensor]:
-    """One image as the graph's inputs."""
-    pixels = stack_pixels([torch.from_numpy(image.pixels)], 1, image.padded_size)
-    return pixels, torch.tensor([image.size], dtype=torch.float32), torch.tensor([image.scale])
+def inputs_of(*images: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of one shape as the graph's inputs."""
+    pixels = [torch.from_numpy(image.pixels) for image in images]
+    return (
+        stack_pixels(pixels, len(images), images[0].padded_size),
+        torch.tensor([image.size for image in images], dtype=torch.float32),
+        torch.tensor([image.scale for image in images]),
+    )
 
 
 def certify(

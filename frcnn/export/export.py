@@ -139,6 +139,8 @@ def put_in_place(files: Sequence[Path], folder: Path) -> None:
         for present, kept in before:
             if kept.exists():
                 kept.replace(present)
+            else:
+                present.unlink(missing_ok=True)
         raise
 
 

@@ -10,7 +10,8 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from importlib import import_module, metadata
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +43,25 @@ Calibration = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 def check_packages(format: Format, precision: str) -> None:
     """Raises ExportError, naming the extra, where a package for the format is missing."""
-    needed = NEEDED[format] + (("nncf",) if precision == "int8" else ())
-    for name in needed:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise ExportError(
-                f"format={format}, precision={precision} needs {', '.join(needed)} ({error}): "
-                "pip install 'frcnn[export]'"
-            ) from None
+    needed = packages(format, precision)
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"format={format}, precision={precision} needs {', '.join(needed)}; {', '.join(missing)} is "
+            "missing: pip install 'frcnn[export]'"
+        )
+
+
+def packages(format: Format, precision: str) -> tuple[str, ...]:
+    return NEEDED[format] + (("nncf",) if precision == "int8" else ())
 
 
 def versions(format: Format, precision: str) -> dict[str, str]:
     """Of frcnn, torch and the packages that write the format."""
-    packages = ("torch", *NEEDED.get(format, ()), *(("nncf",) if precision == "int8" else ()))
     from frcnn import __version__
 
-    found = {"frcnn": __version__}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    names = ("torch", *packages(format, precision))
+    return {"frcnn": __version__, **{name: metadata.version(name) for name in names}}
 
 
 def write(program: ExportedProgram, path: Path, info: ExportInfo, calibration: Calibration = ()) -> None:

@@ -43,9 +43,7 @@ class ExportedForm(nn.Module):
         if not self.stages:
             return self.network.detect_padded(images, sizes, scales)
         model = self.network
-        pixels = model._normalize(images, sizes)
-        features = model.neck(model.backbone(pixels.to(model.dtype, memory_format=torch.channels_last)))
-        logits, deltas = model.rpn_head(features)
+        features, logits, deltas = model.score_anchors(images, sizes)
         proposals, scores = model.rpn_head.propose(logits, deltas, sizes)
         found = model.roi_head.detect(features, proposals, scores > -torch.inf, sizes, scales)
         return (*found, *(level.float() for level in features), *logits, *deltas, proposals)

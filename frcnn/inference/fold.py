@@ -47,9 +47,9 @@ def fold(
     or as `epilogue` says on a GPU; otherwise in operators of its own, which a compiler fuses. standard: with
     layers that every runtime knows, whatever this machine has, for export.
     """
-    finish = "standard" if standard else "apart"
+    finish = "apart"
     if standard:
-        pass
+        finish = "standard"
     elif fused and model.device.type == "cuda":
         finish = epilogue
     elif fused and has_onednn(model.device, dtype):

@@ -233,10 +233,7 @@ def test_missing_images_and_packages_are_named(model, images, tmp_path, monkeypa
     with pytest.raises(ExportError, match="real images"):
         export(model, tmp_path / "x.onnx", [], size=SIZE)
 
-    def missing(name):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(formats, "import_module", missing)
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"onnxruntime.*pip install 'frcnn\[export\]'"):
         export(model, tmp_path / "x.onnx", [images], size=SIZE)
 
