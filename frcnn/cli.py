@@ -20,58 +20,30 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from frcnn.boundary import PROGRAM, exit_code, version
 from frcnn.checked import OptionError, unknown
 from frcnn.command_line import call, spellings
+from frcnn.commands.export import export, verify
+from frcnn.commands.model import (
+    CHECKPOINTS,
+    Annotations,
+    BatchSize,
+    Device,
+    Images,
+    Model,
+    Precision,
+    RunCode,
+    Weights,
+    check_exists,
+    default,
+    load_detector,
+    load_model,
+)
 from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
 from frcnn.files import check_folder, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
 
 if TYPE_CHECKING:
-    from frcnn.detector import FasterRCNN
     from frcnn.inference.stream import Predictor
 
 
-def default(metavar: str, value: str, help: str | None = None) -> Any:
-    """An option that may be left out, and what that means."""
-    return arg(metavar=metavar, help=help, help_behavior_hint=f"(default: {value})")
-
-
-Model = Annotated[
-    str,
-    arg(
-        metavar="MODEL",
-        help="A checkpoint that `frcnn train` wrote, a file that `frcnn export` wrote, or a recipe's name "
-        "(see `frcnn models`).",
-    ),
-]
-Weights = Annotated[
-    str | None,
-    default(
-        "PATH|coco",
-        "coco",
-        "With a recipe's name: the checkpoint to load, of MMDetection, torchvision or detectron2 too, or "
-        "coco to download the published one.",
-    ),
-]
-Device = Annotated[str | None, default("DEVICE", "cuda if any", "cpu, cuda or cuda:1.")]
-Precision = Annotated[
-    Literal["float32", "tf32", "bfloat16", "float16"],
-    arg(
-        help="float32 changes no result. tf32 (NVIDIA GPUs) and the 16-bit formats are faster and change "
-        "results a little; they are refused where the hardware has no such arithmetic."
-    ),
-]
-BatchSize = Annotated[int, arg(help="Images per forward pass on a GPU; on a CPU they go one by one.")]
-Images = Annotated[Path, arg(metavar="DIR", help="The folder that the file's image names are relative to.")]
-Annotations = Annotated[Path, arg(metavar="FILE", help="A COCO annotation file.")]
-
-RunCode = Annotated[
-    bool,
-    arg(
-        help="Where the model is a .pt2 file: load it, although it can run code that does whatever you may. "
-        "For files of your own."
-    ),
-]
-
-CHECKPOINTS = {".pth", ".pt", ".safetensors"}
 DESCRIPTION = (
     "Faster R-CNN: train it on your data, evaluate it, detect with it. Start with `make demo`, or with "
     "`frcnn train small_r18_fpn` on a data set in COCO format. `frcnn COMMAND --help` explains a command, "
@@ -130,11 +102,11 @@ def detect(
     part = _shard(shard)
     check_options(min_score, size, batch_size, part)
     for path in paths:
-        _check_exists(path)
+        check_exists(path)
     check_folder(output)
     try:
         result = detect(
-            _load_fast(model, weights, device, precision, run_code),
+            load_detector(model, weights, device, precision, run_code),
             paths,
             output,
             min_score=min_score,
@@ -204,9 +176,9 @@ def evaluate(
     # what detects fast has no losses
     detector: Predictor
     if losses:
-        detector = _load(model, weights, device)
+        detector = load_model(model, weights, device)
     else:
-        detector = _load_fast(model, weights, device, precision, run_code)
+        detector = load_detector(model, weights, device, precision, run_code)
     result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output, losses=losses)
     print((result if per_class else replace(result, per_class={})).table())
     return 1 if result.failed else 0
@@ -226,122 +198,6 @@ def convert(
 
     check_writable(target)
     convert(source, target, recipe)
-
-
-def export(
-    model: Positional[Model],
-    images: Annotated[
-        tuple[Path, ...],
-        arg(
-            metavar="PATH [PATH …]",
-            help="Images, or folders of them, that the file is certified on.",
-            help_behavior_hint="(required)",
-        ),
-    ],
-    format: Literal["torch", "aoti", "onnx", "openvino", "tensorrt"] = "onnx",
-    output: Annotated[Path | None, default("FILE", "the model's name here, with the format's ending")] = None,
-    size: Annotated[tuple[int, int] | None, default("HEIGHT WIDTH", "of a wide image, padded")] = None,
-    batch: int = 1,
-    dynamic: bool = False,
-    precision: Annotated[
-        Literal["float32", "float16", "bfloat16", "int8"],
-        arg(help="Of convolutions and products; int8 is OpenVINO's, calibrated on the images."),
-    ] = "float32",
-    most_images: int = 32,
-    weights: Weights = None,
-) -> None:
-    """Write a model for another runtime, with a certificate that the numbers survived.
-
-    The written file goes through real images beside the model. Where it does not find what the model finds,
-    the differences are printed, stage by stage, and there is no file.
-
-    Args:
-        format: torch.export, AOTInductor, ONNX, OpenVINO, or ONNX as TensorRT takes it.
-        batch: Images per run, for a file of one size.
-        dynamic: Take any size and 1 to 64 images.
-        most_images: How many of the images are compared.
-    """
-    from frcnn.export.certificate import real_images
-    from frcnn.export.export import check_export, trtexec
-    from frcnn.export.export import export as write
-    from frcnn.export.info import SUFFIXES
-
-    if not images:
-        raise OptionError("name images, or a folder of some, that the file is certified on: images=PATH")
-    for path in images:
-        _check_exists(path)
-    output = output or Path(
-        f"{Path(model).stem if Path(model).suffix in CHECKPOINTS else model}{SUFFIXES[format]}"
-    )
-    check_export(output, format, precision, size, batch, dynamic)
-    real_images(images, most_images)
-    known = [
-        str(Path(word).absolute()) if Path(word).exists() else word for word in (model, weights or "") if word
-    ]
-    certificate = write(
-        _load(model, weights, "cpu"),
-        output,
-        images,
-        format=format,
-        size=size,
-        batch=batch,
-        dynamic=dynamic,
-        precision=precision,
-        most_images=most_images,
-        source=(known[0], known[1] if weights else ""),
-    )
-    print(certificate)
-    if format == "tensorrt":
-        print(f"TensorRT was not run. On a machine that has it:\n  {trtexec(output, certificate.info)}")
-
-
-def verify(
-    cases: Positional[
-        Annotated[tuple[str, ...], default("[CASE|FILE …]", "all cases", "Cases, or exported files.")]
-    ] = (),
-    device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
-    reference: Annotated[Path | None, default("DIR", "the small ones of the package")] = None,
-    format: Annotated[
-        Literal["torch", "aoti", "onnx", "openvino"] | None,
-        default("FORMAT", "none", "Also check each case as a file of this format."),
-    ] = None,
-    model: Annotated[
-        str | None, default("MODEL", "as at its export", "What an exported file was made from.")
-    ] = None,
-    weights: Weights = None,
-    images: Annotated[
-        tuple[Path, ...], default("PATH [PATH …]", "as at its export", "What to compare an exported file on.")
-    ] = (),
-    run_code: RunCode = False,
-) -> int:
-    """Recompute MMDetection's numbers on this machine, or an exported file's, and print the comparison.
-
-    Args:
-        device: Where to compute the cases.
-        reference: Folder with full reference cases.
-    """
-    from frcnn.export.info import is_exported
-
-    files = [Path(case) for case in cases if is_exported(case)]
-    if files and len(files) < len(cases):
-        raise OptionError("name cases or exported files, not both at once")
-    if files:
-        from frcnn.export.export import verify_file
-
-        if device != "cpu" or reference is not None or format is not None:
-            raise OptionError("device=, reference= and format= go with cases, and exported files are named")
-        source = (model or "", weights or "")
-        certificates = [verify_file(path, _load, source, images, run_code) for path in files]
-        print("\n\n".join(map(str, certificates)))
-        return 0 if all(certificate.passed for certificate in certificates) else 1
-    if model is not None or weights is not None or images:
-        raise OptionError("model=, weights= and images= go with an exported file, and none is named")
-    from frcnn.inference.hardware import resolve_device
-    from frcnn.zoo.verify import verify
-
-    if reference is not None:
-        _check_exists(reference)
-    return 0 if verify(cases, resolve_device(device), reference, format) else 1
 
 
 def env() -> None:
@@ -498,46 +354,3 @@ def _named_recipe(arguments: Sequence[str]) -> Recipe | None:
     raise OptionError(
         "`frcnn train` takes the recipe's name first: frcnn train small_r18_fpn --train-annotations …"
     )
-
-
-def _load(model: str, weights: str | None, device: str | None) -> FasterRCNN:
-    """A checkpoint that training wrote, or a recipe with weights."""
-    from frcnn.export.info import is_exported
-    from frcnn.inference.hardware import resolve_device
-    from frcnn.zoo.build import build, load
-
-    chosen = resolve_device(device)
-    path = Path(model)
-    if is_exported(model):
-        raise OptionError(f"{model} is an exported file: name the checkpoint that it was made from")
-    if path.suffix in CHECKPOINTS:
-        if weights is not None:
-            raise OptionError(f"{model} is a checkpoint: weights= goes with a recipe's name as the model")
-        return load(path, device=chosen)
-    if path.is_dir():
-        raise OptionError(f"{model} is a folder: name a checkpoint in it, such as {path / 'best.pth'}")
-    return build(model, weights=weights or "coco", device=chosen)
-
-
-def _load_fast(
-    model: str, weights: str | None, device: str | None, precision: Precision, run_code: bool
-) -> Predictor:
-    from frcnn.export.info import is_exported
-    from frcnn.inference.hardware import check_precision, resolve_device
-
-    if is_exported(model):
-        from frcnn import runtime
-
-        if weights is not None or device not in (None, "cpu") or precision != "float32":
-            raise OptionError(
-                f"{model} is an exported file, with its own weights and precision, for the CPU: leave out "
-                "weights=, device= and precision="
-            )
-        return runtime.load(model, run_code)
-    check_precision(precision, resolve_device(device))  # before the weights are read, or downloaded
-    return _load(model, weights, device).optimize(precision)
-
-
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")

@@ -12,7 +12,6 @@ from command import run
 from tiny_coco import write_tiny
 
 import frcnn
-from frcnn import cli
 from frcnn.command_line import call
 from frcnn.zoo.build import build
 
@@ -215,7 +214,8 @@ def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work
     ],
 )
 def test_detect_checks_its_numbers(naming, options, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load", lambda *_: object())  # a model that cannot do anything
+    model = object()  # which cannot do anything
+    monkeypatch.setattr("frcnn.commands.model.load_model", lambda *_: model)
     refused(capsys, naming, "detect", data[1], "--model", "x", "--output", tmp_path / "found", *options)
 
 

@@ -12,7 +12,8 @@ from small_recipe import small
 from frcnn.detector import FasterRCNN
 from frcnn.preprocess import prepare
 from frcnn.zoo.recipes import recipe
-from frcnn.zoo.verify import CASES, case_names, verify_case
+from frcnn.zoo.reference_case import CASES, case_names
+from frcnn.zoo.verify import verify_case
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import socket
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from runs import Run
@@ -83,3 +85,18 @@ def pair(start):
         ]
 
     return pair
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images to detect in, two of them of one name."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name, size in (("a.png", (40, 60)), ("deep/a.png", (30, 30)), ("deep/b.jpg", (50, 20))):
+        cv2.imwrite(str(tmp_path / "in" / name), np.full((*size, 3), 90, np.uint8))
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"

@@ -9,53 +9,13 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from huge_png import huge_png
+from quarter_finder import Model
 
 from frcnn import cli
-from frcnn.config import DataConfig
 from frcnn.engine.detect import detect
 from frcnn.engine.interrupt import Interrupted
 from frcnn.inference.sources import find_images
-from frcnn.inference.stream import Predictor
-
-
-class Model(Predictor):
-    """Finds a box, a quarter of the image, and a faint one; calls `before` with each image's number."""
-
-    data = DataConfig(size=(1333, 800))
-    class_names = ("a", "b")
-    device = torch.device("cpu")
-
-    def __init__(self, weights="weights", before=lambda number: None):
-        self.weights, self.before, self.seen = weights, before, 0
-
-    def fingerprint(self):
-        return self.weights
-
-    def optimize(self, precision):
-        return self
-
-    def _run(self, images, sizes, scales, details):
-        self.before(self.seen)
-        self.seen += 1
-        width, height = (sizes.flip(1) / scales)[0].round().tolist()
-        boxes = torch.tensor([[[0.0, 0.0, width / 2, height / 2], [1.0, 1.0, 2.0, 2.0]]])
-        return boxes, torch.tensor([[0.9, 0.1]]), torch.tensor([[1, 0]]), torch.tensor([2])
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    for name, size in (("a.png", (40, 60)), ("deep/a.png", (30, 30)), ("deep/b.jpg", (50, 20))):
-        cv2.imwrite(str(tmp_path / "in" / name), np.full((*size, 3), 90, np.uint8))
-    (tmp_path / "in" / "notes.txt").write_text("not an image")
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def contents(folder):
@@ -360,47 +320,6 @@ def command(*arguments):
     return caught.value.code or 0
 
 
-def entries(path):
-    return {entry["image"]: entry for entry in json.loads(path.read_text())}
-
-
-def test_shards_do_together_what_one_run_does(folder, out, tmp_path):
-    for number in range(3):
-        cv2.imwrite(str(folder / f"more{number}.png"), np.full((20, 20 + number, 3), 90, np.uint8))
-    (folder / "bad.png").write_text("no image")
-    whole = detect(Model(), [folder], out)
-    for number in (3, 1, 2):
-        result = detect(Model(), [folder], tmp_path / "parts", shard=(number, 3))
-        assert result.lines.name == f"detections-{number}-of-3.jsonl"
-        again = detect(Model(), [folder], tmp_path / "parts", shard=(number, 3), resume=True)
-        assert again.resumed == len(entries(result.detections)) - len(result.failed)
-    parts = [entries(tmp_path / "parts" / f"detections-{number}-of-3.json") for number in (1, 2, 3)]
-    assert sorted(map(len, parts)) == [2, 2, 3]
-    assert {image: entry for part in parts for image, entry in part.items()} == entries(whole.detections)
-    lines = b"".join(sorted((tmp_path / "parts").glob("*.jsonl"))[i].read_bytes() for i in range(3))
-    images = [json.loads(line) for line in lines.splitlines()]
-    assert {entry["image"] for entry in images if "image" in entry} == set(entries(whole.detections))
-    drawn = [
-        sorted(p.relative_to(root) for p in root.rglob("*.[jp][pn]g")) for root in (out, tmp_path / "parts")
-    ]
-    assert drawn[0] == drawn[1] and len(drawn[0]) == 6
-    assert len(find_images([tmp_path]).images) == 7  # the folders of results are left out
-
-
-def test_a_shard_of_other_images_is_not_resumed(folder, out):
-    detect(Model(), [folder], out, shard=(1, 2))
-    cv2.imwrite(str(folder / "0.png"), np.full((20, 20, 3), 90, np.uint8))
-    with pytest.raises(ValueError, match="other settings"):
-        detect(Model(), [folder], out, shard=(1, 2), resume=True)
-
-
-@pytest.mark.parametrize("words", ["0/3", "4/3", "3", "a/b", "1/0"])
-def test_a_shard_that_is_none(folder, words, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["detect", str(folder), "--model", "small_r18_fpn", "--shard", words])
-    assert caught.value.code == 2 and f"--shard {words}" in capsys.readouterr().err
-
-
 def test_the_command_stops_resumes_and_tells_failures(folder, out, monkeypatch, capsys):
     (folder / "bad.png").write_bytes(b"")
     (folder / "x.heic").write_bytes(b"")
@@ -409,14 +328,14 @@ def test_the_command_stops_resumes_and_tells_failures(folder, out, monkeypatch, 
         if seen == 0:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(cli, "_load", lambda *arguments: Model(before=interrupt))
+    monkeypatch.setattr("frcnn.commands.model.load_model", lambda *arguments: Model(before=interrupt))
     monkeypatch.setattr("sys.argv", ["frcnn", "detect", str(folder), "--output", str(out)])
     assert command(folder, "--output", out) == 130
     error = capsys.readouterr().err
     assert "stopped after 1 of 4 images" in error
     assert error.splitlines()[-1] == f"continue with: frcnn detect {folder} --output {out} --resume"
 
-    monkeypatch.setattr(cli, "_load", lambda *arguments: Model())
+    monkeypatch.setattr("frcnn.commands.model.load_model", lambda *arguments: Model())
     assert command(folder, "--output", out) == 1
     assert "holds the results of an earlier run" in capsys.readouterr().err
     assert command(folder, "--output", out, "--resume") == 1

@@ -20,7 +20,8 @@ from frcnn.export.certificate import beside, parts_of
 from frcnn.export.export import export, put_in_place, trtexec, verify_file
 from frcnn.export.info import ExportError, ExportInfo
 from frcnn.inference.fast_detector import compare_detections
-from frcnn.zoo.verify import CASES, verify_case
+from frcnn.zoo.reference_case import CASES
+from frcnn.zoo.verify import verify_case
 
 pytest.importorskip("nncf", reason="what exports need is of the extra export")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,7 +138,9 @@ def test_detect_and_eval_take_exported_files(exported, images, tmp_path, capsys)
 def test_the_command_exports_and_verifies_again(model, images, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model.save("mine.pth")
-    monkeypatch.setattr("frcnn.cli._load", lambda *_: model)  # its channels are not the recipe's
+    monkeypatch.setattr(
+        "frcnn.commands.export.load_model", lambda *_: model
+    )  # its channels are not the recipe's
     assert run("export", "mine.pth", "--images", images, "--size", *SIZE) == 0
     assert "certificate    PASSED" in capsys.readouterr().out
     assert sorted(os.listdir()) == ["mine.onnx", "mine.onnx.certificate.json", "mine.pth"]
@@ -149,7 +152,7 @@ def test_the_command_exports_and_verifies_again(model, images, tmp_path, capsys,
     assert run("verify", "mine.onnx", "r50") == 2 and run("verify", "--model", "mine.pth") == 2
     assert run("verify", "mine.onnx", "--format", "onnx") == 2
     other = tiny_detector(seed=1)
-    monkeypatch.setattr("frcnn.cli._load", lambda *_: other)
+    monkeypatch.setattr("frcnn.commands.export.load_model", lambda *_: other)
     capsys.readouterr()
     assert run("verify", "mine.onnx") == 1
     assert "was made from another model" in capsys.readouterr().err

@@ -18,7 +18,7 @@ import frcnn
 from frcnn.detector import FasterRCNN
 from frcnn.preprocess import normalize, pad, pad_pixels, read_image, resize
 from frcnn.structures import Batch
-from frcnn.zoo.verify import CASES, draw_weights
+from frcnn.zoo.reference_case import CASES, draw_weights
 
 STRIDES = (4, 8, 16, 32, 64)
 

@@ -11,7 +11,7 @@ import torch
 
 import frcnn
 from frcnn.preprocess import fit_size, normalize, pad, read_image, resize
-from frcnn.zoo.verify import CASES
+from frcnn.zoo.reference_case import CASES
 
 BLOOD_CELLS = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"
 SIZES = [(1333, 800), (1333, 640), (1333, 736), (1333, 768), (1000, 600), (320, 240), (333, 500), (97, 61)]

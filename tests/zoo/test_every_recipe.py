@@ -15,7 +15,7 @@ from frcnn.config import BackboneConfig
 from frcnn.preprocess import normalize, pad, read_image, resize
 from frcnn.structures import Batch
 from frcnn.zoo import COCO_CLASSES
-from frcnn.zoo.verify import CASES
+from frcnn.zoo.reference_case import CASES
 
 SIZE = (128, 96)
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}

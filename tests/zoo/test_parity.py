@@ -10,16 +10,8 @@ import pytest
 import torch
 
 from frcnn.zoo import verify as verification
-from frcnn.zoo.verify import (
-    CASES,
-    Result,
-    case_names,
-    case_recipe,
-    draw_weights,
-    unmatched,
-    verify,
-    verify_case,
-)
+from frcnn.zoo.reference_case import CASES, case_names, case_recipe, draw_weights
+from frcnn.zoo.verify import Result, unmatched, verify, verify_case
 
 EXPECTED = ["r101", "r50", "r50_bounded_iou", "r50_caffe", "r50_ciou", "r50_giou", "r50_iou", "x101_32x4d"]
 
