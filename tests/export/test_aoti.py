@@ -9,20 +9,23 @@ import frcnn_ops._C
 import numpy as np
 import pytest
 import torch
+from confident_detector import SMALL, confident
+from noise_images import write_images
 from PIL import Image
-from tiny_detector import tiny_detector, write_images
 
 from frcnn import runtime
+from frcnn.config import DataConfig
 from frcnn.export.export import export
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.structures import Detections
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+DATA = DataConfig(size=(160, 128))
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
 
 
 def test_a_package_detects_in_python_and_in_cpp(tmp_path):
-    model = tiny_detector()
+    model = confident(SMALL, DATA)
     images = write_images(tmp_path / "images", (120, 160))
     package = tmp_path / "tiny.aoti.pt2"
     assert export(model, package, [images], format="aoti", size=(128, 160)).passed

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from command import run
-from tiny_detector import CONFIG, tiny_detector, write_images
+from confident_detector import SMALL, confident
+from noise_images import write_images
 
 from frcnn import runtime
 from frcnn.checked import OptionError
-from frcnn.config import RoIHeadConfig
+from frcnn.config import DataConfig, RoIHeadConfig
 from frcnn.export import formats
 from frcnn.export.certificate import beside, parts_of
 from frcnn.export.export import export, put_in_place, trtexec, verify_file
@@ -26,11 +27,12 @@ from frcnn.zoo.verify import verify_case
 pytest.importorskip("nncf", reason="what exports need is of the extra export")
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (128, 160)
+DATA = DataConfig(size=(160, 128))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_detector()
+    return confident(SMALL, DATA)
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +103,12 @@ def test_a_dynamic_file_takes_shapes_that_it_was_not_traced_with(model, exported
 @pytest.mark.parametrize(
     "config",
     [
-        replace(CONFIG, backbone=replace(CONFIG.backbone, depth=50, groups=4, base_width=8)),
-        replace(CONFIG, roi_head=RoIHeadConfig(fc_channels=32, class_agnostic=True, sampling_ratio=2)),
+        replace(SMALL, backbone=replace(SMALL.backbone, depth=50, groups=4, base_width=8)),
+        replace(SMALL, roi_head=RoIHeadConfig(fc_channels=32, class_agnostic=True, sampling_ratio=2)),
     ],
 )
 def test_other_architectures(config, images, tmp_path):
-    certificate = export(tiny_detector(config=config), tmp_path / "x.onnx", [images], size=SIZE)
+    certificate = export(confident(config, DATA), tmp_path / "x.onnx", [images], size=SIZE)
     assert certificate.passed and certificate.matched >= 0.99
 
 
@@ -151,7 +153,7 @@ def test_the_command_exports_and_verifies_again(model, images, tmp_path, capsys,
     )
     assert run("verify", "mine.onnx", "r50") == 2 and run("verify", "--model", "mine.pth") == 2
     assert run("verify", "mine.onnx", "--format", "onnx") == 2
-    other = tiny_detector(seed=1)
+    other = confident(SMALL, DATA, seed=1)
     monkeypatch.setattr("frcnn.commands.export.load_model", lambda *_: other)
     capsys.readouterr()
     assert run("verify", "mine.onnx") == 1

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from confident_detector import DATA, SMALL, confident
 from float_batch import float_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import frcnn_ops
-from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig, RPNConfig
+from frcnn.config import BackboneConfig
 from frcnn.conv import Conv
 from frcnn.detector import FasterRCNN
 from frcnn.inference.fast_detector import CompiledByShape, FastDetector, compare_detections
@@ -22,14 +23,6 @@ from frcnn.preprocess import normalize, pad, resize
 from frcnn.structures import Detections
 from frcnn_ops import reference
 
-SMALL = ModelConfig(
-    backbone=BackboneConfig(depth=18),
-    fpn_channels=32,
-    rpn=RPNConfig(pre_nms_test=100, post_nms_test=50),
-    roi_head=RoIHeadConfig(fc_channels=64),
-    num_classes=3,
-)
-DATA = DataConfig(size=(160, 96))
 FIELDS = ("boxes", "scores", "labels")
 pytestmark = pytest.mark.usefixtures("one_thread")  # images this small are slower with more
 
@@ -40,22 +33,6 @@ def with_backbone(**changes):
 
 def with_head(**changes):
     return replace(SMALL, roi_head=replace(SMALL.roi_head, **changes))
-
-
-def confident(config=SMALL, data=DATA):
-    """A model with lively norms whose random scores pass the threshold often."""
-    torch.manual_seed(0)
-    model = FasterRCNN(config, data, tuple("abc")).eval()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.8, 1.2)
-                module.weight.uniform_(0.5, 1.0)
-                module.bias.normal_(std=0.1)
-        model.roi_head.bbox_head.fc_cls.weight.mul_(60)
-        model.rpn_head.rpn_cls.weight.mul_(20)
-    return model
 
 
 def random_images(*sizes):
