@@ -37,7 +37,7 @@ from frcnn.commands.model import (
     load_model,
 )
 from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
-from frcnn.files import check_folder, check_writable
+from frcnn.files import check_folder, check_keeps, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
 
 if TYPE_CHECKING:
@@ -170,6 +170,8 @@ def evaluate(
     from frcnn.engine.evaluate import check_options, evaluate
 
     check_options(batch_size, threads, output)
+    if output is not None:
+        check_keeps(output, [annotations, model, *([weights] if weights else [])])
     if losses and precision != "float32":
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     dataset = load_coco(annotations, images)
@@ -270,8 +272,11 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         of_recipe = "recipe", "base", "schedule", "data", "model", "of_recipe"
         given = {name: value for name, value in locals().items() if name not in of_recipe}
         from frcnn.engine.interrupt import Interrupted
+        from frcnn.engine.run_folder import folder_of
         from frcnn.engine.train import train
 
+        if not resume:  # where that is what the run before has written
+            check_keeps(folder_of(work_dir, base) / "recipe.json", [recipe])
         if model.num_classes != base.model.num_classes:
             raise OptionError("model.num_classes cannot be set: the classes are those of train_annotations")
         try:
@@ -296,7 +301,11 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
 
 def resume_command(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> str:
     """The command line that continues the run which `argv` started, by torchrun where that did."""
-    command = shlex.join([PROGRAM, *argv[1:], *([] if "--resume" in argv else ["--resume"])])
+    words = list(argv[1:])
+    end = words.index("--") if "--" in words else len(words)  # what follows are no options
+    if "--resume" not in words[:end]:
+        words.insert(end, "--resume")
+    command = shlex.join([PROGRAM, *words])
     if "TORCHELASTIC_RUN_ID" not in environment:
         return command
     count, here = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])

@@ -126,7 +126,7 @@ def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> list[
     a value that is none of its option, and an option that is missing."""
     named = {option.spelling: option for option in known if not option.positional}
     places = [option for option in known if option.positional]
-    missing = {option.spelling for option in known if option.required and option.count is not None}
+    missing = {o.spelling for o in known if o.required and not (o.positional and o.count is None)}
     free: list[str] = []
     ordered: list[str] = []
     rest = list(words)

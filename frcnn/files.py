@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +20,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     Raises OSError, for example where the disk is full; `path` is then as before.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -36,6 +36,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def temporary_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def replace_text(path: str | Path, text: str) -> None:
@@ -69,3 +73,15 @@ def check_writable(path: str | Path) -> None:
         raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{path}: its folder may not be written to")
+
+
+def check_keeps(path: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Find out whether writing `path` would overwrite what is read, under whatever name.
+
+    Raises ValueError where one of `inputs` is the file at `path`, or the one it is written to before.
+    """
+    path = Path(path)
+    present = [os.stat(file) for file in (path, temporary_of(path)) if file.exists()]
+    for file in map(Path, inputs if present else ()):
+        if file.exists() and any(os.path.samestat(os.stat(file), one) for one in present):
+            raise ValueError(f"{path} would overwrite {file}, which is read: write to another place")

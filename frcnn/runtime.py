@@ -94,6 +94,11 @@ class ExportedDetector(Predictor):
         """Equal for files of equal weights, configuration, format, size and precision."""
         return f"{self.info.weights} {self.info}"
 
+    def check_size(self, size: tuple[int, int] | None) -> None:
+        super().check_size(size)
+        if self.info.dynamic and max(size or self.data.size) > MOST_SIDE:
+            raise OptionError(f"size={size or self.data.size}: {self.path} takes sides of {MOST_SIDE} at most")
+
     def _shaped(self, image: Prepared) -> Prepared:
         """With zeros at the right and below up to the least size of a dynamic file."""
         height, width = image.padded_size
@@ -102,9 +107,18 @@ class ExportedDetector(Predictor):
         return image._replace(padded_size=(height, width))
 
     def _run(self, images: Tensor, sizes: Tensor, scales: Tensor, details: bool) -> tuple[Tensor, ...]:
-        info = self.info
         if details:
             raise OptionError("details=True: an exported file has detections alone; ask the model itself")
+        found = self.outputs(images, sizes, scales)
+        self._check(found, len(images))
+        return found
+
+    def outputs(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
+        """What the file returns for any number of images, its batches filled up, as it is.
+
+        Raises OptionError for images that it does not take, and ExportError where its runtime fails.
+        """
+        info = self.info
         if images.dtype != torch.uint8:
             raise OptionError(f"an exported file takes uint8 images [B, H, W, 3], not {images.dtype}")
         height, width = images.shape[1:3]
@@ -117,15 +131,41 @@ class ExportedDetector(Predictor):
                 f"{self.path} takes sides of {LEAST_SIDE} to {MOST_SIDE} pixels, not {height}x{width}"
             )
         most = MOST_BATCH if info.dynamic else info.batch
-        parts = []
-        for start in range(0, len(images), most):
-            inputs = [x[start : start + most] for x in (images, sizes, scales)]
-            count = len(inputs[0])
-            if not info.dynamic and count < most:  # black images of one pixel
-                inputs = [torch.cat([x, x.new_full((most - count, *x.shape[1:]), fill)])
-                          for x, fill in zip(inputs, (0, 1, 1), strict=True)]  # fmt: skip
-            parts.append([out[:count] for out in self._call(*inputs)])
-        return tuple(torch.cat(outs) for outs in zip(*parts, strict=True))
+        missing = 0 if info.dynamic else -len(images) % most
+        inputs = [images, sizes, scales]
+        if missing:  # black images of one pixel
+            inputs = [torch.cat([x, x.new_full((missing, *x.shape[1:]), fill)])
+                      for x, fill in zip(inputs, (0, 1, 1), strict=True)]  # fmt: skip
+        try:
+            parts = [self._call(*batch) for batch in zip(*(x.split(most) for x in inputs), strict=True)]
+            together = [outs[0] if len(outs) == 1 else torch.cat(outs) for outs in zip(*parts, strict=True)]
+            return tuple(out[: len(images)] if missing else out for out in together)
+        except Exception as error:  # of kinds of each backend
+            raise ExportError(
+                f"{self.path}: its runtime failed with {len(images)} images of {height}x{width}: {error}"
+            ) from None
+
+    def _check(self, found: tuple[Tensor, ...], images: int) -> None:
+        """Raises ExportError unless these are detections: a file may have been changed, or made to harm."""
+        most = self.config.roi_head.max_detections
+        expected = {
+            "boxes": (torch.float32, (images, most, 4)),
+            "scores": (torch.float32, (images, most)),
+            "labels": (torch.int64, (images, most)),
+            "counts": (torch.int64, (images,)),
+        }
+        kinds = [(out.dtype, tuple(out.shape)) for out in found]
+        wrong = f"{self.path} returned what is no detections, so it is damaged or not what was exported"
+        if kinds != list(expected.values()):
+            raise ExportError(f"{wrong}: {kinds}, not {expected}")
+        boxes, scores, labels, counts = found
+        if not ((counts >= 0) & (counts <= most)).all():
+            raise ExportError(f"{wrong}: counts outside 0 to {most}")
+        used = torch.arange(most) < counts[:, None]
+        if not (boxes[used].isfinite().all() and ((scores[used] >= 0) & (scores[used] <= 1)).all()):
+            raise ExportError(f"{wrong}: boxes that are not finite, or scores outside 0 to 1")
+        if not ((labels[used] >= 0) & (labels[used] < self.config.num_classes)).all():
+            raise ExportError(f"{wrong}: labels outside its {self.config.num_classes} classes")
 
 
 def _onnx(path: Path) -> tuple[Run, ExportInfo]:

@@ -150,6 +150,8 @@ def test_the_resume_command_repeats_the_arguments():
     )
     assert command == "frcnn train small_r18_fpn --train-images 'my images' --resume"
     assert cli.resume_command(["frcnn", "train", "x", "--resume"], {}) == "frcnn train x --resume"
+    options_end = ["frcnn", "detect", "--model", "x.pth", "--", "-a.png", "--resume"]
+    assert cli.resume_command(options_end, {}) == "frcnn detect --model x.pth --resume -- -a.png --resume"
     launched = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "4"}
     assert cli.resume_command(["/x/frcnn/__main__.py", "train", "x"], launched) == (
         "torchrun --nproc-per-node 4 -m frcnn train x --resume"

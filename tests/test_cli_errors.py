@@ -59,6 +59,9 @@ def refused(capsys, naming, *arguments, code=2):
         (["train", "small_r18_fnp"], "small_r18_fpn"),
         (["models", "faster_rcnn_r50_fpn_1x"], "faster_rcnn_r50_fpn_1x_coco"),
         (["detect", "--model", "x.pth"], "name at least one image"),
+        (["export", "x.pth"], "missing --images; see frcnn export --help"),
+        (["export", "--images", "y"], "missing MODEL; see frcnn export --help"),
+        (["export", "x.pth", "--images", "y", "--format", "coreml"], "--format coreml: expected one of"),
         (["verify", "r102"], "no case 'r102'; did you mean r101"),
         (["train", "small_r18_fpn"], "missing --train-annotations, --train-images; see frcnn train --help"),
         (["detect", "x.jpg"], "missing --model; see frcnn detect --help"),
@@ -190,6 +193,8 @@ def test_eval_checks_its_options(message, options, data, tmp_path, no_work, caps
         ("device 'meta'", ["{images}", "--device", "meta"]),
         ("checkpoint", ["{images}", "--weights", "coco"]),
         ("tf32 is a format of NVIDIA GPUs", ["{images}", "--precision", "tf32", "--device", "cpu"]),
+        ("--shard 3: it is K/N", ["{images}", "--shard", "3"]),
+        ("--shard 4/3: shards of N go from 1/N to N/N", ["{images}", "--shard", "4/3"]),
     ],
 )
 def test_detect_checks_its_arguments(message, arguments, data, tmp_path, no_work, capsys):
@@ -236,6 +241,41 @@ def test_convert_checks_its_target_first(message, target, tmp_path, capsys):
     code = 2 if target.endswith(".onnx") else 1
     target = target.format(tmp=tmp_path)
     refused(capsys, message.format(tmp=tmp_path), "convert", "absent.pth", target, code=code)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("--batch 7: a dynamic file takes 1 to 64 images", ["--dynamic", "--batch", "7"]),
+        ("--batch 0: it is a whole number", ["--batch", "0"]),
+        ("--size 100 160: height and width are multiples of 32", ["--size", "100", "160"]),
+        ("onnx is written in float32 or float16", ["--precision", "int8"]),
+        ("--dynamic: int8", ["--format", "openvino", "--precision", "int8", "--dynamic"]),
+        ("--most-images 0: it is", ["--most-images", "0"]),
+        ("{tmp}/no: no such file or folder", ["--images", "{tmp}/no"]),
+        ("no images", ["--images", "{tmp}/empty"]),
+        ("ends in .onnx", ["--output", "{tmp}/x.pth"]),
+        ("there is no folder {tmp}/no", ["--output", "{tmp}/no/x.onnx"]),
+        ("{tmp}/other.xml exists, and is no export", ["--format", "openvino", "--output", "{tmp}/other.xml"]),
+        ("{tmp}/weights.bin exists", ["--format", "openvino", "--output", "{tmp}/weights.xml"]),
+        ("{tmp}/mine.onnx exists, and is no export", ["--output", "{tmp}/mine.onnx"]),
+    ],
+)
+def test_export_checks_its_options(message, options, data, tmp_path, no_work, monkeypatch, capsys):
+    """Before it builds a model, and without a touch to what is there."""
+    monkeypatch.setattr("frcnn.export.export.check_packages", lambda *_: None)
+    (tmp_path / "empty").mkdir()
+    for name in ("other.xml", "weights.bin", "mine.onnx"):
+        (tmp_path / name).write_text("somebody's work")
+    words = [word.format(tmp=tmp_path) for word in options]
+    given = [] if "--images" in options else ["--images", data[1]]
+    output = [] if "--output" in options else ["--output", tmp_path / "x.onnx"]
+    if "openvino" in options and output:
+        output = ["--output", tmp_path / "x.xml"]
+    code = 2 if message.startswith(("--", "onnx")) else 1
+    refused(capsys, message.format(tmp=tmp_path), "export", "m.pth", *given, *output, *words, code=code)
+    assert all((tmp_path / name).read_text() == "somebody's work" for name in ("other.xml", "mine.onnx"))
+    assert (tmp_path / "weights.bin").read_text() == "somebody's work" and len(list(tmp_path.iterdir())) == 4
 
 
 def test_convert_names_a_missing_source(tmp_path, capsys):

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from frcnn.files import check_writable, replace_text, replacing
+from frcnn.files import check_keeps, check_writable, replace_text, replacing
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -51,3 +51,17 @@ def test_a_folder_without_permission_is_found_out_before(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match=r"a\.json"):
         check_writable(tmp_path / "a.json")
+
+
+def test_what_is_read_is_not_written(tmp_path):
+    for name in ("a.json", ".b.json.tmp"):
+        (tmp_path / name).write_text("read")
+    (tmp_path / "other.json").symlink_to(tmp_path / "a.json")
+    absent = tmp_path / "absent"
+    for path in (tmp_path / "a.json", tmp_path / "." / "a.json", tmp_path / "other.json"):
+        with pytest.raises(ValueError, match=rf"{path.name} would overwrite .*a\.json, which is read"):
+            check_keeps(path, [absent, tmp_path / "a.json"])
+    with pytest.raises(ValueError, match=r"\.b\.json\.tmp"):
+        check_keeps(tmp_path / "b.json", [tmp_path / ".b.json.tmp"])
+    check_keeps(tmp_path / "a.json", [absent, tmp_path / ".b.json.tmp"])
+    check_keeps(absent, [absent, tmp_path / "a.json"])

@@ -101,6 +101,7 @@ def detect(
     `frcnn.engine.interrupt.Interrupted`.
     """
     check_options(min_score, size, batch_size, shard)
+    model.check_size(size)
     output = Path(output)
     found = find_images(paths, output)
     number, of = shard

@@ -21,7 +21,7 @@ from frcnn.data.loader import BadImage, bad_image, read_annotated
 from frcnn.engine.distributed import Processes
 from frcnn.engine.options import check_parallel
 from frcnn.engine.validation_loss import ValidationLosses, means
-from frcnn.files import check_writable, replace_text
+from frcnn.files import check_keeps, check_writable, replace_text
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import ImageError, Prepared
 from frcnn.structures import Detections
@@ -98,7 +98,8 @@ def evaluate(
 
     Raises DatasetError on an unusable data set, other classes than the model's, or if no image can be used;
     OptionError on `batch_size` or `threads` out of range and for `losses` of a model that only detects,
-    OSError where `output` cannot be written, before any work.
+    OSError where `output` cannot be written and ValueError where it is one of the data set's files, before
+    any work.
     """
     check_options(batch_size, threads, output)
     if isinstance(annotations, CocoDataset):
@@ -107,6 +108,9 @@ def evaluate(
         raise OptionError(f"images=None: name the folder of the images of {annotations}")
     else:
         dataset = load_coco(annotations, images)
+    if output is not None:
+        images_read = map(dataset.image_path, range(len(dataset)))
+        check_keeps(output, [dataset.annotation_file, *images_read])
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
     share = list(range(processes.rank, len(dataset), processes.count))

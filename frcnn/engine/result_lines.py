@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-HEADER = "frcnn_detect"
+from frcnn.inference.sources import HEADER
 
 
 class ResultLines:

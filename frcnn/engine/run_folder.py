@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
 from frcnn.engine.bad_images import BadImages
 from frcnn.engine.loss_scale import LossScale
-from frcnn.files import check_folder, replace_text
+from frcnn.files import check_folder, check_keeps, replace_text, temporary_of
 from frcnn.inference.hardware import Precision
 
 Mode = Literal["eager", "graph"]
@@ -68,6 +69,10 @@ class TrainResult:
     bad_images: dict[str, int] = field(default_factory=dict)
 
 
+def folder_of(work_dir: str | Path | None, recipe: Recipe) -> Path:
+    return Path(work_dir or Path("work_dirs") / recipe.name)
+
+
 class RunFolder:
     """last.pth, best.pth, log.jsonl, recipe.json and tensorboard/ of one run."""
 
@@ -75,13 +80,19 @@ class RunFolder:
         self.path = path
         self.last = path / "last.pth"
         self.best = path / "best.pth"
+        self.files = self.last, self.best, path / "recipe.json", path / "log.jsonl"
         self.recipe = recipe
         self.settings = asdict(settings)
         self.dataset = dataset
 
-    def check(self, resume: bool) -> None:
-        """Raise CheckpointError where there is nothing to resume, or another run to overwrite."""
+    def check(self, resume: bool, inputs: Sequence[str | Path] = ()) -> None:
+        """Raise CheckpointError where there is nothing to resume, or another run to overwrite.
+
+        inputs: files that the run reads. Raises ValueError where it would write one of them.
+        """
         check_folder(self.path)
+        for file in self.files:
+            check_keeps(file, inputs)
         if resume and not self.last.exists():
             raise CheckpointError(
                 f"nothing to resume: {self.last} does not exist; leave out resume=True to start"
@@ -91,12 +102,16 @@ class RunFolder:
                 f"{self.last} exists: go on with that run by resume=True, give another work_dir, or delete "
                 "it to start over"
             )
+        if not resume and self.best.exists():
+            raise CheckpointError(
+                f"{self.best} exists, of a run whose last.pth is gone: give another work_dir, or move it away"
+            )
 
     def prepare(self) -> None:
         """The first change to the folder, made when nothing can be refused any more."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in (self.last.name, self.best.name, "recipe.json", "log.jsonl"):
-            (self.path / f".{name}.tmp").unlink(missing_ok=True)  # of a run that was killed
+        for file in self.files:
+            temporary_of(file).unlink(missing_ok=True)  # of a run that was killed
         replace_text(self.path / "recipe.json", json.dumps(to_plain(self.recipe), indent=2) + "\n")
 
     def save(self, state: RunState, epoch: int, random_states: list[dict], best: bool) -> None:

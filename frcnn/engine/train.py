@@ -29,12 +29,13 @@ from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
 from frcnn.engine.options import check_options
-from frcnn.engine.run_folder import Mode, RunFolder, RunState, Settings, TrainResult
+from frcnn.engine.run_folder import Mode, RunFolder, RunState, Settings, TrainResult, folder_of
 from frcnn.engine.schedule import learning_rate, with_epochs
 from frcnn.engine.step import Learner
 from frcnn.engine.step_graph import StepGraphs
 from frcnn.engine.unread import Step, UnreadSteps
 from frcnn.engine.validation_loss import ValidationLosses
+from frcnn.files import check_keeps
 from frcnn.inference.hardware import Precision
 from frcnn.structures import Batch
 from frcnn.zoo.build import build
@@ -102,11 +103,13 @@ def train(
     and raises DatasetError. Under torchrun a process that waits `timeout` seconds for another gives up.
 
     Raises OptionError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
-    Interrupted; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
+    Interrupted; ValueError where `work_dir` would receive a file that is read, such as the weights; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
     and ConnectionError where another process hangs or ends.
     """
     if isinstance(recipe, str):
-        recipe = recipe_named(recipe)
+        named, recipe = recipe, recipe_named(recipe)
+        if not resume:
+            check_keeps(folder_of(work_dir, recipe) / "recipe.json", [named])
     check_options(
         device=device,
         precision=precision,
@@ -142,7 +145,7 @@ def train(
                     if val_annotations is None or val_images is None
                     else load_coco(val_annotations, val_images),
                     val_losses,
-                    Path(work_dir or Path("work_dirs") / recipe.name),
+                    folder_of(work_dir, recipe),
                     Settings(seed, precision, mode, processes.count),
                     workers,
                     max_bad_images,
@@ -191,7 +194,8 @@ class _Run:
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
         self.folder = RunFolder(work_dir, self.recipe, settings, dataset)
-        self.folder.check(begin.resume)
+        annotations = [one.annotation_file for one in (dataset, validation) if one is not None]
+        self.folder.check(begin.resume, [*annotations, *([begin.weights] if begin.weights else [])])
 
         seed_everything(settings.seed)
         weights = begin.weights

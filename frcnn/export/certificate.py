@@ -19,7 +19,6 @@ from torch import Tensor
 from frcnn.checked import check_whole
 from frcnn.detector import FasterRCNN
 from frcnn.export.info import ExportError, ExportInfo
-from frcnn.files import replace_text
 from frcnn.inference.fast_detector import Agreement, compare_detections
 from frcnn.inference.sources import find_images
 from frcnn.inference.stream import Predictor
@@ -115,9 +114,6 @@ class Certificate:
         fields["info"] = json.loads(self.info.to_json())
         return json.dumps({"passed": self.passed, **fields}, indent=1)
 
-    def write(self) -> None:
-        replace_text(beside(Path(self.file)), self.to_json() + "\n")
-
 
 def beside(path: Path) -> Path:
     """Where an exported file's certificate is."""
@@ -137,9 +133,11 @@ def at_export(path: Path) -> AtExport:
     try:
         fields = json.loads(beside(path).read_text())
         model, weights = map(str, fields["source"])
-        images = tuple(Path(str(image)) for image in fields["images"])
-        return AtExport((model, weights), images, str(fields["sha256"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        images = fields["images"]
+        if not (isinstance(images, list) and all(isinstance(image, str) for image in images)):
+            return AtExport()
+        return AtExport((model, weights), tuple(map(Path, images)), str(fields["sha256"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return AtExport()
 
 

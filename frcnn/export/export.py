@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -56,7 +57,8 @@ def export(
 
     Args:
         path: its name ends as the format's files do: .pt2 (torch), .aoti.pt2, .onnx, .xml (openvino) or
-            .trt.onnx (tensorrt). Replaced if it exists, but only by a file that passes.
+            .trt.onnx (tensorrt). An earlier export there, as its certificate knows it, is replaced, but only by
+            a file that passes.
         images: files and folders of images like those to come; `most_images` of them are compared (and, for
             int8, calibrated on). The certificate says what came of it and is written beside the file.
         size: (height, width) of the input, in pixels, multiples of the model's pad_divisor; default: what
@@ -68,9 +70,10 @@ def export(
 
     Returns the certificate, whether it passed or not.
 
-    Raises ExportError where a package is missing, the model finds nothing in the images, or the file did not
-    pass: then the message holds the certificate, and what was at the path before still is. Raises OptionError
-    for options that a format lacks, and ImageError for an image that cannot be used.
+    Raises ExportError where a package is missing, something else is at the path, the model finds nothing in
+    the images, or the file did not pass: then the message holds the certificate, and what was at the path
+    before still is. Raises OptionError for options that a format lacks, ImageError for an image that cannot
+    be used, and OSError, as on a full disk.
     """
     path = Path(path)
     check_export(path, format, precision, size, batch, dynamic, model.data.pad_divisor)
@@ -90,7 +93,10 @@ def export(
                 "the model finds nothing in these images, so there is nothing to compare: choose images with "
                 "objects that it finds"
             )
-        write(exported_program(model, info), written, info, inputs)
+        try:
+            write(exported_program(model, info), written, info, inputs)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         detector = load(written, run_code=True)
         certificate = certify(detector, model, chosen, source, path)
         if not certificate.passed:
@@ -99,9 +105,8 @@ def export(
             )
             raise ExportError(f"{path} was not written, as its numbers are not the model's:\n{certificate}")
         del detector  # which may map the file
-        beside(path).unlink(missing_ok=True)  # rather none than that of another file
-        put_in_place([*parts_of(written)], path.parent)
-    certificate.write()
+        beside(written).write_text(certificate.to_json() + "\n")
+        put_in_place([*parts_of(written), beside(written)], path.parent)
     return certificate
 
 
@@ -122,16 +127,29 @@ def check_export(
     if format_of(path) != format:
         raise ExportError(f"{path}: the name of a file of format={format} ends in {SUFFIXES[format]}")
     check_packages(format, precision)
-    for file in (*parts_of(path), beside(path)):
+    files = [*parts_of(path), beside(path)]
+    for file in files:
         check_writable(file)
+    present = [file for file in files if os.path.lexists(file)]
+    if present and not (len(present) == len(files) and at_export(path).sha256 == sha256(path)):
+        raise ExportError(
+            f"{present[0]} exists, and is no export with its certificate, which may be replaced: choose another "
+            "output, or move it away"
+        )
 
 
 def put_in_place(files: Sequence[Path], folder: Path) -> None:
     """Move files into a folder on the same disk; where that fails or is interrupted, what was there stays."""
     before = [(folder / file.name, file.with_name(f"{file.name}.before")) for file in files]
+    for file in files:
+        with open(file, "rb") as content:
+            os.fsync(content.fileno())
     for present, kept in before:
         if present.exists():
-            os.link(present, kept)
+            try:
+                os.link(present, kept)
+            except OSError:  # some file systems have no links
+                shutil.copy2(present, kept)
     try:
         for file in reversed(files):
             file.replace(folder / file.name)

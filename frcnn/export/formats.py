@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import logging
@@ -93,27 +94,43 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Libraries raise errors of many kinds where they cannot write a file: an OSError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        raise OSError(number, f"could not be written; is the disk full? ({error})") from None
+
+
 def _torch(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
     program._example_inputs = None  # or the file holds a pickle of them
-    torch.export.save(program, path, extra_files={f"{KEY}.json": info.to_json()})
+    content = io.BytesIO()  # as torch's writer ends the process where the disk is full
+    torch.export.save(program, content, extra_files={f"{KEY}.json": info.to_json()})
+    with writing():
+        path.write_bytes(content.getbuffer())
 
 
 def _aoti(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
     height, width = map(str, info.size)
+    content = io.BytesIO()
     try:
         with torch.no_grad():
             torch._inductor.aoti_compile_and_package(
                 program,
-                package_path=str(path),
+                package_path=content,
                 inductor_configs={"aot_inductor.metadata": {"height": height, "width": width}},  # for C++
             )
     except torch._inductor.exc.InductorError as error:
         raise ExportError(
             f"AOTInductor could not compile the model: it needs a C++ compiler (g++ on the path). {error}"
         ) from None
-    with zipfile.ZipFile(path, "a") as archive:
+    with zipfile.ZipFile(content, "a") as archive:
         folder = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{folder}/{METADATA}", info.to_json())
+    with writing():
+        path.write_bytes(content.getbuffer())
 
 
 def onnx_program(program: ExportedProgram) -> Any:
@@ -146,7 +163,8 @@ def _onnx(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration
     entry = proto.metadata_props.add()
     entry.key, entry.value = KEY, info.to_json()
     onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
+    with writing():
+        onnx.save(proto, path)
 
 
 def _openvino(program: ExportedProgram, path: Path, info: ExportInfo, calibration: Calibration) -> None:
@@ -158,10 +176,11 @@ def _openvino(program: ExportedProgram, path: Path, info: ExportInfo, calibratio
     if info.precision == "int8":
         model = _quantized(model, calibration)
     model.set_rt_info(replace(info, bin_sha256=NO_SHA256).to_json(), [KEY])
-    openvino.save_model(model, path, compress_to_fp16=info.precision == "float16")
-    # so that an .xml is never run with the .bin of another
-    found = hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
-    path.write_text(path.read_text().replace(NO_SHA256, found))
+    with writing():
+        openvino.save_model(model, path, compress_to_fp16=info.precision == "float16")
+        # so that an .xml is never run with the .bin of another
+        found = hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
+        path.write_text(path.read_text().replace(NO_SHA256, found))
 
 
 def _serialized(program: ExportedProgram) -> Any:

@@ -63,6 +63,8 @@ def check_options(
         raise OptionError(f"precision={precision}: format={format} is written in {' or '.join(known)}")
     if dynamic and precision == "int8":
         raise OptionError("dynamic=True: int8 is calibrated for one size; leave it out")
+    if dynamic and batch != 1:
+        raise OptionError(f"batch={batch}: a dynamic file takes 1 to {MOST_BATCH} images; leave it out")
     least = LEAST_SIDE if dynamic else divisor
     if size is not None and not (
         len(size) == 2

@@ -29,7 +29,7 @@ def stage_errors(
     written = folder / f"stages{SUFFIXES[info.format]}"
     write(exported_program(model, info, stages=True), written, info, calibration)
     detector = load(written, run_code=True)
-    theirs = detector._run(*inputs, details=False)[len(OUTPUTS) :]
+    theirs = detector.outputs(*inputs)[len(OUTPUTS) :]
     with torch.no_grad():
         ours = ExportedForm(model, stages=True)(*inputs)[len(OUTPUTS) :]
     names = stage_names(len(model.config.strides))

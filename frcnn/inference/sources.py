@@ -22,6 +22,9 @@ RESULTS = "detections"
 """How the files that `frcnn detect` writes begin: .jsonl, line by line, and .json; shards add -k-of-n.
 A folder that holds the former is one of results."""
 
+HEADER = "frcnn_detect"
+"""What the first line of the former holds the settings under."""
+
 
 @dataclass(frozen=True)
 class FoundImages:
@@ -84,7 +87,8 @@ def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -
     not_read: Counter[str] = Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            results = {listing.parent for listing in path.rglob(f"{RESULTS}*.jsonl")} - {path}
+            listings = path.rglob(f"{RESULTS}*.jsonl")
+            results = {listing.parent for listing in listings if _of_detection(listing)} - {path}
             if output is not None and path.resolve() in Path(output).resolve().parents:
                 results.add(path / Path(output).resolve().relative_to(path.resolve()))
             files = sorted(p for p in path.rglob("*") if p.is_file() and results.isdisjoint(p.parents))
@@ -102,6 +106,16 @@ def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -
         else:
             raise FileNotFoundError(f"{path}: no such image or folder")
     return FoundImages(list(found.values()), not_read)
+
+
+def _of_detection(listing: Path) -> bool:
+    """Whether `frcnn detect` wrote it: others' files may have the name too."""
+    begins = f'{{"{HEADER}":'.encode()
+    try:
+        with open(listing, "rb") as file:
+            return file.read(len(begins)) == begins
+    except OSError:
+        return False
 
 
 def in_words(not_read: dict[str, int]) -> str:

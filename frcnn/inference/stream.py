@@ -122,7 +122,7 @@ class Predictor:
         """
         images = expand(images)
         if is_one_image(images):
-            check_size(size)
+            self.check_size(size)
             return self._launch_prepared([self._shaped(self.prepare(images, size, rgb))], details)()[0]
         return list(self.stream(images, size, batch_size, rgb=rgb, details=details))
 
@@ -142,7 +142,7 @@ class Predictor:
         it; a new stream can go on behind it.
         threads: for decoding; by default one on a CPU device, whose cores the network needs, else up to 8.
         """
-        check_size(size)
+        self.check_size(size)
 
         def read(item: tuple[int, Image]) -> tuple[Prepared, None]:
             with naming(item[0]):
@@ -183,6 +183,10 @@ class Predictor:
         ready = prepared_ahead(items, shaped, threads, ahead=2 * max(threads, batch_size))
         launch = partial(self._launch_prepared, details=details, least=batch_size if self.few_shapes else 1)
         return batched(ready, launch, batch_size, overlap=not on_cpu)
+
+    def check_size(self, size: tuple[int, int] | None) -> None:
+        """Raises OptionError for what `predict` does not take as its size."""
+        check_size(size)
 
     def prepare(self, image: Image, size: tuple[int, int] | None = None, rgb: bool = False) -> Prepared:
         """Read an image and resize it for this detector; as `frcnn.preprocess.prepare`."""

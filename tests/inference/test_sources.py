@@ -110,12 +110,15 @@ def test_urls_without_an_image_are_named(server, monkeypatch):
 
 
 def test_results_of_earlier_runs_are_not_images(tmp_path):
-    for name in ("a.png", "found/a.png", "found/deeper/b.png", "other/c.png"):
+    """Those that a first line of ours marks; a file of that name alone hides no image."""
+    for name in ("a.png", "found/a.png", "found/deeper/b.png", "other/c.png", "ours/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.new("RGB", (8, 8)).save(tmp_path / name)
-    (tmp_path / "found" / "detections.jsonl").write_text("{}\n")
+    (tmp_path / "found" / "detections-1-of-2.jsonl").write_text('{"frcnn_detect": {"size": 1}}\n')
+    (tmp_path / "other" / "detections.jsonl").write_text('{"image": "somebody else\'s"}\n')
+    (tmp_path / "ours" / "detections_of_birds.jsonl").mkdir()
     found = [path for path, _ in find_images([tmp_path], tmp_path / "new").images]
-    assert found == [tmp_path / "a.png", tmp_path / "other" / "c.png"]
+    assert found == [tmp_path / name for name in ("a.png", "other/c.png", "ours/d.png")]
     inside = [path for path, _ in find_images([tmp_path / "found"]).images]  # named, it is what is wanted
     assert inside == [tmp_path / "found" / "a.png", tmp_path / "found" / "deeper" / "b.png"]
 

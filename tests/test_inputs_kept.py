@@ -1,0 +1,100 @@
+"""No command writes over what it reads, whatever the user names."""
+
+import shutil
+
+import pytest
+from command import run
+from tiny_coco import write_tiny
+
+import frcnn
+from frcnn.engine.evaluate import evaluate
+from frcnn.zoo.build import build
+
+SMALL = ["--data.size", "64", "48", "--data.train-short-sides", "48", "--epochs", "1", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Files as a user has them."""
+    folder = tmp_path_factory.mktemp("here")
+    write_tiny(folder / "data", images=4)
+    model = build("small_r18_fpn", class_names=("bar", "square"))
+    model.save(folder / "best.pth")
+    shutil.copy(folder / "data" / "annotations.json", folder / "recipe.json")
+    return folder
+
+
+@pytest.fixture
+def unchanged(here):
+    """What was there before is there afterward, and nothing else."""
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    yield
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("output", ["best.pth", "recipe.json", "data/images/0.png", "data/../best.pth"])
+def test_evaluation_keeps_its_files(output, here, unchanged, capsys):
+    files = "--annotations", here / "recipe.json", "--images", here / "data" / "images"
+    assert run("eval", here / "best.pth", *files, "--output", here / output, "--device", "cpu") == 1
+    assert f"{here / output} would overwrite" in capsys.readouterr().err
+
+
+def test_evaluation_keeps_them_in_python_too(here, unchanged):
+    for output in ("recipe.json", "data/images/3.png"):
+        with pytest.raises(ValueError, match="which is read"):
+            evaluate(
+                frcnn.load(here / "best.pth"),
+                here / "recipe.json",
+                here / "data" / "images",
+                output=here / output,
+            )
+
+
+@pytest.mark.parametrize(
+    "recipe, options",
+    [
+        ("small_r18_fpn", ["--weights", "best.pth", "--reinit-heads"]),
+        ("small_r18_fpn", ["--train-annotations", "recipe.json"]),
+        ("small_r18_fpn", ["--val-annotations", "recipe.json", "--val-images", "data/images"]),
+    ],
+)
+def test_training_keeps_its_files(recipe, options, here, unchanged, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    data = ["--train-annotations", "data/annotations.json", "--train-images", "data/images"]
+    assert run("train", recipe, *data, *options, *SMALL, "--work-dir", ".", "--device", "cpu") == 1
+    assert "which is read: write to another place" in capsys.readouterr().err
+
+
+def test_training_keeps_its_recipe(here, tmp_path, monkeypatch, capsys):
+    """But goes on with the one that the run itself has written."""
+    import json
+
+    from frcnn.checkpoint.plain import to_plain
+    from frcnn.zoo.recipes import recipe
+
+    files = here / "data" / "annotations.json", here / "data" / "images"
+    arguments = "--train-annotations", files[0], "--train-images", files[1], *SMALL, "--device", "cpu"
+    written = json.dumps(to_plain(recipe("small_r18_fpn")))
+    for folder, options in ((tmp_path / "run", ["--work-dir", tmp_path / "run"]), (None, [])):
+        folder = folder or tmp_path / "work_dirs" / "small_r18_fpn"
+        folder.mkdir(parents=True)
+        (folder / "recipe.json").write_text(written)
+        monkeypatch.chdir(tmp_path)
+        assert run("train", folder / "recipe.json", *arguments, *options) == 1
+        assert "recipe.json, which is read" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="which is read"):
+            frcnn.train(str(folder / "recipe.json"), *files, work_dir=options[1] if options else None)
+        assert (folder / "recipe.json").read_text() == written
+        assert run("train", folder / "recipe.json", *arguments, *options, "--resume") == 1
+        assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_the_best_weights_of_a_run_are_kept(here, unchanged, capsys):
+    """Also where last.pth, which says that there is a run, is gone."""
+    data = "--train-annotations", here / "data" / "annotations.json", "--train-images", here / "data" / "images"
+    (here / "recipe.json").rename(here / "annotations.json")
+    try:
+        assert run("train", "small_r18_fpn", *data, *SMALL, "--work-dir", here, "--device", "cpu") == 1
+        assert "best.pth exists, of a run whose last.pth is gone" in capsys.readouterr().err
+    finally:
+        (here / "annotations.json").rename(here / "recipe.json")
