@@ -112,7 +112,7 @@ gpu-report: $(if $(GPU_PYTHON),,$(INSTALLED))
 rehearse-gpu-report: $(GPU_VENV)/.installed
 	$(BUILD_EMULATED)
 	PATH=$(CURDIR)/tools/cuda_emulator/rehearsal:$$PATH PYTHONPATH=$(CURDIR)/$(GPU_LIB) CUDA_HOME=$(CUDA_HOME) \
-	    $(GPU_BIN)/python tools/cuda_emulator/emulated_gpu.py $(GPU_BIN)/python benchmarks/gpu_report.py \
+	    FRCNN_CUDART=shared $(GPU_BIN)/python tools/cuda_emulator/emulated_gpu.py $(GPU_BIN)/python benchmarks/gpu_report.py \
 	    --rehearsal --build build/emulated-gpu $(GPU_REPORT_ARGS)
 
 docs: $(INSTALLED)

@@ -97,7 +97,9 @@ class ExportedDetector(Predictor):
     def check_size(self, size: tuple[int, int] | None) -> None:
         super().check_size(size)
         if self.info.dynamic and max(size or self.data.size) > MOST_SIDE:
-            raise OptionError(f"size={size or self.data.size}: {self.path} takes sides of {MOST_SIDE} at most")
+            raise OptionError(
+                f"size={size or self.data.size}: {self.path} takes sides of {MOST_SIDE} at most"
+            )
 
     def _shaped(self, image: Prepared) -> Prepared:
         """With zeros at the right and below up to the least size of a dynamic file."""

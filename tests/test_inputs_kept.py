@@ -91,7 +91,12 @@ def test_training_keeps_its_recipe(here, tmp_path, monkeypatch, capsys):
 
 def test_the_best_weights_of_a_run_are_kept(here, unchanged, capsys):
     """Also where last.pth, which says that there is a run, is gone."""
-    data = "--train-annotations", here / "data" / "annotations.json", "--train-images", here / "data" / "images"
+    data = (
+        "--train-annotations",
+        here / "data" / "annotations.json",
+        "--train-images",
+        here / "data" / "images",
+    )
     (here / "recipe.json").rename(here / "annotations.json")
     try:
         assert run("train", "small_r18_fpn", *data, *SMALL, "--work-dir", here, "--device", "cpu") == 1

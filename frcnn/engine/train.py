@@ -103,8 +103,9 @@ def train(
     and raises DatasetError. Under torchrun a process that waits `timeout` seconds for another gives up.
 
     Raises OptionError on an option out of its range, DatasetError, CheckpointError, NonFiniteLoss,
-    Interrupted; ValueError where `work_dir` would receive a file that is read, such as the weights; OSError where a file cannot be written; ChildProcessError where a worker dies; TimeoutError
-    and ConnectionError where another process hangs or ends.
+    Interrupted; ValueError where `work_dir` would receive a file that is read, such as the weights; OSError
+    where a file cannot be written; ChildProcessError where a worker dies; TimeoutError and ConnectionError
+    where another process hangs or ends.
     """
     if isinstance(recipe, str):
         named, recipe = recipe, recipe_named(recipe)

@@ -57,8 +57,8 @@ def export(
 
     Args:
         path: its name ends as the format's files do: .pt2 (torch), .aoti.pt2, .onnx, .xml (openvino) or
-            .trt.onnx (tensorrt). An earlier export there, as its certificate knows it, is replaced, but only by
-            a file that passes.
+            .trt.onnx (tensorrt). An earlier export there, as its certificate knows it, is replaced, but only
+            by a file that passes.
         images: files and folders of images like those to come; `most_images` of them are compared (and, for
             int8, calibrated on). The certificate says what came of it and is written beside the file.
         size: (height, width) of the input, in pixels, multiples of the model's pad_divisor; default: what
@@ -133,8 +133,8 @@ def check_export(
     present = [file for file in files if os.path.lexists(file)]
     if present and not (len(present) == len(files) and at_export(path).sha256 == sha256(path)):
         raise ExportError(
-            f"{present[0]} exists, and is no export with its certificate, which may be replaced: choose another "
-            "output, or move it away"
+            f"{present[0]} exists, and is no export with its certificate, which may be replaced: choose "
+            "another output, or move it away"
         )
 
 
