@@ -230,12 +230,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=200.0, help="after which no case is begun")
     parser.add_argument("--each", type=float, default=1.0, help="seconds of timed calls for each case")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds before a case is given up")
+    parser.add_argument("--without", nargs="*", default=[], metavar="MODE", help="leave out, as compiled")
     parser.add_argument("--one-process", action="store_true", help="what this program starts itself with")
     options = parser.parse_args()
     scratch = options.scratch or options.output
     for folder in (options.output, scratch):
         folder.mkdir(parents=True, exist_ok=True)
     cases = all_cases(RECIPES[:1], BATCHES[:1]) if options.quick else all_cases()
+    cases = [case for case in cases if case.mode not in options.without]
     if options.one_process:
         size = (64, 96) if options.quick else (800, 1333)
         measure(cases, Rows(options.output), Measurement(scratch, size, options.each), options.limit)

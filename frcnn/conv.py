@@ -29,6 +29,9 @@ class Conv(nn.Conv2d):
     """
 
     padding: tuple[int, ...]  # in numbers, never one of nn.Conv2d's words
+    overwrite_gradient = False
+    """Whether the gradient of the result may be overwritten, which saves a map at the peak of training: where
+    the result goes into one convolution and nowhere else."""
 
     def forward(
         self,
@@ -54,9 +57,10 @@ class Conv(nn.Conv2d):
         if add is not None and self.stride == (1, 1):
             add = resized(add, x)
         if relu and norm is None and bias is not None and can_fuse(x, weight):
-            return fused_conv(x, weight, bias, add, (self.stride, self.padding, self.dilation, self.groups))
-        geometry = self.stride[0], self.padding[0], self.groups
-        if torch.is_grad_enabled() and frcnn_ops.train_conv_fits(x, weight, *geometry):
+            geometry = self.stride, self.padding, self.dilation, self.groups
+            return fused_conv(x, weight, bias, add, geometry, self.overwrite_gradient)
+        shape = self.stride[0], self.padding[0], self.groups
+        if torch.is_grad_enabled() and frcnn_ops.train_conv_fits(x, weight, *shape):
             x = frcnn_ops.train_conv(x, weight, bias, self.stride[0])
         else:
             x = self._conv_forward(x, weight, bias)

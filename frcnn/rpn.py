@@ -26,6 +26,7 @@ class RPNHead(nn.Module):
         self.config = config
         self.strides = tuple(float(stride) for stride in strides)
         self.rpn_conv = Conv(channels, channels, 3, padding=1)
+        self.rpn_conv.overwrite_gradient = True  # of the pyramid's finest map, where memory is at its peak
         self.rpn_cls = Conv(channels, self.anchors, 1)
         self.rpn_reg = Conv(channels, self.anchors * 4, 1)
         for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):

@@ -14,6 +14,7 @@ from .grid_anchors import grid_anchors
 from .iou_loss import bounded_iou_loss, ciou_loss, diou_loss, giou_loss, iou_loss
 from .nms import batched_nms, nms, nms_padded
 from .normalize_images import normalize_images
+from .relu_bias_gradient import relu_bias_gradient
 from .resize_images import resize_images
 from .roi_align import pyramid_roi_align, roi_align
 from .rpn_loss import rpn_loss
@@ -63,6 +64,7 @@ __all__ = [
     "normalize_images",
     "onnx_translations",
     "pyramid_roi_align",
+    "relu_bias_gradient",
     "resize_images",
     "roi_align",
     "rpn_loss",

@@ -8,7 +8,7 @@ autograd. Numbers that are not finite follow the kernels' rules, which the opera
 from __future__ import annotations
 
 from .boxes import assign_max_iou, base_anchors, box_iof, box_iou, decode_boxes, encode_boxes, grid_anchors
-from .images import conv_epilogue, normalize_images, resize_images
+from .images import conv_epilogue, normalize_images, relu_bias_gradient, relu_bias_gradient_, resize_images
 from .losses import box_head_loss, iou_loss, rpn_loss
 from .roi_align import roi_align, roi_levels
 from .samples import fold_norms, sample_anchors, sample_proposals, shuffled
@@ -29,6 +29,8 @@ __all__ = [
     "nms",
     "nms_padded",
     "normalize_images",
+    "relu_bias_gradient",
+    "relu_bias_gradient_",
     "resize_images",
     "roi_align",
     "roi_levels",

@@ -60,3 +60,15 @@ def conv_epilogue(x, bias, add, relu) -> Tensor:
     if add is not None and total.numel():
         total = total + F.interpolate(add.float(), x.shape[2:], mode="nearest")
     return (total.relu() if relu else total).to(x.dtype)
+
+
+def relu_bias_gradient(grad, out) -> tuple[Tensor, Tensor]:
+    masked = grad.where(~(out <= 0), 0)
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    return masked, masked.to(wide).sum((0, 2, 3)).to(grad.dtype)
+
+
+def relu_bias_gradient_(grad, out) -> Tensor:
+    masked, by_bias = relu_bias_gradient(grad, out)
+    grad.copy_(masked)
+    return by_bias

@@ -27,9 +27,10 @@ HALVES = (torch.float16, torch.bfloat16)
 # RoIAlign sums in another order than the CPU operator, reductions over another tree; everything else is the
 # same arithmetic and has to give the same bits. (rtol, atol) by type of number.
 SUMMED = {"roi_align", "roi_align_backward", "fold_norms_backward", "rpn_loss"}
-SUMMED |= {"box_head_loss", "box_head_loss_backward"}
+SUMMED |= {"box_head_loss", "box_head_loss_backward", "relu_bias_gradient"}
 SAME_BITS = ["roi_align_backward", "iou_loss", "assign_max_iou", "nms_padded", "fold_norms_backward"]
 SAME_BITS += ["sample_anchors", "sample_proposals", "rpn_loss", "box_head_loss", "box_head_loss_backward"]
+SAME_BITS += ["relu_bias_gradient"]
 SUMS = {"float32": (1e-5, 1e-5), "float64": (1e-12, 1e-12), "half": (2e-3, 2e-3), "bfloat16": (2e-2, 2e-2)}
 
 

@@ -217,6 +217,11 @@ def winograd_weight_gradient(r):
     return [numbers(r, batch, channels, *size), numbers(r, batch, filters, *size)]
 
 
+def relu_bias_gradient_(r):
+    grad, out = from_cases("relu_bias_gradient")(r)
+    return [grad.clone(memory_format=torch.channels_last), out]
+
+
 def from_cases(name: str):
     """A generator for an operator that has none here: one of its cases in tests/cpp."""
 
@@ -241,6 +246,7 @@ GENERATORS = {name: from_cases(name) for name in CASES if name in frcnn_ops.buil
         iou_loss,
         iou_loss_backward,
         assign_max_iou,
+        relu_bias_gradient_,
         winograd_conv,
         winograd_weight_gradient,
     )
