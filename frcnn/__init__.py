@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from frcnn.checkpoint.download import DownloadError
     from frcnn.checkpoint.load import CheckpointError, load_checkpoint
     from frcnn.config import Recipe
-    from frcnn.data.coco import DatasetError, load_coco
+    from frcnn.data.coco import DatasetError, load_dataset
     from frcnn.detector import FasterRCNN
     from frcnn.engine.evaluate import evaluate
     from frcnn.engine.interrupt import Interrupted
@@ -41,7 +41,7 @@ _HOMES = {
     "list_recipes": "frcnn.zoo.recipes",
     "load": "frcnn.zoo.build",
     "load_checkpoint": "frcnn.checkpoint.load",
-    "load_coco": "frcnn.data.coco",
+    "load_dataset": "frcnn.data.coco",
     "recipe": "frcnn.zoo.recipes",
     "train": "frcnn.engine.train",
 }
@@ -63,7 +63,7 @@ __all__ = [
     "list_recipes",
     "load",
     "load_checkpoint",
-    "load_coco",
+    "load_dataset",
     "recipe",
     "train",
 ]

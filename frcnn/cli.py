@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Faster R-CNN: train it on your data, evaluate it, detect with it. Start with `make demo`, or with "
-    "`frcnn train small_r18_fpn` on a data set in COCO format. `frcnn COMMAND --help` explains a command, "
+    "`frcnn train small_r18_fpn` on a data set in COCO's format. `frcnn COMMAND --help` explains a command, "
     "`frcnn --version` prints the versions; FRCNN_DEBUG=1 in the environment shows tracebacks."
 )
 
@@ -158,7 +158,7 @@ def evaluate(
     device: Device = None,
     run_code: RunCode = False,
 ) -> int:
-    """Evaluate a model on a COCO data set with pycocotools.
+    """Evaluate a model on a data set of COCO's, VOC's or YOLO's format with pycocotools.
 
     Args:
         per_class: Also print AP and AP50 of every class.
@@ -166,7 +166,7 @@ def evaluate(
         output: Write the detections to this file, in COCO's results format.
         threads: How many read and resize images.
     """
-    from frcnn.data import load_coco
+    from frcnn.data import load_dataset
     from frcnn.engine.evaluate import check_options, evaluate
 
     check_options(batch_size, threads, output)
@@ -174,7 +174,7 @@ def evaluate(
         check_keeps(output, [annotations, model, *([weights] if weights else [])])
     if losses and precision != "float32":
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
-    dataset = load_coco(annotations, images)
+    dataset = load_dataset(annotations, images)
     # what detects fast has no losses
     detector: Predictor
     if losses:
@@ -245,12 +245,12 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         data: Annotated[DataConfig, FlagConversionOff] = base.data,
         model: Annotated[ModelConfig, FlagConversionOff] = base.model,
     ) -> None:
-        """Train a recipe on a data set in COCO format; its classes are taken from the file.
+        """Train a recipe on a data set of COCO's, VOC's or YOLO's format, with its classes.
 
         More settings: `frcnn train RECIPE --help`. Several GPUs: torchrun --nproc-per-node N -m frcnn train …
 
         Args:
-            val_annotations: COCO annotations to evaluate on after every epoch.
+            val_annotations: Annotations to evaluate on after every epoch.
             val_images: The folder of those images.
             work_dir: Folder for checkpoints and logs.
             epochs: How many; the recipe's learning rate decays move in proportion.

@@ -125,9 +125,18 @@ def _read_from(name: str | Path) -> Iterator[None]:
         raise ImageError(f"{name} cannot be read; it may be damaged or cut short ({reason})") from error
 
 
-def _decode(file: BinaryIO) -> np.ndarray:
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of what `read_image` returns, without decoding it. Raises ImageError."""
+    with _read_from(path), open(path, "rb") as file:
+        image = _opened(file)
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def _opened(file: BinaryIO) -> PIL.Image.Image:
+    """Not decoded yet; one that may not be is refused."""
     try:
-        image: PIL.Image.Image = PIL.Image.open(file, formats=FORMATS)
+        image = PIL.Image.open(file, formats=FORMATS)
     except PIL.UnidentifiedImageError:
         empty = file.seek(0, os.SEEK_END) == 0
         reason = "the file is empty" if empty else f"supported are {', '.join(FORMATS)}"
@@ -136,6 +145,19 @@ def _decode(file: BinaryIO) -> np.ndarray:
         raise ImageError(f"is not decoded: more than {MAX_PIXELS} pixels ({error})") from None
     if image.width * image.height > MAX_PIXELS:  # Pillow's limit may have been lifted
         raise ImageError(f"is not decoded: {image.width}x{image.height} are more than {MAX_PIXELS} pixels")
+    return image
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """By its EXIF data, which in a PNG may come behind the pixels; 1 where there are none."""
+    exif = PIL.Image.Exif()
+    with contextlib.suppress(Exception):  # damaged EXIF data harm no pixel
+        exif.load(image.info.get("exif", b""))
+    return exif.get(ORIENTATION_TAG, 1)
+
+
+def _decode(file: BinaryIO) -> np.ndarray:
+    image = _opened(file)
     if image.format == "PNG":
         image.verify()  # the checksums; decoding alone does not look at all of them
         image = PIL.Image.open(file, formats=FORMATS)
@@ -143,10 +165,7 @@ def _decode(file: BinaryIO) -> np.ndarray:
         _check_end_of_codestream(file)
     bits = _bits(image)
     image.load()
-    exif = PIL.Image.Exif()
-    with contextlib.suppress(Exception):  # damaged EXIF data harm no pixel
-        exif.load(image.info.get("exif", b""))
-    if (turn := UPRIGHT.get(exif.get(ORIENTATION_TAG, 1))) is not None:
+    if (turn := UPRIGHT.get(_orientation(image))) is not None:
         image = image.transpose(turn)
     return _pixels(image, bits)
 

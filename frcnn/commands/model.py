@@ -46,7 +46,10 @@ Precision = Annotated[
 ]
 BatchSize = Annotated[int, arg(help="Images per forward pass on a GPU; on a CPU they go one by one.")]
 Images = Annotated[Path, arg(metavar="DIR", help="The folder that the file's image names are relative to.")]
-Annotations = Annotated[Path, arg(metavar="FILE", help="A COCO annotation file.")]
+Annotations = Annotated[
+    Path,
+    arg(metavar="FILE", help="A COCO file, VOC's XML folder or image set, or YOLO's data.yaml."),
+]
 
 RunCode = Annotated[
     bool,

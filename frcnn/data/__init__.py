@@ -1,6 +1,6 @@
 """Detection data sets in COCO format: reading, checking, augmenting, batching."""
 
-from frcnn.data.coco import CocoDataset, DatasetError, load_coco
+from frcnn.data.coco import CocoDataset, DatasetError, load_dataset
 from frcnn.data.loader import TrainingImages, running, training_loader
 from frcnn.data.sampler import TrainingBatches
 
@@ -9,7 +9,7 @@ __all__ = [
     "DatasetError",
     "TrainingBatches",
     "TrainingImages",
-    "load_coco",
+    "load_dataset",
     "running",
     "training_loader",
 ]

@@ -84,9 +84,12 @@ class AnnotationFile:
     report: Report
 
 
-def read_annotations(path: Path) -> AnnotationFile:
-    """Read and check an annotation file by the rules of `frcnn.data.load_coco`. Raises DatasetError."""
-    content = _json(path)
+def read_annotations(path: Path, content: dict | None = None) -> AnnotationFile:
+    """Check annotations by the rules of `frcnn.data.load_dataset`. Raises DatasetError.
+
+    content: what a COCO file would hold; by default, what the file holds.
+    """
+    content = _checked(path, _json(path) if content is None else content)
     categories = list(_each(path, content, "categories", _category))
     _expect_unique(path, "categories", "id", [category_id for category_id, _ in categories])
     _expect_unique(path, "categories", "name", [name for _, name in categories])
@@ -159,8 +162,8 @@ def _mark_untrainable(found: AnnotationFile, describe: Callable[[int], str]) -> 
             found.trainable[index] = False
 
 
-def _json(path: Path) -> dict:
-    """The file's content, with the three lists that COCO detection needs."""
+def _json(path: Path) -> Any:
+    """The file's content."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -175,6 +178,11 @@ def _json(path: Path) -> dict:
         raise DatasetError(f"{path}: not an annotation file: its values are nested too deeply") from None
     except ValueError as error:  # no JSON, or no UTF-8
         raise DatasetError(f"{path}: not a JSON file ({error})") from None
+    return content
+
+
+def _checked(path: Path, content: Any) -> dict:
+    """Content that has the three lists that COCO detection needs."""
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DatasetError(
@@ -219,7 +227,9 @@ def _each(path: Path, content: dict, key: str, parse: Callable[[dict], T]) -> It
                 raise _MalformedError(f"must be an object, got {shown(entry)}")
             yield parse(entry)
         except _MalformedError as error:
-            raise DatasetError(f"{path}: {key}[{position}]: {error}") from None
+            of = entry.get("id") if key == "annotations" and isinstance(entry, dict) else None
+            place = f" ({shown(of)})" if isinstance(of, str) else ""  # where one of VOC or YOLO is from
+            raise DatasetError(f"{path}: {key}[{position}]{place}: {error}") from None
 
 
 def _category(entry: dict) -> tuple[int, str]:

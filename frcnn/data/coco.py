@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from frcnn.data.annotations import EXAMPLES, DatasetError, Report, read_annotations, shown
+from frcnn.data.formats import read_voc, read_yolo
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,16 @@ class CocoDataset:
         return "\n".join(lines)
 
 
-def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
-    """Read and check a COCO annotation file whose images lie in the folder `images`.
+def load_dataset(annotations: str | Path, images: str | Path) -> CocoDataset:
+    """Read and check the annotations of the images in the folder `images`, in one of three formats:
 
-    A field that is not what the format says makes the file unusable, in training and in evaluation alike:
+    - COCO: a JSON file.
+    - Pascal VOC: the folder of its XML files, or an image set (ImageSets/Main/train.txt); see
+      `frcnn.data.formats.read_voc`.
+    - YOLO: its data.yaml, beside the folder of a split's images; see `frcnn.data.formats.read_yolo`.
+
+    All three go through the same checks. A field that is not what the format says makes the file unusable, in
+    training and in evaluation alike:
 
     - categories: `id` a whole number, `name` text; neither may repeat.
     - images: `id` a whole number that does not repeat, `file_name` a path inside the folder, `width` and
@@ -149,7 +156,7 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
     entry and the field), or nothing matches.
     """
     annotation_file, image_folder = Path(annotations), Path(images)
-    content = read_annotations(annotation_file)
+    content = read_annotations(annotation_file, _content(annotation_file, image_folder))
     _expect_images(annotation_file, image_folder, content.file_names)
 
     encoded = [name.encode() for name in content.file_names]
@@ -172,6 +179,13 @@ def load_coco(annotations: str | Path, images: str | Path) -> CocoDataset:
         box_offsets=_offsets(np.bincount(content.rows, minlength=len(content.image_ids))),
         report=content.report,
     )
+
+
+def _content(annotations: Path, images: Path) -> dict | None:
+    """Of a data set that is not COCO's, what a COCO file would hold."""
+    if annotations.is_dir() or annotations.suffix.lower() == ".txt":
+        return read_voc(annotations, images)
+    return read_yolo(annotations, images) if annotations.suffix.lower() in (".yaml", ".yml") else None
 
 
 def _expect_images(annotation_file: Path, folder: Path, names: list[str]) -> None:

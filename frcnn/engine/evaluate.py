@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from frcnn.checked import OptionError, check_whole
-from frcnn.data import CocoDataset, DatasetError, load_coco
+from frcnn.data import CocoDataset, DatasetError, load_dataset
 from frcnn.data.loader import BadImage, bad_image, read_annotated
 from frcnn.engine.distributed import Processes
 from frcnn.engine.options import check_parallel
@@ -107,7 +107,7 @@ def evaluate(
     elif images is None:
         raise OptionError(f"images=None: name the folder of the images of {annotations}")
     else:
-        dataset = load_coco(annotations, images)
+        dataset = load_dataset(annotations, images)
     if output is not None:
         images_read = map(dataset.image_path, range(len(dataset)))
         check_keeps(output, [dataset.annotation_file, *images_read])

@@ -20,7 +20,7 @@ from frcnn.checked import OptionError
 from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.run_state import random_state, seed_everything
 from frcnn.config import Recipe
-from frcnn.data import CocoDataset, TrainingBatches, load_coco, running, training_loader
+from frcnn.data import CocoDataset, TrainingBatches, load_dataset, running, training_loader
 from frcnn.data.loader import BadImage
 from frcnn.engine.bad_images import BadImages
 from frcnn.engine.distributed import Processes, started_processes
@@ -141,10 +141,10 @@ def train(
             with stop.at_once():
                 run = _Run(
                     recipe,
-                    load_coco(train_annotations, train_images).for_training(recipe.data.min_image_side),
+                    load_dataset(train_annotations, train_images).for_training(recipe.data.min_image_side),
                     None
                     if val_annotations is None or val_images is None
-                    else load_coco(val_annotations, val_images),
+                    else load_dataset(val_annotations, val_images),
                     val_losses,
                     folder_of(work_dir, recipe),
                     Settings(seed, precision, mode, processes.count),

@@ -9,7 +9,7 @@ import re
 import pytest
 from tiny_coco import perfect
 
-from frcnn.data import DatasetError, load_coco
+from frcnn.data import DatasetError, load_dataset
 from frcnn.engine.evaluate import score
 
 NASTY = [
@@ -81,7 +81,7 @@ def test_mutations_load_or_are_refused(folder, valid, write, stress, record_prop
     for _ in range(count):
         path = write(mutated(rng, valid, data))
         try:
-            dataset = load_coco(path, folder / "images")
+            dataset = load_dataset(path, folder / "images")
             training = dataset.for_training(min_side=1)
         except DatasetError as error:
             assert re.search(r"spoiled\.json|no such image", str(error)) and len(str(error)) < 3000

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_coco import read_content, write_content, write_tiny
 
-from frcnn.data import DatasetError, load_coco
+from frcnn.data import DatasetError, load_dataset
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def edited(tiny, edit):
 
 
 def test_classes_are_sorted_by_category_id(tiny):
-    dataset = load_coco(*tiny)
+    dataset = load_dataset(*tiny)
     assert dataset.class_names == ("bar", "square")
     assert dataset.category_ids == (7, 40)
 
 
 def test_boxes_and_labels_of_every_image_match_the_file(tiny):
-    dataset = load_coco(*tiny)
+    dataset = load_dataset(*tiny)
     content = read_content(tiny[0])
     for index, image in enumerate(content["images"]):
         own = [entry for entry in content["annotations"] if entry["image_id"] == image["id"]]
@@ -43,7 +43,7 @@ def test_boxes_and_labels_of_every_image_match_the_file(tiny):
 
 def test_annotations_may_come_in_any_order(tiny):
     shuffled = edited(tiny, lambda content: content["annotations"].reverse())
-    first, second = load_coco(*tiny), load_coco(shuffled, tiny[1])
+    first, second = load_dataset(*tiny), load_dataset(shuffled, tiny[1])
     for index in range(len(first)):
         assert sorted(first.boxes_of(index)[0].tolist()) == sorted(second.boxes_of(index)[0].tolist())
 
@@ -52,7 +52,7 @@ def test_crowd_regions_are_not_trained_on(tiny):
     def edit(content):
         content["annotations"][0]["iscrowd"] = 1
 
-    dataset = load_coco(edited(tiny, edit), tiny[1])
+    dataset = load_dataset(edited(tiny, edit), tiny[1])
     assert len(dataset.boxes_of(0)[0]) == 1
     assert dataset.crowd.tolist().count(True) == 1 and len(dataset.boxes) == 12
     assert dataset.box_counts().tolist() == [1, 2, 2, 2, 2, 2]
@@ -63,7 +63,7 @@ def test_fields_that_other_tools_leave_out_are_not_needed(tiny):
         for entry in content["annotations"]:
             del entry["area"], entry["iscrowd"], entry["id"]
 
-    assert load_coco(edited(tiny, edit), tiny[1]).box_counts().sum() == 12
+    assert load_dataset(edited(tiny, edit), tiny[1]).box_counts().sum() == 12
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_fields_that_other_tools_leave_out_are_not_needed(tiny):
     ],
 )
 def test_an_unusable_box_is_left_out_and_reported(tiny, change, reason):
-    dataset = load_coco(edited(tiny, lambda content: content["annotations"][0].update(change)), tiny[1])
+    dataset = load_dataset(edited(tiny, lambda content: content["annotations"][0].update(change)), tiny[1])
     assert dataset.box_counts().sum() == 11
     (line,) = dataset.report.lines()
     assert line.startswith("1 boxes") and reason in line and "annotation 0" in line
@@ -90,7 +90,7 @@ def test_a_box_that_sticks_out_is_kept(tiny):
     def edit(content):
         content["annotations"][0]["bbox"] = [-5, 4, 20, 10]
 
-    dataset = load_coco(edited(tiny, edit), tiny[1])
+    dataset = load_dataset(edited(tiny, edit), tiny[1])
     assert dataset.boxes_of(0)[0][0].tolist() == [-5, 4, 15, 14]
 
 
@@ -101,7 +101,7 @@ def test_training_drops_empty_and_small_images(tiny):
         for entry in content["annotations"][6:]:
             entry["bbox"] = [2, 3, 10, 12]
 
-    dataset = load_coco(edited(tiny, edit), tiny[1])
+    dataset = load_dataset(edited(tiny, edit), tiny[1])
     kept = dataset.for_training(min_side=32)
     assert kept.image_ids.tolist() == [100, 99, 97, 95]
     assert [kept.image_path(i).name for i in range(4)] == ["0.png", "1.png", "3.png", "5.png"]
@@ -118,28 +118,28 @@ def test_a_training_set_of_empty_images_is_an_error(tiny):
             entry["iscrowd"] = 1
 
     with pytest.raises(DatasetError, match=r"none of its 6 images can be trained on.*without boxes"):
-        load_coco(edited(tiny, edit), tiny[1]).for_training()
+        load_dataset(edited(tiny, edit), tiny[1]).for_training()
 
 
 def test_missing_and_malformed_files_are_named(tiny, tmp_path):
     with pytest.raises(DatasetError, match=r"absent\.json: no such annotation file"):
-        load_coco(tmp_path / "absent.json", tiny[1])
+        load_dataset(tmp_path / "absent.json", tiny[1])
     with pytest.raises(DatasetError, match=r"nowhere: no such image folder"):
-        load_coco(tiny[0], tmp_path / "nowhere")
+        load_dataset(tiny[0], tmp_path / "nowhere")
     broken = tmp_path / "broken.json"
     broken.write_text('{"images": [')
     with pytest.raises(DatasetError, match=r"broken\.json: not a JSON file"):
-        load_coco(broken, tiny[1])
+        load_dataset(broken, tiny[1])
     with pytest.raises(DatasetError, match="no list 'images'"):
-        load_coco(write_content(tmp_path, [1, 2]), tiny[1])
+        load_dataset(write_content(tmp_path, [1, 2]), tiny[1])
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_each_list_is_needed_and_must_not_be_empty(tiny, key):
     with pytest.raises(DatasetError, match=f"no list '{key}'"):
-        load_coco(edited(tiny, lambda content: content.pop(key)), tiny[1])
+        load_dataset(edited(tiny, lambda content: content.pop(key)), tiny[1])
     with pytest.raises(DatasetError, match=f"list '{key}' is empty"):
-        load_coco(edited(tiny, lambda content: content[key].clear()), tiny[1])
+        load_dataset(edited(tiny, lambda content: content[key].clear()), tiny[1])
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_each_list_is_needed_and_must_not_be_empty(tiny, key):
 )
 def test_malformed_entries_are_located(tiny, edit, message):
     with pytest.raises(DatasetError, match=message):
-        load_coco(edited(tiny, edit), tiny[1])
+        load_dataset(edited(tiny, edit), tiny[1])
 
 
 def test_absent_images_are_counted_and_named(tiny):
     (tiny[1] / "3.png").unlink()
     with pytest.raises(DatasetError, match=r"1 of the 6 images.*3\.png'; give the folder"):
-        load_coco(*tiny)
+        load_dataset(*tiny)
 
 
 @pytest.mark.parametrize(
@@ -195,13 +195,13 @@ def test_references_that_match_nothing_show_both_sides(tiny, key, message):
             entry[key] += 1000
 
     with pytest.raises(DatasetError, match=message):
-        load_coco(edited(tiny, edit), tiny[1])
+        load_dataset(edited(tiny, edit), tiny[1])
 
 
 @pytest.mark.parametrize(("split", "annotation"), [("train", 2288), ("val", 3692)])
 def test_the_degenerate_boxes_of_real_data_are_reported(split, annotation):
     folder = Path(__file__).parent / "cases" / "bccd"
-    dataset = load_coco(folder / f"instances_{split}.json", folder)
+    dataset = load_dataset(folder / f"instances_{split}.json", folder)
     assert dataset.class_names == ("RBC", "WBC", "Platelets")
     assert dataset.category_ids == (10, 20, 40)
     (line,) = dataset.report.lines()

@@ -11,7 +11,7 @@ from frcnn.config import DataConfig
 from frcnn.data import (
     DatasetError,
     TrainingBatches,
-    load_coco,
+    load_dataset,
     running,
     training_loader,
 )
@@ -21,7 +21,7 @@ DATA = DataConfig(size=(96, 64), train_short_sides=(48, 64), pad_divisor=32)
 
 @pytest.fixture
 def dataset(tmp_path):
-    return load_coco(*write_tiny(tmp_path))
+    return load_dataset(*write_tiny(tmp_path))
 
 
 def batches_of(dataset, workers, start=0):
@@ -69,7 +69,7 @@ def damaged(tmp_path):
     annotations, images = write_tiny(tmp_path)
     content = read_content(annotations)
     content["images"][0].update(width=48, height=50)
-    dataset = load_coco(write_content(tmp_path, content), images)
+    dataset = load_dataset(write_content(tmp_path, content), images)
     (images / "1.png").write_bytes(b"not an image")
     (images / "3.png").unlink()
     return dataset

@@ -65,14 +65,14 @@ def slow_write(seconds):
 def slow_start(seconds):
     import frcnn.engine.train as module
 
-    original = module.load_coco
+    original = module.load_dataset
 
-    def load_coco(*arguments):
+    def load_dataset(*arguments):
         print("starting", flush=True)
         time.sleep(seconds)
         return original(*arguments)
 
-    module.load_coco = load_coco
+    module.load_dataset = load_dataset
 
 
 def file_limit(size):

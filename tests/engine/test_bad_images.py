@@ -9,7 +9,7 @@ import torch
 from tiny_coco import write_tiny
 
 from frcnn.checkpoint.run_state import read_training_state
-from frcnn.data import DatasetError, load_coco
+from frcnn.data import DatasetError, load_dataset
 from frcnn.data.loader import BadImage, allowed_bad_images
 from frcnn.engine import train as train_module
 from frcnn.engine.bad_images import BadImages
@@ -106,12 +106,12 @@ def test_allowed_shares():
 
 
 def test_only_the_first_few_are_named(tiny):
-    images = BadImages(load_coco(*tiny), 0.5)
+    images = BadImages(load_dataset(*tiny), 0.5)
     images.add([BadImage(0, "a"), BadImage(1, "b"), BadImage(2, "c"), BadImage(0, "a")])
     assert not images.too_many and images.summary().endswith("place:\n  a (2x)\n  b (1x)\n  c (1x)")
     images.add([BadImage(3, "d"), BadImage(4, "e"), BadImage(5, "f")])
     assert images.too_many and ": a; b; c; d; e; …. What" in str(images.error("What"))
-    again = BadImages(load_coco(*tiny), 0.5)
+    again = BadImages(load_dataset(*tiny), 0.5)
     again.restore(images.state())
     assert again.summary() == images.summary() and again.counts() == images.counts()
 

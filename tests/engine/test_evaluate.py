@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 from tiny_coco import read_content, write_content
 
 from frcnn.config import DataConfig, ModelConfig
-from frcnn.data import DatasetError, load_coco
+from frcnn.data import DatasetError, load_dataset
 from frcnn.engine.evaluate import evaluate
 from frcnn.inference.stream import Predictor
 from frcnn.structures import Detections
@@ -33,7 +33,7 @@ class Oracle(Predictor):
 
 def truth_of(annotations, images, order=(0, 1)):
     """The data set's own boxes as perfect detections, labels mapped through `order`."""
-    dataset = load_coco(annotations, images)
+    dataset = load_dataset(annotations, images)
     answers = []
     for index in range(len(dataset)):
         boxes, labels = map(torch.from_numpy, dataset.boxes_of(index))

@@ -12,7 +12,7 @@ from tiny_coco import read_content, write_content, write_tiny
 from frcnn.checkpoint.run_state import read_training_state
 from frcnn.checkpoint.save import checksum
 from frcnn.cli import main
-from frcnn.data import DatasetError, load_coco
+from frcnn.data import DatasetError, load_dataset
 from frcnn.engine import train as train_module
 from frcnn.engine.evaluate import evaluate
 from frcnn.engine.validation_loss import means
@@ -26,7 +26,7 @@ NAMES = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss"]
 
 def by_hand(model, annotations, images, indices=range(6)):
     """The mean over images of the losses of a batch that holds one of them."""
-    dataset = load_coco(annotations, images)
+    dataset = load_dataset(annotations, images)
     label_of = [model.class_names.index(name) for name in dataset.class_names]
     rows = []
     for index in indices:

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import digits
 
-from frcnn.data import load_coco
+from frcnn.data import load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def written(tmp_path_factory):
 def test_it_is_a_sound_coco_data_set(written):
     folder, files = written
     for name, count in (("train", 30), ("held_out", 10)):
-        dataset = load_coco(files[name], folder / "images")
+        dataset = load_dataset(files[name], folder / "images")
         assert len(dataset) == count and dataset.report.lines() == []
         assert dataset.class_names == tuple("0123456789")
         assert (dataset.box_counts() >= 4).all()
@@ -35,7 +35,7 @@ def test_it_is_a_sound_coco_data_set(written):
 
 def test_digits_stand_out_from_their_ground(written):
     folder, files = written
-    dataset = load_coco(files["train"], folder / "images")
+    dataset = load_dataset(files["train"], folder / "images")
     contrasts = []
     for index in range(len(dataset)):
         gray = cv2.imread(str(dataset.image_path(index)), cv2.IMREAD_GRAYSCALE).astype(float)
