@@ -11,6 +11,7 @@ import difflib
 import reprlib
 import types
 import typing
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,20 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> N
     if not whole or value < least or (most is not None and value > most):
         upper = "or more" if most is None else f"to {most}"
         raise OptionError(f"{name}={value!r}: it is a whole number, {least} {upper}")
+
+
+MOST_CHARACTERS = 4096
+"""Of a class name."""
+
+
+def is_name(value: Any) -> bool:
+    """Whether a class can be called so: text without control characters, which a terminal would obey, and
+    without halves of surrogate pairs, which no file takes and which end cv2's process."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MOST_CHARACTERS
+        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+    )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from frcnn.commands.model import (
     Weights,
     check_exists,
     default,
+    files_of,
     load_detector,
     load_model,
 )
@@ -171,7 +172,7 @@ def evaluate(
 
     check_options(batch_size, threads, output)
     if output is not None:
-        check_keeps(output, [annotations, model, *([weights] if weights else [])])
+        check_keeps(output, [annotations, *files_of(model), *([weights] if weights else [])])
     if losses and precision != "float32":
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     dataset = load_dataset(annotations, images)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import frcnn_ops
 from frcnn.backbone import ResNet
+from frcnn.checked import is_name
 from frcnn.checkpoint.save import save_model
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.conv import computed_dtype
@@ -53,6 +54,8 @@ class FasterRCNN(nn.Module, Predictor):
                 f"{len(class_names)} class names for a model of {config.num_classes} classes: "
                 "set num_classes to the number of names"
             )
+        if not all(map(is_name, class_names)):
+            raise ValueError(f"class names are text without control characters, not {class_names!r:.80}")
         self.config = config
         self.data = data or DataConfig()
         self.class_names = tuple(class_names)

@@ -48,6 +48,16 @@ def replace_text(path: str | Path, text: str) -> None:
         file.write(text.encode())
 
 
+def set_aside(path: Path) -> None:
+    """Give a file that is in the way, if there is one, the first free name: log.jsonl becomes log.1.jsonl."""
+    number = 1
+    while path.exists():
+        free = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        if not os.path.lexists(free):
+            path.rename(free)
+        number += 1
+
+
 def check_folder(folder: str | Path) -> None:
     """Find out before hours of work whether `folder` is there or can be made, and takes files.
 

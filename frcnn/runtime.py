@@ -112,7 +112,7 @@ class ExportedDetector(Predictor):
         if details:
             raise OptionError("details=True: an exported file has detections alone; ask the model itself")
         found = self.outputs(images, sizes, scales)
-        self._check(found, len(images))
+        self._check(found, sizes.flip(1) / scales)
         return found
 
     def outputs(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
@@ -147,9 +147,12 @@ class ExportedDetector(Predictor):
                 f"{self.path}: its runtime failed with {len(images)} images of {height}x{width}: {error}"
             ) from None
 
-    def _check(self, found: tuple[Tensor, ...], images: int) -> None:
-        """Raises ExportError unless these are detections: a file may have been changed, or made to harm."""
-        most = self.config.roi_head.max_detections
+    def _check(self, found: tuple[Tensor, ...], limits: Tensor) -> None:
+        """Raises ExportError unless these are detections: a file may have been changed, or made to harm.
+
+        limits: [B, 2], the images' widths and heights, in the boxes' pixels.
+        """
+        images, most = len(limits), self.config.roi_head.max_detections
         expected = {
             "boxes": (torch.float32, (images, most, 4)),
             "scores": (torch.float32, (images, most)),
@@ -164,8 +167,10 @@ class ExportedDetector(Predictor):
         if not ((counts >= 0) & (counts <= most)).all():
             raise ExportError(f"{wrong}: counts outside 0 to {most}")
         used = torch.arange(most) < counts[:, None]
-        if not (boxes[used].isfinite().all() and ((scores[used] >= 0) & (scores[used] <= 1)).all()):
-            raise ExportError(f"{wrong}: boxes that are not finite, or scores outside 0 to 1")
+        sides = limits[:, None].expand(-1, most, -1)[used] * 1.01 + 1  # some rounding
+        inside = (boxes[used] >= -1) & (boxes[used] <= sides.repeat(1, 2))  # not where a number is none
+        if not (inside.all() and ((scores[used] >= 0) & (scores[used] <= 1)).all()):
+            raise ExportError(f"{wrong}: boxes outside their image, or scores outside 0 to 1")
         if not ((labels[used] >= 0) & (labels[used] < self.config.num_classes)).all():
             raise ExportError(f"{wrong}: labels outside its {self.config.num_classes} classes")
 

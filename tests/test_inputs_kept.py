@@ -1,5 +1,6 @@
 """No command writes over what it reads, whatever the user names."""
 
+import json
 import shutil
 
 import pytest
@@ -7,8 +8,10 @@ from command import run
 from tiny_coco import write_tiny
 
 import frcnn
+from frcnn.checkpoint.plain import to_plain
 from frcnn.engine.evaluate import evaluate
 from frcnn.zoo.build import build
+from frcnn.zoo.recipes import recipe
 
 SMALL = ["--data.size", "64", "48", "--data.train-short-sides", "48", "--epochs", "1", "--workers", "0"]
 
@@ -50,6 +53,24 @@ def test_evaluation_keeps_them_in_python_too(here, unchanged):
             )
 
 
+def test_evaluation_keeps_all_of_an_exported_file(here, unchanged, tmp_path, capsys):
+    files = "--annotations", here / "recipe.json", "--images", here / "data" / "images"
+    for name in ("m.xml", "m.bin", "m.xml.certificate.json"):
+        (tmp_path / name).write_text("a part of it")
+        assert run("eval", tmp_path / "m.xml", *files, "--output", tmp_path / name) == 1
+        assert f"{name}, which is read" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "a part of it"
+
+
+def test_conversion_keeps_its_source(here, tmp_path, capsys):
+    for name in ("o.pth", ".o.pth.tmp"):  # the latter is what is written first
+        shutil.copy(here / "best.pth", tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        assert run("convert", tmp_path / name, tmp_path / "o.pth") == 1
+        assert "which is read" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "recipe, options",
     [
@@ -65,13 +86,37 @@ def test_training_keeps_its_files(recipe, options, here, unchanged, monkeypatch,
     assert "which is read: write to another place" in capsys.readouterr().err
 
 
+def test_training_keeps_what_only_a_failure_would_overwrite(here, unchanged, tmp_path, capsys):
+    """The report of a step that was not finite; and an image of such a name."""
+    content = json.loads((here / "data" / "annotations.json").read_text())
+    (tmp_path / "not_finite.json").write_text(json.dumps(content))
+    given = "--train-images", here / "data" / "images", *SMALL, "--work-dir", tmp_path, "--device", "cpu"
+    assert run("train", "small_r18_fpn", "--train-annotations", tmp_path / "not_finite.json", *given) == 1
+    assert "not_finite.json, which is read" in capsys.readouterr().err
+    shutil.copy(here / "data" / "images" / content["images"][0]["file_name"], tmp_path / "log.jsonl")
+    content["images"], one = content["images"][:1], content["images"][0]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == one["id"]]
+    one["file_name"] = "log.jsonl"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    given = "--train-images", tmp_path, *given[2:]
+    assert run("train", "small_r18_fpn", "--train-annotations", tmp_path / "a.json", *given) == 1
+    assert "log.jsonl, which is read" in capsys.readouterr().err
+
+
+def test_what_has_a_runs_names_is_set_aside(here, unchanged, tmp_path):
+    data = here / "data"
+    given = "--train-annotations", data / "annotations.json", "--train-images", data / "images", *SMALL
+    for name in ("recipe.json", "log.jsonl", "log.1.jsonl"):
+        (tmp_path / name).write_text(f"my own {name}")
+    assert run("train", "small_r18_fpn", *given, "--work-dir", tmp_path, "--device", "cpu") == 0
+    kept = {"recipe.1.json": "recipe.json", "log.2.jsonl": "log.jsonl", "log.1.jsonl": "log.1.jsonl"}
+    for name, before in kept.items():
+        assert (tmp_path / name).read_text() == f"my own {before}"
+    assert json.loads((tmp_path / "recipe.json").read_text())["name"] == "small_r18_fpn"
+
+
 def test_training_keeps_its_recipe(here, tmp_path, monkeypatch, capsys):
     """But goes on with the one that the run itself has written."""
-    import json
-
-    from frcnn.checkpoint.plain import to_plain
-    from frcnn.zoo.recipes import recipe
-
     files = here / "data" / "annotations.json", here / "data" / "images"
     arguments = "--train-annotations", files[0], "--train-images", files[1], *SMALL, "--device", "cpu"
     written = json.dumps(to_plain(recipe("small_r18_fpn")))

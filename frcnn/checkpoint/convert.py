@@ -10,6 +10,7 @@ from frcnn.checkpoint.plain import from_plain
 from frcnn.checkpoint.save import check_suffix, save_weights
 from frcnn.checkpoint.torch_file import reading
 from frcnn.config import DataConfig, ModelConfig, Recipe
+from frcnn.files import check_keeps
 from frcnn.zoo.recipes import recipe as recipe_named
 
 
@@ -31,8 +32,7 @@ def convert(source: str | Path, target: str | Path, recipe: str | Recipe | None 
     """
     target = Path(target)
     check_suffix(target)
-    if target.resolve() == Path(source).resolve():
-        raise ValueError(f"{target}: the source and the target are the same file")
+    check_keeps(target, [source])
     if not target.parent.is_dir():
         raise ValueError(f"{target}: there is no folder {target.parent}; make it first")
     if target.is_dir():

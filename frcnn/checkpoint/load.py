@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from frcnn.checked import is_name
 from frcnn.checkpoint.names import from_detectron2, from_torchvision, recognize
 from frcnn.checkpoint.records import ArrayRecord, Inert, TensorRecord
 from frcnn.checkpoint.torch_file import (
@@ -159,9 +160,9 @@ def read_checkpoint(source: str | Path | Mapping[str, Any] | Checkpoint) -> Chec
             kind = f"object of {value.path}" if isinstance(value, Inert) else type(value).__name__
             raise CheckpointError(f"holds one {kind}, not a state dict")
         state, meta, notes = _find_state(file.content.value, (TensorRecord, ArrayRecord))
+        names, recipe, text = _metadata(meta)
     if file.content.left_out:
         notes += (f"objects left out: {_some(list(file.content.left_out))}",)
-    names, recipe, text = _metadata(meta)
     if not names and "__author__" in file.content.value and _rows(state, "cls_score.bias") == 81:
         names = COCO_CLASSES  # detectron2's model zoo, whose classes are COCO's in the order of their ids
     return Checkpoint(file.tensors(state), str(path), names, recipe, text, notes)
@@ -280,6 +281,9 @@ def _metadata(meta: Any) -> tuple[tuple[str, ...], Mapping[str, Any] | None, str
         names = (names,)
     if not isinstance(names, list | tuple) or any(not isinstance(name, str) for name in names):
         names = ()
+    for name in names:
+        if not is_name(name):
+            raise CheckpointError(f"its class name {shown(name)} is no text without control characters")
     recipe = meta.get("recipe")
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
     return tuple(names), recipe if isinstance(recipe, Mapping) else None, text

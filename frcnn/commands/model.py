@@ -100,6 +100,13 @@ def load_detector(
     return load_model(model, weights, device).optimize(precision)
 
 
+def files_of(model: str) -> list[Path]:
+    """What is read of a model, with what belongs to an exported file."""
+    from frcnn.export.certificate import beside, parts_of
+
+    return [*parts_of(Path(model)), beside(Path(model))]
+
+
 def check_exists(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from frcnn.checked import is_name
+
 EXAMPLES = 3
 """How many offenders a message names."""
 
@@ -233,7 +235,10 @@ def _each(path: Path, content: dict, key: str, parse: Callable[[dict], T]) -> It
 
 
 def _category(entry: dict) -> tuple[int, str]:
-    return _whole(entry, "id"), _text(entry, "name")
+    name = _text(entry, "name")
+    if not is_name(name):
+        raise _wrong("name", "text without control characters", name)
+    return _whole(entry, "id"), name
 
 
 def _image(entry: dict) -> tuple[int, str, int, int]:

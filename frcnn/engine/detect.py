@@ -114,7 +114,7 @@ def detect(
     if of > 1:
         settings["images"] = _digest(found.images)  # with others, a shard would have other ones of them
     part = f"-{number}-of-{of}" if of > 1 else ""
-    lines = ResultLines(output / f"{RESULTS}{part}.jsonl", settings, resume)
+    lines = ResultLines(output / f"{RESULTS}{part}.jsonl", settings, resume, _is_entry)
     listing = output / f"{RESULTS}{part}.json"
     mine = _named(found.images, lines.entries)[number - 1 :: of]
     todo = [(path, target) for path, target in mine if not _is_done(lines.entries.get(str(path)), output)]
@@ -218,9 +218,25 @@ def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tu
     return result
 
 
+def _is_entry(entry: dict) -> bool:
+    """Whether `detect` can have written it; its drawing is an image file below the output."""
+    image, drawing = entry.get("image"), entry.get("drawing", "a.png")
+    if not (isinstance(image, str) and isinstance(drawing, str)) or "\0" in image + drawing:
+        return False
+    path = Path(drawing)
+    found = entry.get("detections", [])
+    return (
+        not path.is_absolute()
+        and ".." not in path.parts
+        and path.suffix.lower() in DRAWN_AS_THEY_ARE
+        and (isinstance(entry.get("error"), str) or isinstance(entry.get("detections"), list))
+        and all(isinstance(one, dict) for one in found)
+    )
+
+
 def _digest(images: Sequence[tuple[Path, Path]]) -> str:
     """Of the images' names and order."""
-    return hashlib.sha256("\n".join(str(path) for path, _ in images).encode()).hexdigest()
+    return hashlib.sha256(b"\n".join(os.fsencode(path) for path, _ in images)).hexdigest()
 
 
 def _is_done(entry: dict | None, output: Path) -> bool:

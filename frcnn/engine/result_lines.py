@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -16,6 +17,8 @@ class ResultLines:
 
     entries: image -> its entry, in the order of the file; of several for an image the last counts.
 
+    is_entry: whether an object can be an entry, as a file may have been changed by others.
+
     Opening it reads an earlier run's entries if `resume` is set and changes nothing yet; as a context manager
     it then takes new ones. A last line that was cut, by a full disk or the end of the process, is dropped.
 
@@ -23,8 +26,9 @@ class ResultLines:
     that is something else.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], resume: bool):
+    def __init__(self, path: Path, settings: dict[str, Any], resume: bool, is_entry: Callable[[dict], bool]):
         self.path = path
+        self.is_entry = is_entry
         self.entries: dict[str, dict] = {}
         self._header = _line({HEADER: settings})
         self._kept = 0
@@ -44,8 +48,10 @@ class ResultLines:
         try:
             header, *entries = [json.loads(line) for line in whole.splitlines()]
             before = dict(header[HEADER])
-            self.entries = {str(entry["image"]): dict(entry) for entry in entries}
-        except (ValueError, KeyError, TypeError):
+            if not all(isinstance(entry, dict) and self.is_entry(entry) for entry in entries):
+                raise ValueError
+            self.entries = {entry["image"]: entry for entry in entries}
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(
                 f"{self.path} is not, or not only, what detection writes: choose another output"
             ) from None

@@ -20,7 +20,7 @@ from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
 from frcnn.engine.bad_images import BadImages
 from frcnn.engine.loss_scale import LossScale
-from frcnn.files import check_folder, check_keeps, replace_text, temporary_of
+from frcnn.files import check_folder, check_keeps, replace_text, set_aside, temporary_of
 from frcnn.inference.hardware import Precision
 
 Mode = Literal["eager", "graph"]
@@ -80,7 +80,9 @@ class RunFolder:
         self.path = path
         self.last = path / "last.pth"
         self.best = path / "best.pth"
-        self.files = self.last, self.best, path / "recipe.json", path / "log.jsonl"
+        ranks = [f"_process{rank}" for rank in range(settings.processes)] if settings.processes > 1 else [""]
+        names = "recipe.json", "log.jsonl", *(f"not_finite{rank}.json" for rank in ranks)
+        self.files = self.last, self.best, *(path / name for name in names)
         self.recipe = recipe
         self.settings = asdict(settings)
         self.dataset = dataset
@@ -91,6 +93,9 @@ class RunFolder:
         inputs: files that the run reads. Raises ValueError where it would write one of them.
         """
         check_folder(self.path)
+        images = map(self.dataset.image_path, range(len(self.dataset)))
+        names = {file.name for file in self.files}
+        inputs = [*inputs, *(image for image in images if image.name in names)]
         for file in self.files:
             check_keeps(file, inputs)
         if resume and not self.last.exists():
@@ -107,12 +112,22 @@ class RunFolder:
                 f"{self.best} exists, of a run whose last.pth is gone: give another work_dir, or move it away"
             )
 
-    def prepare(self) -> None:
-        """The first change to the folder, made when nothing can be refused any more."""
+    def prepare(self, resume: bool) -> None:
+        """The first change to the folder, made when nothing can be refused any more.
+
+        Files that have our names without a checkpoint beside them, of a run that failed early or somebody's,
+        get other names.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         for file in self.files:
             temporary_of(file).unlink(missing_ok=True)  # of a run that was killed
-        replace_text(self.path / "recipe.json", json.dumps(to_plain(self.recipe), indent=2) + "\n")
+        recipe, *others = self.files[2:]
+        text = json.dumps(to_plain(self.recipe), indent=2) + "\n"
+        if not resume:
+            same = recipe.exists() and recipe.read_bytes() == text.encode()
+            for file in others if same else (recipe, *others):
+                set_aside(file)
+        replace_text(recipe, text)
 
     def save(self, state: RunState, epoch: int, random_states: list[dict], best: bool) -> None:
         """Write last.pth, and best.pth if this is the best. random_states: of every process."""

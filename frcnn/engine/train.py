@@ -240,7 +240,7 @@ class _Run:
                 f"{self.folder.last}: it is at step {self.state.steps} of {self.total}; train anew"
             )
         if processes.first:
-            self.folder.prepare()
+            self.folder.prepare(begin.resume)
 
     def loop(self, stop: StopRequest, eval_every: int, save_every: int, log_every: int) -> TrainResult:
         steps_per_epoch = self.batches.steps_per_epoch

@@ -97,6 +97,8 @@ def export(
             write(exported_program(model, info), written, info, inputs)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
+        except ExportError as error:
+            raise ExportError(f"{path}: {error}") from None
         detector = load(written, run_code=True)
         certificate = certify(detector, model, chosen, source, path)
         if not certificate.passed:
@@ -219,10 +221,17 @@ def verify_file(
     source = source if source[0] else known.source
     if not source[0]:
         raise ExportError(
-            f"{path}: {beside(path)} does not say which model it was made from: name it with model=MODEL"
+            f"{path}: {beside(path)} is missing or damaged, or does not say which model it was made from: "
+            "name it with model=MODEL"
         )
     chosen = real_images(images or known.images, len(known.images) or 32)
-    loaded = load_model(source[0], source[1] or None, "cpu")
+    try:
+        loaded = load_model(source[0], source[1] or None, "cpu")
+    except (ValueError, KeyError, OSError) as error:
+        if source == known.source:
+            text = f"{path}: its certificate says that it was made from {source[0]}, which cannot be loaded"
+            raise ExportError(f"{text}: {error}; name the model with model=MODEL") from None
+        raise
     with evaluating(loaded):
         return certify(detector, loaded, chosen, source)
 

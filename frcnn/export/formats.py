@@ -123,8 +123,10 @@ def _aoti(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration
                 inductor_configs={"aot_inductor.metadata": {"height": height, "width": width}},  # for C++
             )
     except torch._inductor.exc.InductorError as error:
+        first = "\n".join(str(error).splitlines()[:4])
         raise ExportError(
-            f"AOTInductor could not compile the model: it needs a C++ compiler (g++ on the path). {error}"
+            "AOTInductor could not compile the model; it needs a C++ compiler (g++ on the path) and room for "
+            f"what it compiles (in TORCHINDUCTOR_CACHE_DIR, or /tmp). {first}"
         ) from None
     with zipfile.ZipFile(content, "a") as archive:
         folder = archive.namelist()[0].split("/")[0]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from frcnn.checked import OptionError, check_whole, unknown
+from frcnn.checked import OptionError, check_whole, is_name, unknown
 from frcnn.checkpoint.plain import from_plain, to_plain
 from frcnn.config import DataConfig, ModelConfig, Recipe
 
@@ -104,6 +104,8 @@ class ExportInfo:
         check_options(self.format, self.precision, self.size, self.batch, self.dynamic, self.data.pad_divisor)
         if self.class_names and len(self.class_names) != self.model.num_classes:
             raise OptionError(f"{len(self.class_names)} class names for {self.model.num_classes} classes")
+        if not all(map(is_name, self.class_names)):
+            raise OptionError("class names are text without control characters")
 
     def to_json(self) -> str:
         fields = asdict(self)

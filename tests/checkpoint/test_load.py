@@ -375,5 +375,5 @@ def test_convert_refuses_other_endings(source, tmp_path):
     torch.save(source.state_dict(), tmp_path / "in.pth")
     with pytest.raises(ValueError, match="must end in"):
         convert(tmp_path / "in.pth", tmp_path / "out.onnx")
-    with pytest.raises(ValueError, match="same file"):
+    with pytest.raises(ValueError, match="which is read"):
         convert(tmp_path / "in.pth", tmp_path / "in.pth")

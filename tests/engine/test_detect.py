@@ -344,3 +344,41 @@ def test_the_command_stops_resumes_and_tells_failures(folder, out, monkeypatch, 
     assert "1 images were done before" in streams.out
     (folder / "bad.png").unlink()
     assert command(folder, "--output", out, "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"drawing": "../escaped.png"},
+        {"drawing": "/tmp/escaped.png"},
+        {"drawing": 5},
+        {"drawing": "a\0b.png"},
+        {"drawing": "a.xyz"},
+        {"detections": 5},
+        {"detections": ["a"]},
+        {"detections": None},
+        {"image": None},
+        [],
+        "[" * 100_000,
+    ],
+)
+def test_results_that_somebody_changed_are_not_gone_on_with(folder, out, change):
+    """A drawing outside the output above all."""
+    detect(Model(), [folder], out)
+    header, first, *rest = (out / "detections.jsonl").read_text().splitlines()
+    if isinstance(change, dict):
+        first = json.dumps({**json.loads(first), **change})
+    else:
+        first = change if isinstance(change, str) else json.dumps(change)
+    (out / "detections.jsonl").write_text("\n".join([header, first, *rest]) + "\n")
+    before = contents(folder.parent)
+    with pytest.raises(ValueError, match=r"detections\.jsonl is not, or not only, what detection writes"):
+        detect(Model(), [folder], out, resume=True)
+    assert contents(folder.parent) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
+def test_a_name_that_is_no_text(folder, out):
+    (folder / os.fsdecode(b"a\xff.png")).write_bytes((folder / "a.png").read_bytes())
+    for shard in ((1, 2), (2, 2)):
+        assert not detect(Model(), [folder], out, shard=shard).failed

@@ -1,5 +1,6 @@
 """Exported files that were changed, or made to harm: an error that names them, and no results."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,13 @@ from noise_images import write_images
 
 from frcnn import runtime
 from frcnn.checked import OptionError
+from frcnn.checkpoint.load import CheckpointError
+from frcnn.checkpoint.save import save_model
 from frcnn.engine.detect import detect
 from frcnn.export.certificate import at_export, beside
 from frcnn.export.export import described
-from frcnn.export.info import INPUTS, KEY, OUTPUTS, ExportError
+from frcnn.export.info import INPUTS, KEY, OUTPUTS, ExportError, ExportInfo
+from frcnn.zoo.build import load
 
 onnx = pytest.importorskip("onnx", reason="onnx is of the extra export")
 pytest.importorskip("onnxruntime", reason="onnxruntime is of the extra export")
@@ -85,8 +89,10 @@ def test_a_file_that_finds_what_it_may_is_believed(file, images):
         ({"labels": np.full((1, 100), -5)}, "labels outside"),
         ({"labels": np.zeros((1, 100), np.float32)}, "no detections"),
         ({"boxes": np.zeros((1, 5), np.float32)}, "no detections"),
-        ({"boxes": np.full((1, 100, 4), np.nan, np.float32)}, "not finite"),
-        ({"boxes": np.full((1, 100, 4), np.inf, np.float32)}, "not finite"),
+        ({"boxes": np.full((1, 100, 4), np.nan, np.float32)}, "boxes outside"),
+        ({"boxes": np.full((1, 100, 4), np.inf, np.float32)}, "boxes outside"),
+        ({"boxes": np.full((1, 100, 4), 3e38, np.float32)}, "boxes outside their image"),
+        ({"boxes": np.full((1, 100, 4), -9, np.float32)}, "boxes outside their image"),
         ({"scores": np.full((1, 100), np.nan, np.float32)}, "scores outside"),
         ({"scores": np.full((1, 100), 1e30, np.float32)}, "scores outside"),
         ({"scores": np.zeros((1, 99), np.float32)}, "no detections"),
@@ -144,3 +150,16 @@ def test_a_size_that_no_dynamic_file_takes_is_refused_before_work(info, images, 
         with pytest.raises(OptionError, match=r"size=\(5000, 800\): .*x\.onnx takes sides of 4096 at most"):
             call()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x1b[2J", "a\nb", "", "a" * 5000])
+def test_a_class_name_that_harms_is_refused(name, info, tmp_path):
+    """Half of a surrogate pair ends the process that draws it, and a terminal obeys control characters."""
+    fields = json.loads(info.to_json())
+    with pytest.raises(ExportError, match=r"x: what it says of itself cannot be read .*control characters"):
+        ExportInfo.from_json(json.dumps({**fields, "class_names": ["a", "b", name]}), "x")
+    model = confident()
+    model.class_names = ("a", "b", name)
+    save_model(model, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth.*class name"):
+        load(tmp_path / "x.pth")
