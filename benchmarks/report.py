@@ -299,6 +299,6 @@ def plot(result: Row, path: Path) -> None:
     axes.grid(True, axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     if rows:
-        figure.legend(loc="outside lower center", ncols=len(speeds))
+        figure.legend(loc="outside lower center", ncols=min(4, len(speeds)))  # the width of the figure
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -158,6 +158,8 @@ class DataConfig(Checked):
     """Probability of a horizontal flip while training."""
     min_image_side: Annotated[int, Range(0, 32768)] = 32
     """Training drops images with a smaller side."""
+    keep_empty: bool = False
+    """Whether images without boxes are trained on, as nothing but background."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,9 +76,10 @@ class CocoDataset:
         before = np.concatenate([[0], np.cumsum(self.trainable & ~self.crowd)])
         return before[self.box_offsets[1:]] - before[self.box_offsets[:-1]]
 
-    def for_training(self, min_side: int = 32) -> CocoDataset:
-        """The images that have a box and no side under `min_side` pixels; the others are reported."""
-        empty = self.box_counts() == 0
+    def for_training(self, min_side: int = 32, keep_empty: bool = False) -> CocoDataset:
+        """The images that have a box, unless keep_empty is set, and no side under `min_side` pixels; the
+        others are reported."""
+        empty = (self.box_counts() == 0) & (not keep_empty)
         small = np.minimum(self.widths, self.heights) < min_side
         report = copy.deepcopy(self.report)
         for index in np.flatnonzero(empty | small).tolist():

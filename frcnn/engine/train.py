@@ -141,7 +141,9 @@ def train(
             with stop.at_once():
                 run = _Run(
                     recipe,
-                    load_dataset(train_annotations, train_images).for_training(recipe.data.min_image_side),
+                    load_dataset(train_annotations, train_images).for_training(
+                        recipe.data.min_image_side, recipe.data.keep_empty
+                    ),
                     None
                     if val_annotations is None or val_images is None
                     else load_dataset(val_annotations, val_images),

@@ -35,7 +35,8 @@ class ValidationLosses:
             raise OptionError("losses=True needs the model itself: what its optimize returns only detects")
         self.model = model
         self.dataset = dataset
-        self.counted = set(dataset.for_training(model.data.min_image_side).image_ids.tolist())
+        counted = dataset.for_training(model.data.min_image_side, model.data.keep_empty)
+        self.counted = set(counted.image_ids.tolist())
         self.label_of = np.array([category_ids.index(category) for category in dataset.category_ids])
         self.names: list[str] = []
         self.rows: list[Tensor] = []

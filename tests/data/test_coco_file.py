@@ -110,6 +110,9 @@ def test_training_drops_empty_and_small_images(tiny):
         np.testing.assert_array_equal(kept.boxes_of(index)[1], dataset.boxes_of(original)[1])
     assert kept.report.lines() == ["1 images without boxes: 2.png", "1 images with a side under 32 px: 4.png"]
     assert dataset.report.lines() == []
+    kept = dataset.for_training(min_side=32, keep_empty=True)
+    assert kept.image_ids.tolist() == [100, 99, 98, 97, 95] and kept.box_counts().tolist()[2] == 0
+    assert kept.report.lines() == ["1 images with a side under 32 px: 4.png"]
 
 
 def test_a_training_set_of_empty_images_is_an_error(tiny):

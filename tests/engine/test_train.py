@@ -105,6 +105,22 @@ def test_the_model_learns(recipe, tiny, tmp_path):
     assert result.metrics["bbox_mAP_50"] > 0.3
 
 
+def test_images_without_boxes_teach_the_background(recipe, tiny, tmp_path):
+    """Batches of such images alone too: nothing is positive, and both box losses are 0."""
+    content = read_content(tiny[0])
+    content["annotations"] = content["annotations"][:1]
+    tiny[0].write_text(json.dumps(content))
+    recipe = replace(recipe, data=replace(recipe.data, keep_empty=True))
+    result = train(
+        recipe, *tiny, *tiny, work_dir=tmp_path / "run", workers=0, batch_size=1, log_every=1, val_losses=True
+    )
+    lines = [line for line in lines_of(result.work_dir) if line["mode"] == "train"]
+    assert len(lines) == 6 * recipe.schedule.epochs  # of them five in six show no object
+    without = [line for line in lines if line["loss_rpn_bbox"] == 0]
+    assert len(without) >= 5 * recipe.schedule.epochs
+    assert all(line["loss_bbox"] == 0 and 0 < line["loss"] < 10 for line in without)
+
+
 @pytest.mark.parametrize("step", [0, 4, 5])
 def test_a_resumed_run_ends_bit_identical(longer, tiny, tmp_path, interrupt_at, step):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
