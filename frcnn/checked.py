@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import reprlib
 import types
 import typing
-import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,9 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> N
 MOST_CHARACTERS = 4096
 """Of a class name."""
 
+HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and halves of surrogate pairs."""
+
 
 def is_name(value: Any) -> bool:
     """Whether a class can be called so: text without control characters, which a terminal would obey, and
@@ -49,7 +52,7 @@ def is_name(value: Any) -> bool:
     return (
         isinstance(value, str)
         and 0 < len(value) <= MOST_CHARACTERS
-        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+        and HARMFUL.search(value) is None
     )
 
 

@@ -59,6 +59,7 @@ def test_bombs_end_in_a_checkpoint_error(tmp_path, small_recipe, stress, record_
         assert bombs.keys() >= LARGE
         bombs = {title: bomb for title, bomb in bombs.items() if title in LARGE or len(bomb[1]()) < QUICK}
     cases = {title: partial(defuse, *bomb) for title, bomb in bombs.items()}
-    cases |= {f"{title}, resumed": partial(resume, *bomb) for title, bomb in bombs.items()}
+    resumed = [*bombs][:: 1 if stress else 3]  # a process each
+    cases |= {f"{title}, resumed": partial(resume, *bombs[title]) for title in resumed}
     assert failures(cases) == {}
-    record_property("tried", f"{len(bombs)} bombs, each loaded, built, converted and resumed")
+    record_property("tried", f"{len(bombs)} bombs, each loaded, built and converted, {len(resumed)} resumed")
