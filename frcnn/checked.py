@@ -49,11 +49,7 @@ HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 def is_name(value: Any) -> bool:
     """Whether a class can be called so: text without control characters, which a terminal would obey, and
     without halves of surrogate pairs, which no file takes and which end cv2's process."""
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= MOST_CHARACTERS
-        and HARMFUL.search(value) is None
-    )
+    return isinstance(value, str) and 0 < len(value) <= MOST_CHARACTERS and HARMFUL.search(value) is None
 
 
 @dataclass(frozen=True)

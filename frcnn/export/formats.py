@@ -193,6 +193,7 @@ def _quantized(model: Any, calibration: Calibration) -> Any:
     """int8 convolutions and products; what comes after them, where numbers are coordinates, stays float32."""
     import nncf
 
+    nncf.set_log_level(logging.ERROR)  # its import sets another
     count = int(model.inputs[0].shape[0])
     batches = [
         dict(zip(INPUTS, (x.repeat(count, *[1] * (x.ndim - 1)).numpy() for x in one), strict=True))
