@@ -100,6 +100,7 @@ BAD: dict[type, dict[str, tuple]] = {
         "pad_divisor": (0, -32, 32.0, None, 5000),
         "flip": NO_FRACTION,
         "min_image_side": (-1, 32.0, None, True),
+        "keep_empty": (1, 0, None, "True"),
     },
     ScheduleConfig: {
         "epochs": NO_COUNT,
