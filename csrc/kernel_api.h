@@ -171,7 +171,8 @@ struct FrcnnEpilogue {
   int64_t batch, height, width, channels, add_height, add_width;
 };
 FRCNN_KERNEL(conv_epilogue, int64_t type, const FrcnnEpilogue* epilogue, void* out);
-// The gradient of relu(x + bias), of which grad and out are the gradient and the result, all [cells, channels]
+// The gradient of relu(x + bias), of which grad and out are the gradient and the result, all [cells,
+// channels]
 // -> masked, which may be grad itself: zero where out is not above 0; by_bias [channels], its sums
 FRCNN_WORKSPACE(relu_bias_gradient, int64_t type, int64_t cells, int64_t channels);
 FRCNN_KERNEL(relu_bias_gradient, int64_t type, const void* grad, const void* out, int64_t cells,

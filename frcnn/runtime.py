@@ -169,8 +169,9 @@ class ExportedDetector(Predictor):
         used = torch.arange(most) < counts[:, None]
         sides = limits[:, None].expand(-1, most, -1)[used] * 1.01 + 1  # some rounding
         inside = (boxes[used] >= -1) & (boxes[used] <= sides.repeat(1, 2))  # not where a number is none
-        if not (inside.all() and ((scores[used] >= 0) & (scores[used] <= 1)).all()):
-            raise ExportError(f"{wrong}: boxes outside their image, or scores outside 0 to 1")
+        ordered = boxes[used][:, :2] <= boxes[used][:, 2:]
+        if not (inside.all() and ordered.all() and ((scores[used] >= 0) & (scores[used] <= 1)).all()):
+            raise ExportError(f"{wrong}: boxes inverted or outside their image, or scores outside 0 to 1")
         if not ((labels[used] >= 0) & (labels[used] < self.config.num_classes)).all():
             raise ExportError(f"{wrong}: labels outside its {self.config.num_classes} classes")
 

@@ -28,11 +28,12 @@ def read_voc(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]]
     annotations: the folder, searched recursively; or ImageSets/Main/NAME.txt, the stems of the files of the
         folder Annotations beside ImageSets.
 
-    An image is the one that <filename> names, else the one named like the XML file. A box (xmin, ymin, xmax,
-    ymax), whose pixels count from 1 and belong to it, is (xmin - 1, ymin - 1) to (xmax, ymax); a difficult
-    object becomes a crowd region: not trained on, and neither missed nor wrong in evaluation. The classes are
-    those of classes.txt in the folder of the XML files, a name in each line, or else of all files of that
-    folder, sorted, so that every image set of it has the same.
+    An image is the one that <filename> names, in the same folder as the XML file or in any other if only one
+    is called so; or else the one named like the XML file. A box (xmin, ymin, xmax, ymax), whose pixels count
+    from 1 and belong to it, is (xmin - 1, ymin - 1) to (xmax, ymax); a difficult object becomes a crowd
+    region: not trained on, and neither missed nor wrong in evaluation. The classes are those of classes.txt
+    in the folder of the XML files, a name in each line, or else of all files of that folder, sorted, so that
+    every image set of it has the same.
 
     Raises DatasetError, which names the file and the field.
     """
@@ -57,10 +58,13 @@ def read_voc(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]]
         "annotations": [],
         "categories": [{"id": number, "name": name} for name, number in ids.items()],
     }
-    index = _by_stem(images)
+    there = _images_in(images)
+    owner: dict[str, Path] = {}
     for number, (name, file) in enumerate(used.items(), 1):
         filename, width, height, objects = parsed[name]
-        place = _image_of(images, index, filename, name, file)
+        place = _image_of(images, there, filename, name, file)
+        if (other := owner.setdefault(place, file)) != file:
+            raise DatasetError(f"{file}: it and {other} are both of the image {place}: correct <filename>")
         if not (width and height):
             width, height = _size(images / place)
         content["images"].append({"id": number, "file_name": place, "width": width, "height": height})
@@ -101,7 +105,7 @@ def read_yolo(description: Path, images: Path) -> dict[str, list[dict[str, Any]]
         "annotations": [],
         "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
     }
-    for number, (_, place) in enumerate(sorted(_by_stem(images).items()), 1):
+    for number, place in enumerate(_images_in(images), 1):
         width, height = _size(images / place)
         content["images"].append({"id": number, "file_name": place, "width": width, "height": height})
         file = (labels / place).with_suffix(".txt")
@@ -200,24 +204,30 @@ def _yolo_line(line: str, classes: int, where: str) -> tuple[int, tuple[float, f
     return int(label), (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
 
 
-def _by_stem(images: Path) -> dict[str, str]:
-    """Of a folder's images: path without suffix -> path, both below the folder."""
-    if not images.is_dir():
-        raise DatasetError(f"{images}: no such image folder")
+def _images_in(folder: Path) -> list[str]:
+    """Paths below the folder, sorted."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such image folder")
     suffixes = image_suffixes()
-    found = sorted(p.relative_to(images) for p in images.rglob("*") if p.suffix.lower() in suffixes)
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in suffixes)
     if not found:
-        raise DatasetError(f"{images}: no image in it")
-    return {str(path.with_suffix("")): str(path) for path in found}
+        raise DatasetError(f"{folder}: no image in it")
+    return list(map(str, found))
 
 
-def _image_of(images: Path, index: dict[str, str], filename: str, stem: str, file: Path) -> str:
-    beside = os.path.join(os.path.dirname(stem), os.path.basename(filename))
-    for place in (beside, os.path.basename(filename)):
-        if index.get(os.path.splitext(place)[0]) == place:
-            return place
-    if stem in index:
-        return index[stem]
+def _image_of(images: Path, there: list[str], filename: str, stem: str, file: Path) -> str:
+    """The image of an XML file, whose path below its folder is stem, without the suffix."""
+    name = re.split(r"[/\\]", filename)[-1]
+    beside = os.path.join(os.path.dirname(stem), name)
+    for fitting in (
+        [place for place in there if place == beside],
+        [place for place in there if os.path.basename(place) == name],
+        [place for place in there if os.path.splitext(place)[0] == stem],
+    ):
+        if len(fitting) > 1:
+            raise DatasetError(f"{file}: {shown(filename)} may be any of {', '.join(fitting[:3])}")
+        if fitting:
+            return fitting[0]
     raise DatasetError(f"{file}: neither {shown(filename)} nor an image called {shown(stem)} is in {images}")
 
 

@@ -58,8 +58,9 @@ class _Failure:
 
 
 def allowed_bad_images(images: int, share: float) -> int:
-    """How many of so many training images may be bad: `share` of them, at least one unless it is 0."""
-    return max(1, int(images * share)) if share else 0
+    """How many of so many training images may be bad: `share` of them, at least one unless it is 0, and not
+    all."""
+    return min(images - 1, max(1, int(images * share))) if share else 0
 
 
 def read_annotated(dataset: CocoDataset, index: int) -> np.ndarray:

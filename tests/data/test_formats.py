@@ -133,6 +133,21 @@ def test_an_image_is_the_one_that_is_there(tmp_path, images):
     assert dataset.xywh.tolist() == [[4, 5, 16, 25]] * 2
 
 
+def test_no_image_is_taken_twice_or_by_chance(tmp_path, images):
+    voc(tmp_path, VOC.format(size="", objects=OBJECT))
+    folder = voc(tmp_path, VOC.format(size="", objects=OBJECT), "other.xml")
+    with pytest.raises(DatasetError, match=r"other\.xml: it and .*0\.xml are both of the image 0\.png"):
+        load_dataset(folder, images)
+    (folder / "other.xml").write_text(VOC.format(size="", objects=OBJECT).replace("0.png", "1.jpg"))
+    dataset = load_dataset(folder, images)  # the only 1.jpg, in whatever folder
+    assert dataset.image_path(1) == images / "sub" / "1.jpg"
+    PIL.Image.new("RGB", (64, 48)).save(images / "0.jpg")
+    (folder / "0.xml").write_text(VOC.format(size="", objects=OBJECT).replace("0.png", "gone.png"))
+    with pytest.raises(DatasetError, match=r"0\.xml: 'gone\.png' may be any of 0\.jpg, 0\.png"):
+        load_dataset(folder, images)
+    assert len(yolo(tmp_path, images, "0 0.5 0.5 0.5 0.5")) == 3  # both pictures have the labels of 0.txt
+
+
 def test_classes_can_be_given(tmp_path, images):
     """So that a folder without an example of a class has the others' numbers."""
     folder = voc(tmp_path, VOC.format(size="", objects=OBJECT))

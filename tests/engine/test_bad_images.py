@@ -101,7 +101,8 @@ def test_none_may_be_bad(longer, damaged, tmp_path):
 
 
 def test_allowed_shares():
-    assert [allowed_bad_images(6, share) for share in (0, 0.01, 0.5, 1)] == [0, 1, 3, 6]
+    assert [allowed_bad_images(6, share) for share in (0, 0.01, 0.5, 1)] == [0, 1, 3, 5]
+    assert allowed_bad_images(1, 1) == 0  # it would be trained on nothing
     assert allowed_bad_images(118_287, 0.01) == 1182
 
 
