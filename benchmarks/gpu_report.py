@@ -204,7 +204,9 @@ def checks(python: str, machine: dict, rehearsal: bool, scale: float) -> list[Pa
     processes = [] if "pytest-xdist" in machine["missing"] else ["-n", "2" if rehearsal else "8"]
     tests = ["tests/ops/test_box_iou.py"] if rehearsal else ["tests"]
     tool = sanitizer()
-    operators = ["tests/ops/test_cuda_only.py", "-k", "agrees and box_iou" if rehearsal else "agrees or nchw"]
+    agrees = "agrees and cuda"  # not what the emulator agrees with
+    operators = ["tests/ops/test_cuda_only.py", "tests/cpp/test_kernels.py", "-k"]
+    operators.append(f"{agrees} and box_iou" if rehearsal else f"({agrees}) or nchw")
     few = {"OMP_NUM_THREADS": "2"}
     # every tensor its own allocation, so that what lies behind it is not another tensor
     alone = {**few, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -70,7 +70,7 @@ def test_agrees_with_the_cpu_operator(op, seed):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("op", CASES)
-def test_a_gpu_agrees_with_the_cpu_operator(op):
+def test_cuda_agrees_with_the_cpu_operator(op):
     for case in CASES[op](0):
         check(op, case, expected(op, case, "cuda"), *SUMS[kind_of(case)])
 
