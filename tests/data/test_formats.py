@@ -145,7 +145,7 @@ def test_no_image_is_taken_twice_or_by_chance(tmp_path, images):
     (folder / "0.xml").write_text(VOC.format(size="", objects=OBJECT).replace("0.png", "gone.png"))
     with pytest.raises(DatasetError, match=r"0\.xml: 'gone\.png' may be any of 0\.jpg, 0\.png"):
         load_dataset(folder, images)
-    assert len(yolo(tmp_path, images, "0 0.5 0.5 0.5 0.5")) == 3  # both pictures have the labels of 0.txt
+    assert len(yolo(tmp_path, images, "0 0.5 0.5 0.5 0.5")) == 3  # both images have the labels of 0.txt
 
 
 def test_classes_can_be_given(tmp_path, images):

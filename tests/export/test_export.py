@@ -33,8 +33,16 @@ SIZE = (128, 160)
 DATA = DataConfig(size=(160, 128))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def slim():
+    """Few channels: what exporters do takes less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("frcnn.backbone.STAGE_CHANNELS", (16, 32, 64, 128))
+        yield
+
+
 @pytest.fixture(scope="module")
-def model():
+def model(slim):
     return confident(SMALL, DATA)
 
 
@@ -116,7 +124,8 @@ def test_other_architectures(config, images, tmp_path):
 
 
 @pytest.mark.stress
-def test_files_reproduce_mmdetections_numbers(stress):
+def test_files_reproduce_mmdetections_numbers(stress, monkeypatch):
+    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", (64, 128, 256, 512))
     names = ("r50", "r101", "r50_caffe", "x101_32x4d") if stress else ("r50",)
     for name in names:
         for format in ("onnx", "openvino", "torch") if stress else ("onnx",):
