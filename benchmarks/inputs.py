@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from frcnn.preprocess import read_image
+from frcnn.read_image import read_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 

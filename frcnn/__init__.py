@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from frcnn.engine.interrupt import Interrupted
     from frcnn.engine.not_finite import NonFiniteLoss
     from frcnn.engine.train import train
-    from frcnn.preprocess import ImageError
+    from frcnn.read_image import ImageError
     from frcnn.structures import Batch, Detection, Detections
     from frcnn.zoo.build import build, load
     from frcnn.zoo.recipes import UnknownRecipe, list_recipes, recipe
@@ -31,7 +31,7 @@ _HOMES = {
     "Detections": "frcnn.structures",
     "DownloadError": "frcnn.checkpoint.download",
     "FasterRCNN": "frcnn.detector",
-    "ImageError": "frcnn.preprocess",
+    "ImageError": "frcnn.read_image",
     "Interrupted": "frcnn.engine.interrupt",
     "NonFiniteLoss": "frcnn.engine.not_finite",
     "Recipe": "frcnn.config",

@@ -172,7 +172,7 @@ def evaluate(
 
     check_options(batch_size, threads, output)
     if output is not None:
-        check_keeps(output, [annotations, *files_of(model), *([weights] if weights else [])])
+        check_keeps([annotations, *files_of(model), *([weights] if weights else [])], output)
     if losses and precision != "float32":
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     dataset = load_dataset(annotations, images)
@@ -277,7 +277,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         from frcnn.engine.train import train
 
         if not resume:  # where that is what the run before has written
-            check_keeps(folder_of(work_dir, base) / "recipe.json", [recipe])
+            check_keeps([recipe], folder_of(work_dir, base) / "recipe.json")
         if model.num_classes != base.model.num_classes:
             raise OptionError("model.num_classes cannot be set: the classes are those of train_annotations")
         try:

@@ -85,13 +85,20 @@ def check_writable(path: str | Path) -> None:
         raise PermissionError(f"{path}: its folder may not be written to")
 
 
-def check_keeps(path: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Find out whether writing `path` would overwrite what is read, under whatever name.
+def check_keeps(inputs: Iterable[str | Path], *outputs: Path) -> None:
+    """Find out whether writing the outputs would overwrite what is read, under whatever name.
 
-    Raises ValueError where one of `inputs` is the file at `path`, or the one it is written to before.
+    Raises ValueError where one of `inputs` is the file at an output, or the one that it is written to before.
     """
-    path = Path(path)
-    present = [os.stat(file) for file in (path, temporary_of(path)) if file.exists()]
+    present = {
+        _identity(file): path for path in outputs for file in (path, temporary_of(path)) if file.exists()
+    }
     for file in map(Path, inputs if present else ()):
-        if file.exists() and any(os.path.samestat(os.stat(file), one) for one in present):
+        if file.exists() and (path := present.get(_identity(file))):
             raise ValueError(f"{path} would overwrite {file}, which is read: write to another place")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of a file."""
+    found = path.stat()
+    return found.st_dev, found.st_ino

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas
     import supervision
 
-    from frcnn.preprocess import Image
+    from frcnn.read_image import Image
 
 CLASSES_SHOWN = 8
 """By the repr."""
@@ -194,7 +194,7 @@ class Detections:
 
         image: the original, of any kind that `predict` takes. rgb: its array is RGB.
         """
-        from frcnn.preprocess import as_bgr
+        from frcnn.read_image import as_bgr
 
         pixels = as_bgr(image, rgb)
         height, width = pixels.shape[:2]
@@ -211,7 +211,7 @@ class Detections:
         image: the original, of any kind that `predict` takes. rgb: its array is RGB.
         """
         from frcnn.draw import draw_boxes
-        from frcnn.preprocess import as_bgr
+        from frcnn.read_image import as_bgr
 
         shown = self.above(min_score).to("cpu")
         captions = [f"{found.name}: {found.score:.2f}" for found in shown]

@@ -60,8 +60,8 @@ def test_what_is_read_is_not_written(tmp_path):
     absent = tmp_path / "absent"
     for path in (tmp_path / "a.json", tmp_path / "." / "a.json", tmp_path / "other.json"):
         with pytest.raises(ValueError, match=rf"{path.name} would overwrite .*a\.json, which is read"):
-            check_keeps(path, [absent, tmp_path / "a.json"])
+            check_keeps([absent, tmp_path / "a.json"], path)
     with pytest.raises(ValueError, match=r"\.b\.json\.tmp"):
-        check_keeps(tmp_path / "b.json", [tmp_path / ".b.json.tmp"])
-    check_keeps(tmp_path / "a.json", [absent, tmp_path / ".b.json.tmp"])
-    check_keeps(absent, [absent, tmp_path / "a.json"])
+        check_keeps([tmp_path / ".b.json.tmp"], tmp_path / "b.json")
+    check_keeps([absent, tmp_path / ".b.json.tmp"], tmp_path / "a.json")
+    check_keeps([absent, tmp_path / "a.json"], absent, tmp_path / "none")

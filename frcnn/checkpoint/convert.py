@@ -32,7 +32,7 @@ def convert(source: str | Path, target: str | Path, recipe: str | Recipe | None 
     """
     target = Path(target)
     check_suffix(target)
-    check_keeps(target, [source])
+    check_keeps([source], target)
     if not target.parent.is_dir():
         raise ValueError(f"{target}: there is no folder {target.parent}; make it first")
     if target.is_dir():

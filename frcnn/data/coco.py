@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,6 +56,11 @@ class CocoDataset:
     def image_path(self, index: int) -> Path:
         name = self.names[self.name_offsets[index] : self.name_offsets[index + 1]].tobytes().decode()
         return self.image_folder / name
+
+    def files(self) -> Iterator[Path]:
+        """All that is read of it: the annotations and the images."""
+        yield self.annotation_file
+        yield from map(self.image_path, range(len(self)))
 
     @property
     def boxes(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from frcnn.data.annotations import DatasetError, shown
-from frcnn.preprocess import ImageError, image_suffixes, upright_size
+from frcnn.read_image import ImageError, image_suffixes, upright_size
 
 MOST_BYTES = 2**26
 """Of one file of annotations."""

@@ -24,7 +24,8 @@ from frcnn.config import DataConfig
 from frcnn.data.augment import augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
-from frcnn.preprocess import ImageError, pad_pixels, read_image
+from frcnn.preprocess import pad_pixels
+from frcnn.read_image import ImageError, read_image
 from frcnn.structures import Batch
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}

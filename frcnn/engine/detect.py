@@ -28,7 +28,8 @@ from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
 from frcnn.inference.sources import RESULTS, find_images
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import ImageError, Prepared, check_size, read_image
+from frcnn.preprocess import Prepared, check_size
+from frcnn.read_image import ImageError, read_image
 from frcnn.structures import Detections
 
 DRAWN_AS_THEY_ARE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

@@ -23,7 +23,8 @@ from frcnn.engine.options import check_parallel
 from frcnn.engine.validation_loss import ValidationLosses, means
 from frcnn.files import check_keeps, check_writable, replace_text
 from frcnn.inference.stream import Predictor
-from frcnn.preprocess import ImageError, Prepared
+from frcnn.preprocess import Prepared
+from frcnn.read_image import ImageError
 from frcnn.structures import Detections
 
 STATISTICS = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "bbox_mAP_s", "bbox_mAP_m", "bbox_mAP_l")
@@ -109,8 +110,7 @@ def evaluate(
     else:
         dataset = load_dataset(annotations, images)
     if output is not None:
-        images_read = map(dataset.image_path, range(len(dataset)))
-        check_keeps(output, [dataset.annotation_file, *images_read])
+        check_keeps(dataset.files(), Path(output))
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
     share = list(range(processes.rank, len(dataset), processes.count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -78,26 +78,21 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, settings: Settings, dataset: CocoDataset):
         self.path = path
+        self.settings = asdict(settings)
         self.last = path / "last.pth"
         self.best = path / "best.pth"
-        ranks = [f"_process{rank}" for rank in range(settings.processes)] if settings.processes > 1 else [""]
-        names = "recipe.json", "log.jsonl", *(f"not_finite{rank}.json" for rank in ranks)
-        self.files = self.last, self.best, *(path / name for name in names)
+        reports = map(self.not_finite, range(settings.processes))
+        self.files = self.last, self.best, path / "recipe.json", path / "log.jsonl", *reports
         self.recipe = recipe
-        self.settings = asdict(settings)
         self.dataset = dataset
 
-    def check(self, resume: bool, inputs: Sequence[str | Path] = ()) -> None:
+    def check(self, resume: bool, inputs: Iterable[str | Path] = ()) -> None:
         """Raise CheckpointError where there is nothing to resume, or another run to overwrite.
 
         inputs: files that the run reads. Raises ValueError where it would write one of them.
         """
         check_folder(self.path)
-        images = map(self.dataset.image_path, range(len(self.dataset)))
-        names = {file.name for file in self.files}
-        inputs = [*inputs, *(image for image in images if image.name in names)]
-        for file in self.files:
-            check_keeps(file, inputs)
+        check_keeps(inputs, *self.files)
         if resume and not self.last.exists():
             raise CheckpointError(
                 f"nothing to resume: {self.last} does not exist; leave out resume=True to start"
@@ -111,6 +106,10 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.best} exists, of a run whose last.pth is gone: give another work_dir, or move it away"
             )
+
+    def not_finite(self, rank: int) -> Path:
+        """Where a process reports a step that was not finite."""
+        return self.path / f"not_finite{f'_process{rank}' if self.settings['processes'] > 1 else ''}.json"
 
     def prepare(self, resume: bool) -> None:
         """The first change to the folder, made when nothing can be refused any more.

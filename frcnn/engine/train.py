@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -110,7 +111,7 @@ def train(
     if isinstance(recipe, str):
         named, recipe = recipe, recipe_named(recipe)
         if not resume:
-            check_keeps(folder_of(work_dir, recipe) / "recipe.json", [named])
+            check_keeps([named], folder_of(work_dir, recipe) / "recipe.json")
     check_options(
         device=device,
         precision=precision,
@@ -197,8 +198,10 @@ class _Run:
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
         self.folder = RunFolder(work_dir, self.recipe, settings, dataset)
-        annotations = [one.annotation_file for one in (dataset, validation) if one is not None]
-        self.folder.check(begin.resume, [*annotations, *([begin.weights] if begin.weights else [])])
+        read = [begin.weights] if begin.weights else []
+        self.folder.check(
+            begin.resume, chain(read, dataset.files(), validation.files() if validation else ())
+        )
 
         seed_everything(settings.seed)
         weights = begin.weights
@@ -325,8 +328,7 @@ class _Run:
         self.processes.highest([0], "the numbers of the last steps")
         self.unread.read(wait=True)
         if self.unread.broken is not None:
-            suffix = f"_process{self.processes.rank}" if self.processes.count > 1 else ""
-            raise not_finite(self.folder.path / f"not_finite{suffix}.json", self.unread.broken, self.model)
+            raise not_finite(self.folder.not_finite(self.processes.rank), self.unread.broken, self.model)
 
     def _count_bad(self, bad: list[BadImage], iteration: int, log: TrainingLog) -> None:
         """Count the step's bad images, of all processes; past the limit save what was before the step."""

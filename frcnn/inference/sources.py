@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from frcnn.preprocess import Image, image_suffixes, is_one_image, is_url
+from frcnn.read_image import Image, image_suffixes, is_one_image, is_url
 
 NOT_READ = frozenset(
     ".arw .cr2 .cr3 .cur .dds .dng .eps .exr .hdr .heic .heif .ico .jxl .jxr .nef .orf .pcx .psd .raf .rw2 "

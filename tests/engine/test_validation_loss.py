@@ -16,7 +16,7 @@ from frcnn.data import DatasetError, load_dataset
 from frcnn.engine import train as train_module
 from frcnn.engine.evaluate import evaluate
 from frcnn.engine.validation_loss import means
-from frcnn.preprocess import read_image
+from frcnn.read_image import read_image
 from frcnn.structures import Batch
 from frcnn.zoo.build import build, load
 

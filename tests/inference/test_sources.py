@@ -12,9 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from frcnn import preprocess
 from frcnn.inference.sources import expand, find_images
-from frcnn.preprocess import ImageError, read_image
+from frcnn.read_image import ImageError, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
 
@@ -104,7 +103,7 @@ def test_urls_without_an_image_are_named(server, monkeypatch):
     ):
         with pytest.raises(ImageError, match=f"{server}/{path} {reason}"):
             read_image(f"{server}/{path}")
-    monkeypatch.setattr(preprocess, "URL_BYTES", 100)
+    monkeypatch.setattr("frcnn.read_image.URL_BYTES", 100)
     with pytest.raises(ImageError, match="more than the 100 allowed"):
         read_image(f"{server}/a.png")
 

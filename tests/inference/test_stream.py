@@ -14,7 +14,8 @@ from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig,
 from frcnn.detector import FasterRCNN
 from frcnn.inference.cuda_graph import GraphCache
 from frcnn.inference.stream import batched, batches_by_key, in_order, one_behind, prepared_ahead
-from frcnn.preprocess import ImageError, naming, prepare
+from frcnn.preprocess import prepare
+from frcnn.read_image import ImageError, naming
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(depth=18),

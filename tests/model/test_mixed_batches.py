@@ -16,7 +16,8 @@ from small_recipe import small
 
 import frcnn
 from frcnn.detector import FasterRCNN
-from frcnn.preprocess import normalize, pad, pad_pixels, read_image, resize
+from frcnn.preprocess import normalize, pad, pad_pixels, resize
+from frcnn.read_image import read_image
 from frcnn.structures import Batch
 from frcnn.zoo.reference_case import CASES, draw_weights
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import frcnn
-from frcnn.preprocess import fit_size, normalize, pad, read_image, resize
+from frcnn.preprocess import fit_size, normalize, pad, resize
+from frcnn.read_image import read_image
 from frcnn.zoo.reference_case import CASES
 
 BLOOD_CELLS = Path(__file__).parents[1] / "data" / "cases" / "bccd" / "BloodImage_00000.jpg"

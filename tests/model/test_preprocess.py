@@ -5,17 +5,8 @@ import pytest
 import torch
 
 from frcnn.config import DataConfig
-from frcnn.preprocess import (
-    ImageError,
-    as_bgr,
-    check_size,
-    fit_size,
-    normalize,
-    pad,
-    prepare,
-    read_image,
-    resize,
-)
+from frcnn.preprocess import check_size, fit_size, normalize, pad, prepare, resize
+from frcnn.read_image import ImageError, as_bgr, read_image
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from huge_png import huge_png
 from PIL import features
 
-from frcnn.preprocess import ImageError, read_image
+from frcnn.read_image import ImageError, read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
 SIZES = [(64, 64), (61, 97), (7, 5), (1, 1), (1, 300)]
@@ -264,7 +264,7 @@ def test_a_huge_header_is_refused_before_anything_is_allocated(read):
 
 def test_the_limit_holds_where_pillows_is_lifted(read, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr("frcnn.preprocess.MAX_PIXELS", 599)
+    monkeypatch.setattr("frcnn.read_image.MAX_PIXELS", 599)
     with pytest.raises(ImageError, match="20x30 are more than 599 pixels"):
         read(encoded(random_image(30, 20), "PNG"))
 

@@ -12,7 +12,8 @@ import torch
 
 import frcnn
 from frcnn.config import BackboneConfig
-from frcnn.preprocess import normalize, pad, read_image, resize
+from frcnn.preprocess import normalize, pad, resize
+from frcnn.read_image import read_image
 from frcnn.structures import Batch
 from frcnn.zoo import COCO_CLASSES
 from frcnn.zoo.reference_case import CASES

@@ -1,0 +1,295 @@
+"""From a file, URL, array or Pillow image to pixels: HWC uint8 BGR.
+
+Pillow decodes: 8-bit images come out bit for bit as from cv2.imread, with which the reference reads, but a
+file that is cut short is refused. What is not 8-bit BGR becomes so by these rules, the same for files, arrays
+and Pillow's images:
+
+- gray is repeated in three channels; palettes, YCbCr and CMYK are converted by Pillow, without color
+  profiles; an alpha channel is dropped; of several frames or pages the first is taken;
+- deeper integers keep their highest 8 bits, as with cv2.imread of a PNG; where almost nothing is left (12-bit
+  values in a 16-bit file, say) the image is refused instead of being black;
+- floats are 0 to 1 and become 0 to 255, rounded; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import cv2
+import numpy as np
+import PIL.Image
+from PIL.Image import Transpose
+from PIL.TiffImagePlugin import TiffImageFile
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+Image = str | Path | np.ndarray | Tensor | PIL.Image.Image
+"""One image, as `predict` takes it; `as_bgr` says which arrays, tensors and files."""
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
+"""The formats that are read. Pillow knows more, but opens some of them with other programs."""
+
+MAX_PIXELS = 178_956_970
+"""An image whose header says more is not decoded; this many (Pillow's own limit) take 512 MiB as BGR."""
+
+URL_BYTES = 256 << 20
+URL_SECONDS = 60.0
+"""Limits for an image from the network."""
+
+ARRAY_TYPES = ("uint8", "uint16", "float16", "float32", "float64")
+
+MIN_DEEP_VALUE = 16
+"""A deep image is refused unless its 8-bit form somewhere reaches this: 1/16 of its range."""
+
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the image upright."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names the file, where there is one, and says why."""
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether `read_image` asks the network for it: a text that begins with http:// or https://."""
+    return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode an image file, or a URL (http, https), to HWC uint8 BGR, turned upright by its EXIF orientation.
+
+    The rules of this module apply. A file cut short is refused (unless Pillow's LOAD_TRUNCATED_IMAGES is
+    set), and so is a PNG with a wrong checksum; bytes that were changed in the middle of other formats, which
+    have no checksums, can go unnoticed.
+
+    Raises FileNotFoundError if there is no such file and ImageError, which names the file, if it is not a
+    complete image of a supported kind or larger than MAX_PIXELS; the latter without decoding it. A URL has
+    URL_SECONDS to deliver at most URL_BYTES.
+    """
+    if is_url(path):
+        return _read_url(str(path))
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such image: {path}")
+    with _read_from(path):
+        if not os.path.isfile(path):
+            raise ImageError("is not a file")
+        with open(path, "rb") as file:
+            return _decode(file)
+
+
+def _read_url(address: str) -> np.ndarray:
+    from frcnn.checkpoint.transfer import BrokenTransfer, DownloadError, fetch
+
+    with _read_from(address):
+        try:
+            content = fetch(address, URL_BYTES, URL_SECONDS)
+        except (BrokenTransfer, DownloadError) as error:
+            raise ImageError(f"could not be downloaded: {error}") from None
+        return _decode(io.BytesIO(content))
+
+
+@contextlib.contextmanager
+def _read_from(name: str | Path) -> Iterator[None]:
+    """Errors of the block are ImageErrors that begin with the name."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from None
+    except Exception as error:
+        # whatever a decoder raises at damaged data: OSError, SyntaxError, struct.error, MemoryError, …
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{name} cannot be read; it may be damaged or cut short ({reason})") from error
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of what `read_image` returns, without decoding it. Raises ImageError."""
+    with _read_from(path), open(path, "rb") as file:
+        image = _opened(file)
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def _opened(file: BinaryIO) -> PIL.Image.Image:
+    """Not decoded yet; one that may not be is refused."""
+    try:
+        image = PIL.Image.open(file, formats=FORMATS)
+    except PIL.UnidentifiedImageError:
+        empty = file.seek(0, os.SEEK_END) == 0
+        reason = "the file is empty" if empty else f"supported are {', '.join(FORMATS)}"
+        raise ImageError(f"is not an image that can be decoded ({reason})") from None
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageError(f"is not decoded: more than {MAX_PIXELS} pixels ({error})") from None
+    if image.width * image.height > MAX_PIXELS:  # Pillow's limit may have been lifted
+        raise ImageError(f"is not decoded: {image.width}x{image.height} are more than {MAX_PIXELS} pixels")
+    return image
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """By its EXIF data, which in a PNG may come behind the pixels; 1 where there are none."""
+    exif = PIL.Image.Exif()
+    with contextlib.suppress(Exception):  # damaged EXIF data harm no pixel
+        exif.load(image.info.get("exif", b""))
+    return exif.get(ORIENTATION_TAG, 1)
+
+
+def _decode(file: BinaryIO) -> np.ndarray:
+    image = _opened(file)
+    if image.format == "PNG":
+        image.verify()  # the checksums; decoding alone does not look at all of them
+        image = PIL.Image.open(file, formats=FORMATS)
+    elif image.format == "JPEG2000":
+        _check_end_of_codestream(file)
+    bits = _bits(image)
+    image.load()
+    if (turn := UPRIGHT.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
+    return _pixels(image, bits)
+
+
+def _check_end_of_codestream(file: BinaryIO) -> None:
+    """Its decoder takes a file that ends between two parts for a whole one; only metadata may follow."""
+    position = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
+    if b"\xff\xd9" not in file.read():
+        raise ImageError("is cut short: the JPEG 2000 code stream does not end")
+    file.seek(position)
+
+
+def _bits(image: PIL.Image.Image) -> int:
+    """Bits per channel of an image that is opened but not loaded yet, where they are more than 8."""
+    if isinstance(image, TiffImageFile):
+        return max(8, *image.tag_v2.get(258, (8,)))  # BitsPerSample
+    if image.mode.startswith("I"):
+        return 16
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    return 16 if any(isinstance(raw, str) and "16" in raw for raw in arguments) else 8
+
+
+def _pixels(image: PIL.Image.Image, bits: int) -> np.ndarray:
+    """HWC uint8 BGR of a loaded image, whose channels had `bits` bits."""
+    if image.mode == "F":
+        return _from_array(np.asarray(image))
+    if image.mode.startswith("I"):
+        if bits > 16:
+            raise ImageError(f"has pixels of {bits} bits, which have no stated range: convert it to 16 bits")
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ImageError("has integers that are not within 0 to 65535: convert it to 16 bits")
+        return _from_array(values.astype(np.uint16), bits)
+    if image.mode == "P":
+        image = image.convert("RGBA")  # without the detour a transparent palette warns
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    pixels = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
+    return _not_black(pixels, bits) if bits > 8 else pixels
+
+
+def _from_array(array: np.ndarray, bits: int = 16, rgb: bool = False) -> np.ndarray:
+    """HWC uint8 BGR of an array [height, width] or [height, width, 1, 3 or 4] of one of the three kinds."""
+    if array.dtype.kind == "f":
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ImageError("has floats that are not all within 0 to 1: scale them, or convert to uint8")
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    elif array.dtype.itemsize == 2:
+        array = _not_black((array >> (bits - 8)).astype(np.uint8), bits)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    array = array[..., 2::-1] if rgb else array[..., :3]
+    # cv2 and torch take neither reversed nor, without a warning, read-only memory
+    return np.require(array, requirements=["C", "W"])
+
+
+def _not_black(pixels: np.ndarray, bits: int) -> np.ndarray:
+    if pixels.max() < MIN_DEEP_VALUE:
+        raise ImageError(
+            f"uses less than 1/16 of the range of its {bits} bits and would be black: scale its values up"
+        )
+    return pixels
+
+
+def as_bgr(image: Image, rgb: bool = False) -> np.ndarray:
+    """An image of any kind that `predict` takes, as HWC uint8 BGR.
+
+    image: a path or URL; an array [height, width, 3] in BGR order, as cv2.imread gives it, or
+        [height, width, 4] (BGRA) or gray [height, width] or [height, width, 1]; a tensor of these shapes or
+        with the channels first; or a Pillow image of any mode, taken as it lies, without EXIF orientation.
+        Arrays and tensors are uint8, uint16 or floats within 0 to 1.
+    rgb: arrays and tensors are RGB or RGBA. An array cannot tell, and in the wrong order the detections are
+        other ones without a word. No effect on paths and Pillow's images.
+
+    Raises TypeError for other types, ImageError (a ValueError) for other shapes and values, and what
+    `read_image` raises.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, PIL.Image.Image):
+        with _read_from("the Pillow image"):  # perhaps of a file that it has opened, but not decoded yet
+            bits = _bits(image)
+            image.load()
+            return _pixels(image, bits)
+    if isinstance(image, Tensor):
+        image = channels_last(image)
+        image = (image.float() if image.is_floating_point() else image).cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"an image is a path, a numpy array, a tensor or a Pillow image, not {type(image).__name__}"
+        )
+    shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+    if not shaped or image.size == 0 or image.dtype.name not in ARRAY_TYPES:
+        raise ImageError(
+            "an image array is uint8, uint16 or float (0 to 1), of shape (height, width, 3) in BGR order, or "
+            f"gray, or with alpha; got {image.dtype} of shape {tuple(image.shape)}"
+        )
+    try:
+        return _from_array(image, rgb=rgb)
+    except ImageError as error:
+        raise ImageError(f"the image array {error}") from None
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """A tensor with its channels (3, else 1 or 4 of them) last, where they were first."""
+    for channels in ((3,), (1, 4)):
+        if image.ndim == 3 and image.shape[-1] in channels:
+            return image
+        if image.ndim == 3 and image.shape[0] in channels:
+            return image.permute(1, 2, 0)
+    return image
+
+
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of the files that read_image decodes."""
+    known = PIL.Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in known if kind in (*FORMATS, "MPO"))
+
+
+def is_one_image(images: Image | Iterable[Image]) -> TypeIs[Image]:
+    """Whether `images` is one image rather than several."""
+    return isinstance(images, (str, Path, np.ndarray, Tensor, PIL.Image.Image))
+
+
+@contextlib.contextmanager
+def naming(index: int) -> Iterator[None]:
+    """Errors of the block say which image of a list they are about; those of the file system do anyway."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        kind = type(error) if type(error) in (ImageError, TypeError, ValueError) else RuntimeError
+        raise kind(f"images[{index}]: {str(error) or type(error).__name__}") from error
