@@ -42,6 +42,33 @@ def test_evaluation_keeps_its_files(output, here, unchanged, capsys):
     assert f"{here / output} would overwrite" in capsys.readouterr().err
 
 
+def test_evaluation_keeps_the_files_of_other_formats(here, tmp_path, capsys):
+    """The ones that are found in folders, without being named."""
+    images = tmp_path / "images"
+    shutil.copytree(here / "data" / "images", images)
+    (tmp_path / "data.yaml").write_text("names: [bar, square]")
+    box = "<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
+    voc = "".join(f"<object><name>{name}</name>{box}</object>" for name in ("bar", "square"))
+    for name, text in (
+        ("labels/0.txt", "0 0.5 0.5 0.5 0.5"),
+        ("Annotations/0.xml", f"<annotation>{voc}</annotation>"),
+        ("ImageSets/Main/val.txt", "0"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for annotations, output in (
+        ("data.yaml", "labels/0.txt"),
+        ("Annotations", "Annotations/0.xml"),
+        ("ImageSets/Main/val.txt", "ImageSets/Main/val.txt"),
+        ("ImageSets/Main/val.txt", "Annotations/0.xml"),
+    ):
+        given = "--annotations", tmp_path / annotations, "--images", images, "--output", tmp_path / output
+        before = (tmp_path / output).read_text()
+        assert run("eval", here / "best.pth", *given, "--device", "cpu") == 1
+        assert f"{output}, which is read" in capsys.readouterr().err
+        assert (tmp_path / output).read_text() == before
+
+
 def test_evaluation_keeps_them_in_python_too(here, unchanged):
     for output in ("recipe.json", "data/images/3.png"):
         with pytest.raises(ValueError, match="which is read"):

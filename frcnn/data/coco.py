@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from frcnn.data.annotations import EXAMPLES, DatasetError, Report, read_annotations, shown
-from frcnn.data.formats import read_voc, read_yolo
+from frcnn.data.formats import as_coco, files_beside
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class CocoDataset:
     def files(self) -> Iterator[Path]:
         """All that is read of it: the annotations and the images."""
         yield self.annotation_file
+        yield from files_beside(self.annotation_file, self.image_folder)
         yield from map(self.image_path, range(len(self)))
 
     @property
@@ -163,7 +164,7 @@ def load_dataset(annotations: str | Path, images: str | Path) -> CocoDataset:
     entry and the field), or nothing matches.
     """
     annotation_file, image_folder = Path(annotations), Path(images)
-    content = read_annotations(annotation_file, _content(annotation_file, image_folder))
+    content = read_annotations(annotation_file, as_coco(annotation_file, image_folder))
     _expect_images(annotation_file, image_folder, content.file_names)
 
     encoded = [name.encode() for name in content.file_names]
@@ -186,13 +187,6 @@ def load_dataset(annotations: str | Path, images: str | Path) -> CocoDataset:
         box_offsets=_offsets(np.bincount(content.rows, minlength=len(content.image_ids))),
         report=content.report,
     )
-
-
-def _content(annotations: Path, images: Path) -> dict | None:
-    """Of a data set that is not COCO's, what a COCO file would hold."""
-    if annotations.is_dir() or annotations.suffix.lower() == ".txt":
-        return read_voc(annotations, images)
-    return read_yolo(annotations, images) if annotations.suffix.lower() in (".yaml", ".yml") else None
 
 
 def _expect_images(annotation_file: Path, folder: Path, names: list[str]) -> None:

@@ -22,6 +22,29 @@ SLACK = 0.01
 """How far a fraction may be outside 0 to 1, as rounding makes it."""
 
 
+def as_coco(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]] | None:
+    """What a COCO file would hold, of a data set in one of the other formats. Raises DatasetError."""
+    if _is_voc(annotations):
+        return read_voc(annotations, images)
+    return read_yolo(annotations, images) if _is_yolo(annotations) else None
+
+
+def files_beside(annotations: Path, images: Path) -> Iterator[Path]:
+    """What is read of a data set besides the file, or folder, that names it and the images."""
+    if _is_voc(annotations):
+        yield from _voc_folder(annotations).rglob("*")
+    elif _is_yolo(annotations):
+        yield from _yolo_labels(images).rglob("*.txt")
+
+
+def _is_voc(annotations: Path) -> bool:
+    return annotations.is_dir() or annotations.suffix.lower() == ".txt"
+
+
+def _is_yolo(annotations: Path) -> bool:
+    return annotations.suffix.lower() in (".yaml", ".yml")
+
+
 def read_voc(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]]:
     """The content of a COCO file, of a folder of Pascal VOC's XML files or an image set of VOC's.
 
@@ -37,12 +60,13 @@ def read_voc(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]]
 
     Raises DatasetError, which names the file and the field.
     """
-    folder, wanted = annotations, None
+    if not annotations.exists():
+        raise DatasetError(f"{annotations}: no such annotation file")
+    folder, wanted = _voc_folder(annotations), None
     if annotations.is_file():
         wanted = [line.split() for line in _text(annotations).splitlines() if line.strip()]
         if any(len(line) > 1 for line in wanted):
             raise DatasetError(f"{annotations}: a set of one class; give that of all, such as train.txt")
-        folder = annotations.absolute().parents[2] / "Annotations"
         if not folder.is_dir():
             raise DatasetError(f"{annotations}: its files are expected in {folder}, which is no folder")
     files = {str(file.relative_to(folder).with_suffix("")): file for file in sorted(folder.rglob("*.xml"))}
@@ -96,10 +120,7 @@ def read_yolo(description: Path, images: Path) -> dict[str, list[dict[str, Any]]
     Raises DatasetError, which names the file and the line.
     """
     names = _yolo_names(description)
-    parts = list(images.absolute().parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    labels = Path(*parts)
+    labels = _yolo_labels(images)
     content: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
@@ -129,6 +150,20 @@ def read_yolo(description: Path, images: Path) -> dict[str, list[dict[str, Any]]
 
 Object = tuple[str, list[float], bool]
 """Of VOC: class, box as COCO has it, difficult."""
+
+
+def _voc_folder(annotations: Path) -> Path:
+    """The folder itself, or of an image set that beside ImageSets."""
+    if not annotations.is_file():
+        return annotations
+    return annotations.absolute().parent.parent.parent / "Annotations"
+
+
+def _yolo_labels(images: Path) -> Path:
+    parts = list(images.absolute().parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
 
 
 def _voc_file(file: Path) -> tuple[str, int, int, list[Object]]:

@@ -187,6 +187,8 @@ def test_a_fault_of_voc_is_named(text, message, tmp_path, images):
 
 
 def test_image_sets(tmp_path, images):
+    with pytest.raises(DatasetError, match=r"absent\.txt: no such annotation file"):
+        load_dataset(tmp_path / "absent.txt", images)
     folder = voc(tmp_path, VOC.format(size="", objects=OBJECT))
     sets = tmp_path / "ImageSets" / "Main"
     sets.mkdir(parents=True)
