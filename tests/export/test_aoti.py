@@ -12,15 +12,14 @@ import torch
 from confident_detector import SMALL, confident
 from noise_images import write_images
 from PIL import Image
+from small_export import DATA, SIZE
 
 from frcnn import runtime
-from frcnn.config import DataConfig
 from frcnn.export.export import export
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.structures import Detections
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DATA = DataConfig(size=(160, 128))
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
 
 
@@ -28,7 +27,7 @@ def test_a_package_detects_in_python_and_in_cpp(tmp_path):
     model = confident(SMALL, DATA)
     images = write_images(tmp_path / "images", (120, 160))
     package = tmp_path / "tiny.aoti.pt2"
-    assert export(model, package, [images], format="aoti", size=(128, 160)).passed
+    assert export(model, package, [images], format="aoti", size=SIZE).passed
     detector = runtime.load(package, run_code=True)
     pixels = np.asarray(Image.open(images / "0.png"))
     found = detector.predict(pixels, size=(160, 120), rgb=True)

@@ -2,67 +2,27 @@
 
 import json
 import os
-import resource
-import shutil
-import stat
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from command import run
 from confident_detector import SMALL, confident
-from noise_images import write_images
+from small_export import DATA, SIZE
 
 from frcnn import runtime
 from frcnn.checked import OptionError
-from frcnn.config import DataConfig, RoIHeadConfig
-from frcnn.export import formats
-from frcnn.export.certificate import beside, parts_of
-from frcnn.export.export import export, put_in_place, trtexec, verify_file
-from frcnn.export.info import ExportError, ExportInfo
-from frcnn.export.program import exported_program
+from frcnn.config import RoIHeadConfig
+from frcnn.export.certificate import beside
+from frcnn.export.export import export, verify_file
+from frcnn.export.info import ExportError
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.zoo.reference_case import CASES
 from frcnn.zoo.verify import verify_case
 
 pytest.importorskip("nncf", reason="what exports need is of the extra export")
-pytestmark = pytest.mark.usefixtures("one_thread")
-SIZE = (128, 160)
-DATA = DataConfig(size=(160, 128))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def slim():
-    """Few channels: what exporters do takes less time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("frcnn.backbone.STAGE_CHANNELS", (16, 32, 64, 128))
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(slim):
-    return confident(SMALL, DATA)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "some", (120, 150), (150, 120), (60, 75))
-
-
-@pytest.fixture(scope="module")
-def exported(model, images, tmp_path_factory):
-    """`exported(name, **options)`: the file, written once, and its certificate."""
-    folder, done = tmp_path_factory.mktemp("exported"), {}
-
-    def make(name, **options):
-        if name not in done:
-            done[name] = folder / name, export(model, folder / name, [images], size=SIZE, **options)
-        return done[name]
-
-    return make
-
+pytestmark = pytest.mark.usefixtures("one_thread", "slim")
 
 ONES = [
     ("one.onnx", {"format": "onnx"}),
@@ -179,91 +139,11 @@ def test_a_file_without_a_certificate_needs_the_model_named(exported, model, ima
         verify_file(path, lambda *_: model)
 
 
-@pytest.fixture
-def wrong_boxes(monkeypatch):
-    """What is written for proposals forgets the deltas' unit."""
-    from frcnn_ops import onnx
-
-    right = onnx.decode
-    monkeypatch.setattr(
-        onnx, "decode", lambda boxes, deltas, stds, limits: right(boxes, deltas, [3.0] * 4, limits)
-    )
-
-
-def copied(path, folder):
-    """An export and its certificate, in another folder: what each file holds."""
-    for file in (*parts_of(path), beside(path)):
-        shutil.copy(file, folder / file.name)
-    return contents(folder)
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def test_a_file_with_other_numbers_is_not_written(exported, model, images, tmp_path, wrong_boxes):
-    target = tmp_path / "one.onnx"
-    before = copied(exported("one.onnx", format="onnx")[0], tmp_path)
-    with pytest.raises(ExportError, match="numbers are not the model's") as caught:
-        export(model, target, [images], size=SIZE)
-    assert contents(tmp_path) == before
-    lines = dict(line.split(None, 1) for line in str(caught.value).splitlines() if " " in line)
-    errors = dict(part.rsplit(" ", 1) for part in lines["stages"].split(", "))
-    assert float(errors["features 0"]) < 1e-4 and float(errors["logits 4"]) < 1e-4
-    assert float(errors["proposals"]) > 0.05
-    assert lines["certificate"] == "FAILED"
-
-
 def test_a_certificate_without_a_detection_is_none(exported):
     _, certificate = exported("one.onnx", format="onnx")
     assert not replace(certificate, detections=(0, 0)).passed
     assert not replace(certificate, mean_box_drift=float("nan")).passed
     assert not replace(certificate, matched=0.98).passed
-
-
-def test_images_without_a_detection_certify_nothing(model, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("frcnn.export.certificate.SCORE", 1.0)
-    monkeypatch.setattr(
-        "frcnn.export.export.exported_program", lambda *_: pytest.fail("work before the check")
-    )
-    with pytest.raises(ExportError, match="finds nothing in these images"):
-        export(model, tmp_path / "x.onnx", images, size=SIZE)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "name, options, message",
-    [
-        ("x.onnx", {"most_images": 0}, "most_images=0"),
-        ("x.onnx", {"size": (128,)}, "multiples of 32"),
-        ("x.onnx", {"batch": 2.5}, "batch=2.5"),
-        ("x.pt", {}, r"ends in \.onnx"),
-        ("x.aoti.pt2", {"format": "torch"}, r"ends in \.pt2"),
-        ("x.onnx", {"size": (100, 160)}, "multiples of 32"),
-        ("x.onnx", {"size": (64, 64), "dynamic": True}, "from 128"),
-        ("x.onnx", {"batch": 0}, "batch=0"),
-        ("x.onnx", {"precision": "int8"}, "onnx is written in float32 or float16"),
-        ("x.xml", {"format": "openvino", "precision": "int8", "dynamic": True}, "calibrated for one size"),
-        ("x.onnx", {"format": "coreml"}, "no format 'coreml'"),
-    ],
-)
-def test_options_that_a_format_lacks(model, images, tmp_path, name, options, message):
-    with pytest.raises(ValueError, match=message):
-        export(model, tmp_path / name, [images], **{"size": SIZE, **options})
-    assert os.listdir(tmp_path) == []
-
-
-def test_missing_images_and_packages_are_named(model, images, tmp_path, monkeypatch):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no images"):
-        export(model, tmp_path / "x.onnx", [tmp_path / "empty"], size=SIZE)
-
-    with pytest.raises(ExportError, match="real images"):
-        export(model, tmp_path / "x.onnx", [], size=SIZE)
-
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match=r"onnxruntime.*pip install 'frcnn\[export\]'"):
-        export(model, tmp_path / "x.onnx", [images], size=SIZE)
 
 
 def test_what_a_file_does_not_do_is_said(exported, images):
@@ -302,79 +182,6 @@ def test_a_file_that_can_run_code_is_loaded_on_request_only(exported, images, tm
     assert run("detect", images, "--model", path, "--output", tmp_path / "out", "--run-code") == 0
 
 
-def test_an_export_is_replaced_by_the_next(exported, model, images, tmp_path, monkeypatch):
-    """And by nothing where the disk cannot take it; what is no export of ours stays."""
-    path, certificate = exported("one.onnx", format="onnx")
-    before = copied(path, tmp_path)
-    program = exported_program(model, certificate.info)
-    monkeypatch.setattr("frcnn.export.export.exported_program", lambda *_: program)
-
-    def again(name="one.onnx", format="onnx"):
-        return export(model, tmp_path / name, [images], format=format, size=SIZE)
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for name, format in (("one.onnx", "onnx"), ("new.xml", "openvino"), ("new.pt2", "torch")):
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-            with pytest.raises(OSError, match=rf"is the disk full\?.*{name}"):
-                again(name, format)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert contents(tmp_path) == before
-
-    monkeypatch.setattr(os, "link", without_links)
-    assert again().passed and beside(tmp_path / "one.onnx").read_bytes() != before["one.onnx"]
-    assert contents(tmp_path).keys() == before.keys()
-    assert verify_file(tmp_path / "one.onnx", lambda *_: model, ("mine.pth", "")).passed
-
-    monkeypatch.setattr("frcnn.export.export.exported_program", lambda *_: pytest.fail("work began"))
-    (tmp_path / "one.onnx").write_text("mine")
-    (tmp_path / "one.bin").write_text("mine")
-    (tmp_path / "two.onnx").symlink_to("nowhere")
-    for name, format in (("one.onnx", "onnx"), ("one.xml", "openvino"), ("two.onnx", "onnx")):
-        with pytest.raises(ExportError, match="exists, and is no export with its certificate"):
-            again(name, format)
-
-
-def without_links(*_):
-    raise PermissionError("no links on this file system")
-
-
-@pytest.mark.parametrize("name, options", ONES[:1] + ONES[2:4])
-def test_exports_have_the_usual_permissions(exported, name, options):
-    path, _ = exported(name, **options)
-    umask = os.umask(0o022)
-    os.umask(umask)
-    for file in (*parts_of(path), beside(path)):
-        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
-
-
-def test_a_pair_of_openvino_is_replaced_whole(exported, model, images, tmp_path, monkeypatch):
-    path, _ = exported("three.xml", format="openvino", batch=3)
-    before = copied(path, tmp_path)
-    new = tmp_path / "new"
-    new.mkdir()
-    for name in before:
-        (new / name).write_text("new")
-    replace_file = Path.replace
-
-    def interrupted(file, target):
-        if file.name == "three.xml":
-            raise KeyboardInterrupt
-        return replace_file(file, target)
-
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        put_in_place(
-            [new / name for name in ("three.xml", "three.bin", "three.xml.certificate.json")], tmp_path
-        )
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
-    monkeypatch.undo()
-    (tmp_path / "three.bin").write_bytes(before["three.bin"][:-4] + b"1234")
-    with pytest.raises(ExportError, match="another model's"):
-        runtime.load(tmp_path / "three.xml")
-
-
 def test_a_batch_of_a_file_holds_different_images(exported, model, images):
     """Three images go through the graph together, and each result is its own image's."""
     detector = runtime.load(exported("three.xml", format="openvino", batch=3)[0])
@@ -405,32 +212,3 @@ def test_files_of_others_are_refused(exported, tmp_path):
         runtime.load(tmp_path / "none.onnx")
     with pytest.raises(ExportError, match="name ends in"):
         runtime.load(CASES / "r50.npz")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"size": [128]},
-        {"size": 128},
-        {"batch": 10**9},
-        {"batch": float("inf")},
-        {"precision": "int3"},
-        {"recipe": 1},
-        {"versions": 0},
-        {"class_names": ["a"]},
-    ],
-)
-def test_what_a_file_says_of_itself_is_checked(exported, change):
-    _, certificate = exported("one.onnx", format="onnx")
-    fields = json.loads(certificate.info.to_json())
-    assert ExportInfo.from_json(json.dumps(fields), "x") == certificate.info
-    with pytest.raises(ExportError, match="x: what it says of itself"):
-        ExportInfo.from_json(json.dumps({**fields, **change}), "x")
-
-
-def test_tensorrt_is_told_the_shapes(exported):
-    info = exported("half.trt.onnx", format="tensorrt", precision="float16")[1].info
-    assert trtexec(Path("a.onnx"), info) == "trtexec --onnx=a.onnx --stronglyTyped --saveEngine=a.engine"
-    dynamic = trtexec(Path("a.onnx"), replace(info, dynamic=True))
-    assert "--minShapes=images:1x128x128x3,sizes:1x2,scales:1x2 " in dynamic
-    assert "--optShapes=images:1x128x160x3," in dynamic and "--maxShapes=images:8x160x160x3," in dynamic
