@@ -40,7 +40,7 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> N
 
 
 MOST_CHARACTERS = 4096
-"""Of a class name."""
+"""Of a class name, and of a file's in a data set."""
 
 HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of surrogate pairs."""

@@ -172,7 +172,7 @@ def evaluate(
 
     check_options(batch_size, threads, output)
     if output is not None:
-        check_keeps([annotations, *files_of(model), *([weights] if weights else [])], output)
+        check_keeps([*files_of(model), *([weights] if weights else [])], output)
     if losses and precision != "float32":
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     dataset = load_dataset(annotations, images)

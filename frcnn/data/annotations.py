@@ -14,16 +14,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from frcnn.checked import is_name
+from frcnn.checked import MOST_CHARACTERS, is_name
 
 EXAMPLES = 3
 """How many offenders a message names."""
 
 MAX_COORDINATE = 2**24
 """Largest side of an image and coordinate of a box: beyond it float32 cannot tell a pixel from the next."""
-
-MAX_TEXT = 4096
-"""Longest file name and class name, in characters."""
 
 UNKNOWN_IMAGES = "boxes of an unknown image id"
 UNKNOWN_CATEGORIES = "boxes of an unknown category id"
@@ -295,11 +292,11 @@ def _whole(entry: dict, key: str, lowest: int = -(2**63), highest: int = 2**63 -
 def _text(entry: dict, key: str) -> str:
     value = _value(entry, key)
     try:
-        if type(value) is str and 0 < len(value) <= MAX_TEXT and value.encode():
+        if type(value) is str and 0 < len(value) <= MOST_CHARACTERS and value.encode():
             return value
     except UnicodeEncodeError:  # half of a surrogate pair, which no file system and no terminal takes
         pass
-    raise _wrong(key, f"text of 1 to {MAX_TEXT} characters", value)
+    raise _wrong(key, f"text of 1 to {MOST_CHARACTERS} characters", value)
 
 
 def _expect_unique(path: Path, key: str, name: str, values: Sequence[object]) -> None:
