@@ -45,7 +45,7 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
 CPP := $(shell find csrc examples tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 .PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report docs lint format \
-    cuda-check cuda-link wheel test-wheel second-torch sdist install clean
+    cuda-check cuda-link wheel test-wheel second-torch emulated-torch sdist install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -92,6 +92,8 @@ $(GPU_VENV)/.installed: requirements/emulated_gpu.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
 	@touch $@
+
+emulated-torch: $(GPU_VENV)/.installed
 
 define BUILD_EMULATED
 	CUDA_HOME=$(CUDA_HOME) FORCE_CUDA=1 FRCNN_CUDART=shared TORCH_CUDA_ARCH_LIST=9.0 $(GPU_BIN)/python setup.py --quiet build \

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def export(
         source: the model and the weights as `frcnn export` was given them, for `frcnn verify`.
         precision: "float32"; "float16" and "bfloat16" (convolutions and products); "int8" (OpenVINO).
 
-    Returns the certificate, whether it passed or not.
+    Returns the certificate, which has passed.
 
     Raises ExportError where a package is missing, something else is at the path, the model finds nothing in
     the images, or the file did not pass: then the message holds the certificate, and what was at the path
@@ -93,12 +94,8 @@ def export(
                 "the model finds nothing in these images, so there is nothing to compare: choose images with "
                 "objects that it finds"
             )
-        try:
+        with _naming(path):
             write(exported_program(model, info), written, info, inputs)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        except ExportError as error:
-            raise ExportError(f"{path}: {error}") from None
         detector = load(written, run_code=True)
         certificate = certify(detector, model, chosen, source, path)
         if not certificate.passed:
@@ -107,9 +104,21 @@ def export(
             )
             raise ExportError(f"{path} was not written, as its numbers are not the model's:\n{certificate}")
         del detector  # which may map the file
-        beside(written).write_text(certificate.to_json() + "\n")
-        put_in_place([*parts_of(written), beside(written)], path.parent)
+        with _naming(path):
+            beside(written).write_text(certificate.to_json() + "\n")
+            put_in_place([*parts_of(written), beside(written)], path.parent)
     return certificate
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the block are about this file, not about the one in whose place it is written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from None
 
 
 def check_export(
