@@ -100,7 +100,7 @@ def test_a_part_that_hangs_is_ended_with_its_children(report, tmp_path):
 
 def test_a_part_is_asked_to_stop_before_it_is_killed(report):
     script = "import time\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('I was at test 7')"
-    run([python("slow", script, seconds=1.0)], report, dict(os.environ))
+    run([python("slow", script, seconds=3.0)], report, dict(os.environ))
     assert "I was at test 7" in (report.output / "report.md").read_text()
 
 
