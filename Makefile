@@ -87,7 +87,7 @@ GPU_VENV ?= $(CACHE)/emulated-gpu
 GPU_BIN := $(GPU_VENV)/bin
 GPU_LIB := build/emulated-gpu/lib
 CUDA_HOME ?= /usr/local/cuda
-GPU_TESTS ?= tests/ops tests/emulated_gpu tests/engine/test_train.py tests/inference/test_cuda_graph.py
+GPU_TESTS ?= tests/ops tests/emulated_gpu tests/inference/test_cuda_graph.py
 $(GPU_VENV)/.installed: requirements/emulated_gpu.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
@@ -104,7 +104,7 @@ test-gpu-emulated: $(GPU_VENV)/.installed
 	$(BUILD_EMULATED)
 	PYTHONPATH=$(CURDIR)/$(GPU_LIB) CUDA_HOME=$(CUDA_HOME) OMP_NUM_THREADS=1 $(GPU_BIN)/python \
 	    tools/cuda_emulator/emulated_gpu.py --devices 2 $(GPU_BIN)/pytest $(GPU_TESTS) -n auto --dist loadfile \
-	    -k "cuda or emulated_gpu or engine" $(TEST_ARGS)
+	    -k "cuda or emulated_gpu" $(TEST_ARGS)
 
 GPU_PYTHON ?=
 GPU_REPORT_ARGS ?=

@@ -15,7 +15,7 @@ import numpy as np
 try:
     from sklearn.datasets import load_digits
 except ImportError as error:
-    raise ImportError("the digits come with scikit-learn: pip install 'frcnn[demo]'") from error
+    raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from error
 
 CANVASES = ((192, 144), (144, 192), (160, 144), (240, 180), (288, 216), (216, 288))
 """(width, height) in pixels."""

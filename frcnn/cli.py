@@ -20,6 +20,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from frcnn.boundary import PROGRAM, exit_code, version
 from frcnn.checked import OptionError, unknown
 from frcnn.command_line import call, spellings
+from frcnn.commands import data
 from frcnn.commands.export import export, verify
 from frcnn.commands.model import (
     CHECKPOINTS,
@@ -210,6 +211,10 @@ def env() -> None:
     print(environment())
 
 
+def data_commands() -> None:
+    """Look at a data set, draw it, or write it in another format: `frcnn data --help`."""
+
+
 def train_command(recipe: Recipe | None) -> Callable[..., None]:
     """`frcnn train` with the values of a recipe as the defaults of its schedule, data and model.
 
@@ -317,7 +322,7 @@ def resume_command(argv: Sequence[str], environment: Mapping[str, str] = os.envi
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command line."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, program = list(sys.argv[1:] if argv is None else argv), PROGRAM
     commands: dict[str, Callable[..., Any]] = {
         "train": train_command(None),
         "eval": evaluate,
@@ -326,9 +331,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "convert": convert,
         "export": export,
         "verify": verify,
+        "data": data_commands,
         "env": env,
     }
-
+    if arguments[:1] == ["data"]:
+        commands, arguments, program = data.COMMANDS, arguments[1:], f"{PROGRAM} data"
     command = arguments[0] if arguments else "--help"
 
     def run() -> int | None:
@@ -336,14 +343,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(version())
             return 0
         if command in ("-h", "--help") or command.startswith("--tyro"):  # the last for a shell's completion
+            described = DESCRIPTION if program == PROGRAM else data_commands.__doc__
             return tyro.extras.subcommand_cli_from_dict(
-                commands, prog=PROGRAM, description=DESCRIPTION, args=arguments or ["--help"]
+                commands, prog=program, description=described, args=arguments or ["--help"]
             )
         if command not in commands:
             raise unknown("command", command, [*commands, "--help", "--version"])
         if command == "train":
             commands["train"] = train_command(_named_recipe(arguments))
-        return call(commands[command], f"{PROGRAM} {command}", arguments[1:])
+        return call(commands[command], f"{program} {command}", arguments[1:])
 
     known = spellings(commands[command]) if command in commands else {}
     # Not from inside its handling: the exception would keep a loader's processes from being closed in order.

@@ -14,7 +14,7 @@ import inspect
 import io
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal
@@ -104,7 +104,7 @@ def spellings(command: Callable[..., Any]) -> dict[str, str]:
 def call(command: Callable[..., Any], program: str, words: Sequence[str]) -> Any:
     """Call a command with the values that the words of its command line give. Raises OptionError."""
     if not {"-h", "--help"} & set(words):
-        words = _check(options(command), program, words)
+        words = _check(options(command), program, words, getattr(command, "refused", {}))
 
     @functools.wraps(command)
     def bound(*values: Any, **named: Any) -> Callable[[], Any]:
@@ -121,9 +121,14 @@ def call(command: Callable[..., Any], program: str, words: Sequence[str]) -> Any
     return chosen()
 
 
-def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> list[str]:
+def _check(
+    known: Sequence[Option], program: str, words: Sequence[str], refused: Mapping[str, str]
+) -> list[str]:
     """The words with those that go without an option last, wherever they stood. Refuses what names no option,
-    a value that is none of its option, and an option that is missing."""
+    a value that is none of its option, and an option that is missing.
+
+    refused: options that there are not, but that are looked for, and why.
+    """
     named = {option.spelling: option for option in known if not option.positional}
     places = [option for option in known if option.positional]
     missing = {o.spelling for o in known if o.required and not (o.positional and o.count is None)}
@@ -142,6 +147,8 @@ def _check(known: Sequence[Option], program: str, words: Sequence[str]) -> list[
             for place in places:
                 if name.strip("-") == place.name:
                     raise OptionError(f"{place.spelling} goes without {name}: {program} {place.spelling} …")
+            if name in refused:
+                raise OptionError(f"{name}: {refused[name]}")
             if option is None:
                 raise unknown(f"option of {program}:", name, sorted([*named, "--help"]))
             if option.flag and equals:

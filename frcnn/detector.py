@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import frcnn_ops
 from frcnn.backbone import ResNet
@@ -63,6 +64,7 @@ class FasterRCNN(nn.Module, Predictor):
         self.neck = FPN(self.backbone.channels, config.fpn_channels)
         self.rpn_head = RPNHead(config.fpn_channels, config.strides, config.rpn)
         self.roi_head = RoIHead(config.fpn_channels, config.strides[:-1], config.num_classes, config.roi_head)
+        convert_conv2d_weight_memory_format(self, torch.channels_last)  # as the maps are: none is converted
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -116,12 +116,25 @@ def _read_from(name: str | Path) -> Iterator[None]:
         raise ImageError(f"{name} cannot be read; it may be damaged or cut short ({reason})") from error
 
 
-def upright_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of what `read_image` returns, without decoding it. Raises ImageError."""
+class Header(NamedTuple):
+    """What a file says of its image: the size of what `read_image` returns, Pillow's mode, bits per channel
+    and EXIF orientation (1: upright)."""
+
+    width: int
+    height: int
+    mode: str
+    bits: int
+    orientation: int
+
+
+def read_header(path: str | Path) -> Header:
+    """Without decoding the image. Raises ImageError."""
     with _read_from(path), open(path, "rb") as file:
         image = _opened(file)
-        turned = _orientation(image) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else (image.width, image.height)
+        orientation = _orientation(image)
+        turned = orientation in (5, 6, 7, 8)
+        width, height = (image.height, image.width) if turned else (image.width, image.height)
+        return Header(width, height, image.mode, _bits(image), orientation)
 
 
 def _opened(file: BinaryIO) -> PIL.Image.Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,14 @@ def load(path: str | Path, run_code: bool = False) -> ExportedDetector:
         raise OptionError(
             f"{path} can run code, as torch's archives can: pass run_code=True if the file is your own"
         )
-    readers: dict[str, Callable[[Path], tuple[Run, ExportInfo]]]
+    readers: dict[str, Callable[[Path], tuple[Run, ExportInfo, str]]]
     readers = {
         ".onnx": _onnx,
         ".xml": _openvino,
         ".pt2": _aoti if path.name.endswith(".aoti.pt2") else _torch,
     }
     limit_threads()
-    run, info = readers[path.suffix](path)
-    return ExportedDetector(run, info, path)
+    return ExportedDetector(*readers[path.suffix](path), path=path)
 
 
 class ExportedDetector(Predictor):
@@ -76,9 +76,11 @@ class ExportedDetector(Predictor):
     for wide ones. A dynamic file takes images as the model does, but for sides below LEAST_SIDE.
     """
 
-    def __init__(self, run: Run, info: ExportInfo, path: Path):
+    def __init__(self, run: Run, info: ExportInfo, runtime: str, path: Path):
         self.config, self.data, self.class_names = info.model, info.data, info.class_names
         self.info, self.path = info, path
+        self.runtime = runtime
+        """What runs the file, in which version."""
         self.shape = None if info.dynamic else info.size
         self.batch = None if info.dynamic else info.batch
         self._call = run
@@ -176,7 +178,7 @@ class ExportedDetector(Predictor):
             raise ExportError(f"{wrong}: labels outside its {self.config.num_classes} classes")
 
 
-def _onnx(path: Path) -> tuple[Run, ExportInfo]:
+def _onnx(path: Path) -> tuple[Run, ExportInfo, str]:
     onnxruntime = _package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -191,10 +193,10 @@ def _onnx(path: Path) -> tuple[Run, ExportInfo]:
         feed = {name: x.contiguous().numpy() for name, x in zip(INPUTS, inputs, strict=True)}
         return tuple(map(torch.from_numpy, session.run(None, feed)))
 
-    return run, _info(text, path)
+    return run, _info(text, path), f"onnxruntime {onnxruntime.__version__}"
 
 
-def _openvino(path: Path) -> tuple[Run, ExportInfo]:
+def _openvino(path: Path) -> tuple[Run, ExportInfo, str]:
     openvino = _package("openvino")
     core = openvino.Core()
     try:
@@ -214,10 +216,12 @@ def _openvino(path: Path) -> tuple[Run, ExportInfo]:
         found = request.infer([x.contiguous().numpy() for x in inputs])
         return tuple(torch.from_numpy(value.copy()) for value in found.values())
 
-    return run, info
+    # a hint is not obeyed where the CPU has no such arithmetic
+    computes = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    return run, info, f"openvino {metadata.version('openvino')} computing in {computes}"
 
 
-def _torch(path: Path) -> tuple[Run, ExportInfo]:
+def _torch(path: Path) -> tuple[Run, ExportInfo, str]:
     info = _info(_member(path), path)
     try:
         program = torch.export.load(path).module()
@@ -228,16 +232,16 @@ def _torch(path: Path) -> tuple[Run, ExportInfo]:
         with torch.no_grad():
             return program(*inputs)
 
-    return run, info
+    return run, info, "torch.export"
 
 
-def _aoti(path: Path) -> tuple[Run, ExportInfo]:
+def _aoti(path: Path) -> tuple[Run, ExportInfo, str]:
     info = _info(_member(path), path)
     try:
         package = torch._inductor.aoti_load_package(str(path))
     except Exception as error:
         raise ExportError(f"{path}: AOTInductor cannot load it: {error}") from None
-    return lambda *inputs: tuple(package(*(x.contiguous() for x in inputs))), info
+    return lambda *inputs: tuple(package(*(x.contiguous() for x in inputs))), info, "AOTInductor"
 
 
 def _member(path: Path) -> str | None:
@@ -264,6 +268,4 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise ExportError(
-            f"{name} is not installed, which runs such files: pip install 'frcnn[export]'"
-        ) from None
+        raise ExportError(f"{name} is not installed, which runs such files: pip install {name}") from None

@@ -36,25 +36,27 @@ def upload(numbers: Sequence[Any] | Tensor, device: torch.device, dtype: torch.d
 
 
 class Download:
-    """A tensor on its way to the host, from a GPU without waiting for it: the opposite of `upload`."""
+    """Tensors on their way to the host, from a GPU without waiting for them: the opposite of `upload`."""
 
-    def __init__(self, tensor: Tensor):
-        self._on_host = tensor
+    def __init__(self, *tensors: Tensor):
+        self._on_host = tensors
         self._ready: torch.cuda.Event | None = None
-        if tensor.is_cuda:
-            on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._on_host = on_host.copy_(tensor, non_blocking=True)
+        if tensors[0].is_cuda:
+            on_host = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+            self._on_host = tuple(
+                host.copy_(x, non_blocking=True) for host, x in zip(on_host, tensors, strict=True)
+            )
             self._ready = torch.cuda.Event()
             self._ready.record()
 
     def is_there(self) -> bool:
         return self._ready is None or self._ready.query()
 
-    def tolist(self) -> list[Any]:
-        """Its numbers; waits until they are there."""
+    def wait(self) -> tuple[Tensor, ...]:
+        """The tensors on the host, when they are there."""
         if self._ready is not None and not self._ready.query():
             self._ready.synchronize()
-        return self._on_host.tolist()
+        return self._on_host
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """Detections of one image, best first.
+    """Detections of one image, best first; a detector's are on the host, whatever computed them.
 
     `len(found)`, `for box, score, label, name in found`, `found[0]`: each a `Detection`. `found[:10]`,
     `found[found.labels == 2]`, `found[[3, 1]]`: Detections again.
@@ -232,5 +234,5 @@ def _optional(package: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"Detections.to_{package} needs the package {package}: pip install 'frcnn[{package}]' ({error})"
+            f"Detections.to_{package} needs the package {package}: pip install {package} ({error})"
         ) from error

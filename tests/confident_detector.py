@@ -20,7 +20,7 @@ DATA = DataConfig(size=(160, 96))
 def confident(config: ModelConfig = SMALL, data: DataConfig = DATA, seed: int = 0) -> FasterRCNN:
     """A model with lively norms whose random scores pass the threshold often."""
     torch.manual_seed(seed)
-    model = FasterRCNN(config, data, tuple("abc")).eval()
+    model = FasterRCNN(config, data, tuple("abcdefg"[: config.num_classes])).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):

@@ -78,6 +78,12 @@ def export(
         print(f"TensorRT was not run. On a machine that has it:\n  {trtexec(output, certificate.info)}")
 
 
+export.refused = {  # type: ignore[attr-defined]
+    "--opset": "ONNX files are of opset 18, the first whose operators give the model's numbers; leave it out",
+    "--device": "files are made, and certified, on the CPU; TensorRT's is for GPUs: format=tensorrt",
+}
+
+
 def verify(
     cases: Positional[
         Annotated[tuple[str, ...], default("[CASE|FILE …]", "all cases", "Cases, or exported files.")]

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,18 @@ class CocoDataset:
         yield self.annotation_file
         yield from files_beside(self.annotation_file, self.image_folder)
         yield from map(self.image_path, range(len(self)))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All annotations in COCO's form, without ids, image after image."""
+        columns = {
+            "image_id": np.repeat(self.image_ids, np.diff(self.box_offsets)),
+            "category_id": np.array(self.category_ids)[self.labels],
+            "bbox": self.xywh,
+            "area": self.areas,
+            "iscrowd": self.crowd.astype(int),
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     @property
     def boxes(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from frcnn.data.annotations import DatasetError, shown
-from frcnn.read_image import ImageError, image_suffixes, upright_size
+from frcnn.read_image import ImageError, image_suffixes, read_header
 
 MOST_BYTES = 2**26
 """Of one file of annotations."""
@@ -207,9 +207,7 @@ def _yolo_names(description: Path) -> list[str]:
     try:
         import yaml
     except ImportError:
-        raise DatasetError(
-            f"{description}: PyYAML, which reads it, is missing: pip install 'frcnn[yolo]'"
-        ) from None
+        raise DatasetError(f"{description}: PyYAML, which reads it, is missing: pip install pyyaml") from None
     try:
         names = yaml.safe_load(_text(description))["names"]
         if isinstance(names, dict):
@@ -268,9 +266,10 @@ def _image_of(images: Path, there: list[str], filename: str, stem: str, file: Pa
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        return upright_size(path)
+        header = read_header(path)
     except ImageError as error:
         raise DatasetError(f"{error}: take it out of the data set") from None
+    return header.width, header.height
 
 
 def _names_in(path: Path) -> list[str]:

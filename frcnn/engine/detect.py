@@ -150,7 +150,7 @@ def detect(
                 failed[str(image.path)] = image.content
                 lines.add({"image": str(image.path), "error": image.content})
             else:
-                listed = detections.above(min_score).to("cpu")
+                listed = detections.above(min_score)
                 height, width = image.content.shape[:2]
                 entry = {"image": str(image.path), "width": width, "height": height}
                 entry["detections"] = listed.to_json()

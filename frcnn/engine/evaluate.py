@@ -134,7 +134,9 @@ def evaluate(
         )
     if output is not None and processes.first:
         replace_text(output, json.dumps(results))
-    return replace(score(dataset, results), losses=means(parts), failed=failed)
+    scored = score(dataset, results) if processes.first else None
+    of_first = processes.gather(scored, "the metrics, which the first process computes")[0]
+    return replace(of_first, losses=means(parts), failed=failed)
 
 
 def check_options(batch_size: int, threads: int | None, output: str | Path | None) -> None:
@@ -233,7 +235,7 @@ def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...
 
 def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
     """COCO metrics of detections in COCO's results form against a data set's annotations."""
-    truth = _coco(dataset, _truth(dataset))
+    truth = _coco(dataset, dataset.entries())
     found = _coco(dataset, [{**result, "area": result["bbox"][2] * result["bbox"][3]} for result in results])
     evaluator = COCOeval(truth, found, iouType="bbox")
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
@@ -254,19 +256,6 @@ def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
 def _mean(precision: np.ndarray) -> float:
     known = precision[precision > -1]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _truth(dataset: CocoDataset) -> list[dict]:
-    """The data set's annotations in COCO's form, with those that are too small to train on."""
-    columns = {
-        "image_id": np.repeat(dataset.image_ids, np.diff(dataset.box_offsets)),
-        "category_id": np.array(dataset.category_ids)[dataset.labels],
-        "bbox": dataset.xywh,
-        "area": dataset.areas,
-        "iscrowd": dataset.crowd.astype(int),
-    }
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _coco(dataset: CocoDataset, annotations: list[dict]) -> COCO:

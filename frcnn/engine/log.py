@@ -75,7 +75,7 @@ class TrainingLog:
 
             self.board = tensorboard.SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         except ImportError:
-            self.say("no tensorboard (pip install 'frcnn[tensorboard]'): curves go to log.jsonl only")
+            self.say("no tensorboard (pip install tensorboard): curves go to log.jsonl only")
         if dropped:
             self.say(f"{self.file}: lines that were cut off while being written, taken out: {dropped}")
 

@@ -15,6 +15,8 @@ def check_options(
     mode: str,
     weights: object,
     reinit_heads: bool,
+    validation: tuple[object, object],
+    val_losses: bool,
     max_bad_images: float,
     timeout: float,
     workers: int,
@@ -36,6 +38,10 @@ def check_options(
             "reinit_heads=True leaves out a checkpoint's class and box layer, and there is no checkpoint: "
             "name one as weights=PATH"
         )
+    if (validation[0] is None) != (validation[1] is None):
+        raise OptionError("val_annotations and val_images belong together: name both for validation, or none")
+    if val_losses and validation[0] is None:
+        raise OptionError("val_losses=True needs a validation set: name val_annotations and val_images")
     check_precision(precision, resolve_device(device))
     if mode not in ("eager", "graph"):
         raise OptionError(f"unknown mode {mode!r}: choose one of eager, graph")

@@ -31,7 +31,7 @@ class Numbers:
 
     def read(self) -> tuple[dict[str, float], bool]:
         """By name, and whether training is broken: see `Learner`. Waits until they are there."""
-        *values, broken = self.values.tolist()
+        *values, broken = self.values.wait()[0].tolist()
         return dict(zip(self.names, values, strict=True)), bool(broken)
 
 

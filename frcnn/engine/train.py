@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from frcnn.checked import OptionError
 from frcnn.checkpoint.load import CheckpointError
@@ -85,8 +84,7 @@ def train(
     "tf32" rounds their factors to 10 bits there. Weights stay float32, and in "float16" the loss is scaled as
     torch.amp.GradScaler does.
 
-    `mode` "graph" runs each step as one CUDA graph (`StepGraphs`), on one GPU: less work for the host, some
-    more padding.
+    `mode` "graph" runs each step as one CUDA graph (`StepGraphs`), on one GPU, with some more padding.
 
     `work_dir` (default work_dirs/<recipe>) receives last.pth (every epoch and every `save_every` steps),
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
@@ -118,6 +116,8 @@ def train(
         mode=mode,
         weights=weights,
         reinit_heads=reinit_heads,
+        validation=(val_annotations, val_images),
+        val_losses=val_losses,
         max_bad_images=max_bad_images,
         timeout=timeout,
         workers=workers,
@@ -131,10 +131,6 @@ def train(
     schedule = recipe.schedule if epochs is None else with_epochs(recipe.schedule, epochs)
     schedule = replace(schedule, images_per_process=batch_size or schedule.images_per_process)
     recipe = replace(recipe, schedule=schedule)
-    if (val_annotations is None) != (val_images is None):
-        raise OptionError("val_annotations and val_images belong together: name both for validation, or none")
-    if val_losses and val_annotations is None:
-        raise OptionError("val_losses=True needs a validation set: name val_annotations and val_images")
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
         if mode == "graph" and processes.count > 1:
             raise OptionError("mode='graph' is for one process; leave it out under torchrun")
@@ -214,7 +210,6 @@ class _Run:
             device=device,
             reinit_heads=begin.reinit_heads and not begin.resume,
         ).train()
-        convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         if validation is not None:
             category_ids = match_classes(self.model, validation)
             if val_losses:  # raises where there is no image to compute them on

@@ -1,15 +1,18 @@
 """Whether an exported file gives the numbers of the model it was made from, on real images.
 
-Each image is prepared once, for the file's input, and goes through the model and through the file. Matched
-are detections of one class that overlap (IoU 0.5); the drifts are those of matched pairs.
+Each image is prepared once, for the file's input, and goes through the model, alone, and through the file, in
+whole batches (of two where it takes any number): what a batch lacks are mirrored images, and these count like
+all others. Matched are detections of one class that overlap (IoU 0.5); the drifts are those of matched pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +47,9 @@ LIMITS: Mapping[str, Limits] = {
     "int8": Limits(0.75, 5e-2, 4.0),
 }
 
+ANY_BATCH = 2
+"""Images in a batch of a file that takes any number."""
+
 SCORE = 0.05
 """Detections from this score on are compared."""
 
@@ -55,7 +61,8 @@ class Certificate:
     file, sha256: the exported file (OpenVINO: with its .bin).
     source: the model that it was made from, and the weights that were loaded into it, as the command line
     names them; empty where unknown.
-    images: what was compared. detections: of the model and of the file.
+    ran_with: the runtime that ran the file, and the machine. images: what was compared, beside the mirrored
+    ones. detections: of the model and of the file.
     as_predict: what `matched` is between the file's `predict` and the model's, which prepare images each in
     their own way: a file of one size pads them to that size. No limit is set for it.
     stages: where the file fails, the largest difference of each stage's output from the model's, relative to
@@ -66,6 +73,7 @@ class Certificate:
     sha256: str
     info: ExportInfo
     source: tuple[str, str]
+    ran_with: str
     images: tuple[str, ...]
     detections: tuple[int, int]
     matched: float
@@ -95,6 +103,7 @@ class Certificate:
             f"sha256         {self.sha256}",
             f"what           {self.info}",
             f"made with      {', '.join(f'{name} {v}' for name, v in self.info.versions.items())}",
+            f"ran with       {self.ran_with}",
             f"images         {len(self.images)}, {ours} detections of the model, {theirs} of the file",
             f"matched        {self.matched:.2%} (at least {limits.matched:.0%})",
             f"score drift    mean {self.mean_score_drift:.2g} (at most {limits.mean_score_drift:g}), "
@@ -184,10 +193,10 @@ def certify(
             f"{model.fingerprint()}): name the one that it was made from"
         )
     ours, theirs = [], []
-    for image in prepared(detector, images):
-        inputs = inputs_of(image)
-        ours.append(found_in(model._run(*inputs, details=False)))
-        theirs.append(found_in(detector._run(*inputs, details=False)))
+    for batch in batches_of(detector, images):
+        theirs += found_in(detector._run(*inputs_of(*batch), details=False))
+        for image in batch:
+            ours += found_in(model._run(*inputs_of(image), details=False))
     agreement: Agreement = compare_detections(ours, theirs)
     alike = agreement
     if not detector.info.dynamic:
@@ -197,6 +206,7 @@ def certify(
         sha256=sha256(detector.path),
         info=detector.info,
         source=source,
+        ran_with=f"{detector.runtime}, {machine()}",
         images=tuple(str(path.absolute()) for path in images),
         detections=agreement.detections,
         matched=agreement.matched,
@@ -209,16 +219,36 @@ def certify(
     )
 
 
+def batches_of(detector: ExportedDetector, images: Sequence[Path]) -> list[list[Prepared]]:
+    """The images as the file takes them, in full batches of one shape; of any number also the first alone."""
+    count = detector.batch or ANY_BATCH
+    by_shape: dict[tuple[int, int], list[Prepared]] = {}
+    for image in prepared(detector, images):
+        by_shape.setdefault(image.padded_size, []).append(image)
+    batches = []
+    for group in by_shape.values():
+        mirrored = cycle([image._replace(pixels=image.pixels[:, ::-1].copy()) for image in group])
+        filled = [*group, *islice(mirrored, -len(group) % count)]
+        batches += [filled[start : start + count] for start in range(0, len(filled), count)]
+    return batches if detector.batch else [batches[0][:1], *batches]
+
+
+def machine() -> str:
+    """What computes here."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
 def predicted(detector: Predictor, images: Sequence[Path]) -> list[Detections]:
     """What it finds by itself, of SCORE and more."""
     return [found.above(SCORE) for found in detector.stream(list(images))]
 
 
-def found_in(outputs: Sequence[Tensor]) -> Detections:
-    """The first image's detections of SCORE and more."""
-    boxes, scores, labels, counts = (out[0] for out in outputs)
-    count = int(counts)
-    return Detections(boxes[:count], scores[:count], labels[:count]).above(SCORE)
+def found_in(outputs: Sequence[Tensor]) -> list[Detections]:
+    """Each image's detections of SCORE and more."""
+    return [
+        Detections(boxes[:count], scores[:count], labels[:count]).above(SCORE)
+        for boxes, scores, labels, count in zip(*outputs, strict=True)
+    ]
 
 
 def sha256(path: Path) -> str:

@@ -87,9 +87,9 @@ def export(
     info = described(model, format, size, batch, dynamic, precision)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder, evaluating(model):
         written = Path(folder) / path.name
-        like = ExportedDetector(lambda *_: (), info, written)
+        like = ExportedDetector(lambda *_: (), info, "", written)
         inputs = [inputs_of(image) for image in prepared(like, chosen)]
-        if not any(len(found_in(model._run(*one, details=False))) for one in inputs):
+        if not any(len(found_in(model._run(*one, details=False))[0]) for one in inputs):
             raise ExportError(
                 "the model finds nothing in these images, so there is nothing to compare: choose images with "
                 "objects that it finds"

@@ -43,13 +43,13 @@ Calibration = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 def check_packages(format: Format, precision: str) -> None:
-    """Raises ExportError, naming the extra, where a package for the format is missing."""
+    """Raises ExportError, naming them, where packages for the format are missing."""
     needed = packages(format, precision)
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"format={format}, precision={precision} needs {', '.join(needed)}; {', '.join(missing)} is "
-            "missing: pip install 'frcnn[export]'"
+            f"format={format}, precision={precision} needs {', '.join(needed)}, some of which are missing: "
+            f"pip install {' '.join(missing)}"
         )
 
 

@@ -136,7 +136,6 @@ def compare_detections(
         raise ValueError(f"cannot compare detections of {len(a)} images with those of {len(b)}")
     scores, boxes = [], []
     for left, right in zip(a, b, strict=True):
-        left, right = left.to("cpu"), right.to("cpu")
         overlap = frcnn_ops.box_iou(left.boxes, right.boxes)
         overlap = overlap.masked_fill(left.labels[:, None] != right.labels, -1.0)
         for index in range(len(left) if len(right) else 0):

@@ -230,17 +230,17 @@ class Predictor:
         with torch.cuda.device(self.device) if on_gpu else nullcontext():
             size, scale = upload([*sizes, *scales], self.device, torch.float32).split(len(images))
             images = images.to(self.device, non_blocking=True)
-            boxes, scores, labels, counts, *more = self._run(images, size, scale, details)
             # begun now, so that reading them later does not wait for the batches launched in between
-            found = Download(counts)
+            found = Download(*self._run(images, size, scale, details))
 
         def finish() -> list[Detections]:
-            return [
-                Detections(
-                    boxes[i, :n], scores[i, :n], labels[i, :n], self.class_names, *(x[i, :n] for x in more)
-                )
-                for i, n in enumerate(found.tolist())
-            ]
+            boxes, scores, labels, counts, *more = found.wait()
+            result = []
+            for i, n in enumerate(counts.tolist()):
+                # copies, which do not hold the whole batch's memory
+                box, score, label, *rest = (x[i, :n].clone() for x in (boxes, scores, labels, *more))
+                result.append(Detections(box, score, label, self.class_names, *rest))
+            return result
 
         return finish
 

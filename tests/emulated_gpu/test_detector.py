@@ -1,5 +1,6 @@
 """The detector on the emulated device: the CPU's numbers, and no needless wait."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -8,8 +9,12 @@ import pytest
 import torch
 from emulated_gpu import record
 from small_recipe import small
+from tiny_coco import write_tiny
+from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
 from frcnn.detector import FasterRCNN
+from frcnn.engine.detect import detect
+from frcnn.engine.evaluate import evaluate
 from frcnn.preprocess import prepare
 from frcnn.zoo.recipes import recipe
 from frcnn.zoo.reference_case import CASES, case_names
@@ -41,9 +46,9 @@ def same(ours, wanted):
     assert any(map(len, wanted))
     for a, b in zip(ours, wanted, strict=True):
         assert len(a) == len(b)
-        assert torch.equal(a.labels.cpu(), b.labels)
-        torch.testing.assert_close(a.boxes.cpu(), b.boxes, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(a.scores.cpu(), b.scores, rtol=1e-4, atol=1e-5)
+        assert torch.equal(a.labels, b.labels)
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
@@ -72,7 +77,7 @@ def test_forty_shapes_need_eight_graphs_and_no_more_memory(entry):
         held.append(torch.cuda.memory_reserved())
     assert 0 < graphs[0] <= 8 and graphs[1] == 0
     assert held[1] == held[0]
-    eager = [one.to("cpu") for one in plain.optimize(few_shapes=True).stream(many, batch_size=2)]
+    eager = list(plain.optimize(few_shapes=True).stream(many, batch_size=2))
     same(found[0], eager)
     same(found[1], eager)
 
@@ -85,6 +90,41 @@ def test_a_batch_waits_once(entry):
     assert kinds["sync"] == 1
     assert kinds["layout"] == 0 and kinds["conv"] > 20
     assert not [row for row in rows if "pageable" in row.name and row.kind == "memcpy"]
+
+
+@pytest.mark.parametrize("form", ["plain", "fast"])
+def test_whole_runs_wait_once_for_each_batch(form, tmp_path, monkeypatch):
+    """Four wide and two tall images by twos, with all that is read, drawn and written."""
+    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", STAGE_CHANNELS)
+    made = tiny_recipe()
+    made = replace(made, model=replace(made.model, num_classes=2))
+    annotations, folder = write_tiny(tmp_path / "data")
+    results = {}
+    for device in ("cpu", "cuda"):
+        ours = model(made, device)
+        ours = ours.optimize() if form == "fast" else ours
+        ours.predict(images(2), (64, 48), batch_size=2)  # what is made once
+        output, file = tmp_path / device, tmp_path / f"{device}.json"
+        _, of_detect = record(lambda: detect(ours, [folder], output, min_score=0.0, batch_size=2))  # noqa: B023
+        scored, of_evaluate = record(
+            lambda: evaluate(ours, annotations, folder, batch_size=2, threads=3, output=file, progress=False)  # noqa: B023
+        )
+        entries = json.loads((output / "detections.json").read_text())
+        results[device] = entries, json.loads(file.read_text()), scored.metrics
+        waits = sum(row.kind == "sync" for row in record(ours.fingerprint)[1])  # of the weights, once a run
+        batches = 3 if device == "cuda" else 0
+        for rows, expected in ((of_detect, batches + waits), (of_evaluate, batches)):
+            kinds = Counter(row.kind for row in rows)
+            assert kinds["sync"] == expected and kinds["layout"] == 0
+    (entries, listed, metrics), (entries_cuda, listed_cuda, metrics_cuda) = results["cpu"], results["cuda"]
+    assert [len(entry["detections"]) for entry in entries] == [
+        len(entry["detections"]) for entry in entries_cuda
+    ]
+    assert len(listed) == len(listed_cuda) > 0
+    for one, other in zip(listed, listed_cuda, strict=True):
+        assert other["image_id"] == one["image_id"] and other["category_id"] == one["category_id"]
+        assert other["bbox"] == pytest.approx(one["bbox"], abs=1e-3)
+    assert metrics_cuda == pytest.approx(metrics, abs=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
@@ -101,4 +141,6 @@ def test_a_model_on_the_second_device(entry):
 def test_a_reference_case_is_reached_through_cudnn(name):
     results, rows = record(lambda: verify_case(CASES / f"{name}.npz", torch.device("cuda")))
     assert all(result.passed for result in results)
-    assert any(row.op == "aten::cudnn_convolution" for row in rows if row.kind == "conv")
+    convolutions = [row for row in rows if row.kind == "conv"]
+    assert any(row.op == "aten::cudnn_convolution" for row in convolutions)
+    assert not [row for row in convolutions if row.name.endswith(", tf32")]

@@ -90,6 +90,22 @@ def test_a_thread_that_pins_memory_does_not_break_a_capture():
         assert graphs(torch.full((2,), value, device="cuda"))[0].tolist() == [2 * value] * 2
 
 
+def test_graphs_of_a_device_share_one_stream(monkeypatch):
+    """A library keeps a workspace for every stream that it has seen."""
+    made = []
+    original = torch.cuda.Stream
+
+    def stream(*arguments, **named):  # with arguments torch only wraps one that there is
+        made.extend([] if arguments or named else [1])
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    graphs = GraphCache(lambda x: (x + 1,))
+    for size in (2, 3, 4):
+        assert graphs(torch.zeros(size, device="cuda"))[0].tolist() == [1.0] * size
+    assert len(graphs) == 3 and len(made) == 1
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
 def test_operators_work_where_their_arguments_are():
     """cuda:0 is current all the while."""

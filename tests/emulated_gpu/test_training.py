@@ -14,6 +14,7 @@ from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
 from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.run_state import read_training_state
+from frcnn.cli import main
 from frcnn.config import RPNConfig
 from frcnn.detector import FasterRCNN
 from frcnn.engine import train as train_module
@@ -123,7 +124,14 @@ def test_float32_is_float32_unless_tf32_is_asked_for(entry):
 
 
 def train(tiny, folder, **options):
-    return train_module.train(tiny_recipe(), *tiny, work_dir=folder, workers=0, device="cuda", **options)
+    options = {"device": "cuda", "workers": 0, **options}
+    return train_module.train(tiny_recipe(), *tiny, work_dir=folder, **options)
+
+
+@pytest.fixture
+def same_current_device():
+    yield
+    torch.cuda.set_device(0)
 
 
 def test_more_steps_are_no_more_waits(tiny, tmp_path):
@@ -202,11 +210,20 @@ def test_a_step_is_one_graph_for_each_shape(entry, precision):
     assert len(graphs.graphs) == 2
 
 
-def test_a_run_in_graphs_resumes_as_if_it_had_not_stopped(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "device", "workers"), [("graph", "cuda", 0), ("eager", "cuda", 2), ("eager", "cuda:1", 0)]
+)
+def test_a_run_resumes_as_if_it_had_not_stopped(
+    tiny, tmp_path, monkeypatch, same_current_device, mode, device, workers
+):
     """From the checkpoint of the first of two epochs, whose file is whole; the mode may not change."""
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        pytest.skip("one device")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = {"epochs": 2, "batch_size": 2, "mode": "graph"}
-    train(tiny, whole, **options)
+    options = {"epochs": 2, "batch_size": 2, "mode": mode, "device": device, "workers": workers}
+    _, rows = record(lambda: train(tiny, whole, **options))
+    assert {row.device for row in rows} == {index}
     original = train_module.learning_rate
 
     def crash(iteration, *rest):
@@ -219,8 +236,9 @@ def test_a_run_in_graphs_resumes_as_if_it_had_not_stopped(tiny, tmp_path, monkey
         train(tiny, parts, **options)
     monkeypatch.setattr(train_module, "learning_rate", original)
     assert read_training_state(parts / "last.pth")["meta"]["iter"] == 3
-    with pytest.raises(CheckpointError, match="mode=graph, now mode=eager"):
-        train(tiny, parts, **{**options, "mode": "eager"}, resume=True)
+    other = {"eager": "graph", "graph": "eager"}[mode]
+    with pytest.raises(CheckpointError, match=f"mode={mode}, now mode={other}"):
+        train(tiny, parts, **{**options, "mode": other}, resume=True)
     train(tiny, parts, **options, resume=True)
     first, second = (read_training_state(folder / "last.pth") for folder in (whole, parts))
     assert first["meta"]["iter"] == second["meta"]["iter"] == 6
@@ -229,3 +247,39 @@ def test_a_run_in_graphs_resumes_as_if_it_had_not_stopped(tiny, tmp_path, monkey
         assert torch.equal(tensor, second["state_dict"][name]), name
     for index, entry in first["optimizer"]["state"].items():
         assert torch.equal(entry["momentum_buffer"], second["optimizer"]["state"][index]["momentum_buffer"])
+
+
+def test_the_commands(tiny, tmp_path, monkeypatch, capsys):
+    """Training, evaluation and detection as a user starts them."""
+    monkeypatch.setattr("frcnn.cli.recipe_named", lambda name: tiny_recipe())
+    annotations, images = map(str, tiny)
+    run, found = str(tmp_path / "run"), str(tmp_path / "found")
+    data = ["--train-annotations", annotations, "--train-images", images]
+    data += ["--val-annotations", annotations, "--val-images", images]
+    commands = [
+        ["train", "tiny", *data, "--work-dir", run, "--epochs", "1", "--workers", "2", "--val-losses"],
+        [
+            "eval",
+            f"{run}/best.pth",
+            "--annotations",
+            annotations,
+            "--images",
+            images,
+            "--precision",
+            "bfloat16",
+        ],
+        ["detect", images, "--model", f"{run}/best.pth", "--output", found, "--min-score", "0"],
+    ]
+
+    def ended(words):
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--device", "cuda"])
+        return end.value.code
+
+    for words in commands:
+        code, rows = record(lambda words=words: ended(words))
+        assert code == 0, capsys.readouterr().err
+        assert sum(row.kind == "conv" for row in rows) > 60, words[0]
+    assert "bbox_mAP_50" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "found" / "detections.json").read_text())) == 6
+    assert len(list((tmp_path / "found").glob("*.png"))) == 6

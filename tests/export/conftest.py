@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from confident_detector import SMALL, confident
 from noise_images import write_images
-from small_export import DATA, SIZE
+from small_export import DATA, SIZE, TRAINED
 
+import frcnn
 from frcnn.export.export import export
 
 
@@ -21,6 +22,13 @@ def slim():
 @pytest.fixture(scope="module")
 def model(slim):
     return confident(SMALL, DATA)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("frcnn.backbone.STAGE_CHANNELS", (8, 16, 32, 64))
+        yield frcnn.load(TRAINED / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,8 @@ import frcnn_ops._C
 import numpy as np
 import pytest
 import torch
-from confident_detector import SMALL, confident
-from noise_images import write_images
 from PIL import Image
-from small_export import DATA, SIZE
+from small_export import IMAGES
 
 from frcnn import runtime
 from frcnn.export.export import export
@@ -23,16 +21,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
 
 
-def test_a_package_detects_in_python_and_in_cpp(tmp_path):
-    model = confident(SMALL, DATA)
-    images = write_images(tmp_path / "images", (120, 160))
+def test_a_package_detects_in_python_and_in_cpp(trained, tmp_path):
     package = tmp_path / "tiny.aoti.pt2"
-    assert export(model, package, [images], format="aoti", size=SIZE).passed
+    certificate = export(trained, package, IMAGES, format="aoti")
+    assert certificate.passed and certificate.matched >= 0.99 and certificate.detections[0] > 60
     detector = runtime.load(package, run_code=True)
-    pixels = np.asarray(Image.open(images / "0.png"))
-    found = detector.predict(pixels, size=(160, 120), rgb=True)
-    assert len(found) > 20
-    assert compare_detections(found, model.predict(pixels, size=(160, 120), rgb=True)).matched == 1
+    jpeg = min(IMAGES.iterdir())
+    pixels = np.asarray(Image.open(jpeg))
+    found = detector.predict(pixels, rgb=True)
+    assert compare_detections(found, trained.predict(pixels, rgb=True)).matched == 1
 
     prefix = torch.utils.cmake_prefix_path
     build = tmp_path / "build"
@@ -51,9 +48,9 @@ def test_a_package_detects_in_python_and_in_cpp(tmp_path):
     agreement = compare_detections(in_cpp, found)
     assert agreement.matched == 1 and agreement.max_box_drift < 0.01
 
-    Image.fromarray(np.zeros((200, 100, 3), np.uint8)).save(tmp_path / "large.ppm")
-    for image, says in (("large.ppm", "resize it to fit 128x160"), ("images/0.png", "not a binary PPM")):
-        refused = subprocess.run([*program, tmp_path / image], capture_output=True, text=True)
+    Image.fromarray(np.zeros((300, 100, 3), np.uint8)).save(tmp_path / "large.ppm")
+    for image, says in ((tmp_path / "large.ppm", "resize it to fit 256x320"), (jpeg, "not a binary PPM")):
+        refused = subprocess.run([*program, image], capture_output=True, text=True)
         assert refused.returncode == 1 and says in refused.stderr
 
 

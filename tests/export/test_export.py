@@ -31,7 +31,6 @@ ONES = [
     ("one.pt2", {"format": "torch"}),
     ("many.pt2", {"format": "torch", "dynamic": True}),
     ("half.trt.onnx", {"format": "tensorrt", "precision": "float16"}),
-    ("eight.xml", {"format": "openvino", "precision": "int8", "batch": 2}),
 ]
 
 
@@ -76,6 +75,9 @@ def test_a_dynamic_file_takes_shapes_that_it_was_not_traced_with(model, exported
     [
         replace(SMALL, backbone=replace(SMALL.backbone, depth=50, groups=4, base_width=8)),
         replace(SMALL, roi_head=RoIHeadConfig(fc_channels=32, class_agnostic=True, sampling_ratio=2)),
+        replace(
+            SMALL, num_classes=7, roi_head=replace(SMALL.roi_head, box_loss="giou", box_loss_weight=10.0)
+        ),
     ],
 )
 def test_other_architectures(config, images, tmp_path):

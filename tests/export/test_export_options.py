@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command import run
 from small_export import SIZE
 
 from frcnn.export import formats
@@ -57,8 +58,20 @@ def test_missing_images_and_packages_are_named(model, images, tmp_path, monkeypa
         export(model, tmp_path / "x.onnx", [], size=SIZE)
 
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match=r"onnxruntime.*pip install 'frcnn\[export\]'"):
+    with pytest.raises(ExportError, match=r"needs onnx, .*: pip install onnx onnxscript onnxruntime"):
         export(model, tmp_path / "x.onnx", [images], size=SIZE)
+
+
+@pytest.mark.parametrize(
+    "option, says",
+    [
+        (("--opset", "11"), "--opset: ONNX files are of opset 18"),
+        (("--device", "cuda"), "--device: files are made"),
+    ],
+)
+def test_options_that_people_look_for_are_explained(images, capsys, option, says):
+    assert run("export", "mine.pth", "--images", images, *option) == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

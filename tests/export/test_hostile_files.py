@@ -142,7 +142,9 @@ def test_a_certificate_of_any_kind(text, file, capsys):
 
 def test_a_size_that_no_dynamic_file_takes_is_refused_before_work(info, images, tmp_path):
     dynamic = replace(info, dynamic=True, size=(128, 160))
-    detector = runtime.ExportedDetector(lambda *_: pytest.fail("work began"), dynamic, tmp_path / "x.onnx")
+    detector = runtime.ExportedDetector(
+        lambda *_: pytest.fail("work began"), dynamic, "", tmp_path / "x.onnx"
+    )
     for call in (
         lambda: detect(detector, [images], tmp_path / "out", size=(5000, 800)),
         lambda: detector.predict(images / "0.png", size=(5000, 800)),

@@ -7,13 +7,14 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 from small_export import SIZE
 
 from frcnn import runtime
 from frcnn.export.certificate import beside, parts_of
 from frcnn.export.export import export, put_in_place, verify_file
 from frcnn.export.info import ExportError
-from frcnn.export.program import exported_program
+from frcnn.export.program import ExportedForm, exported_program
 
 pytest.importorskip("nncf", reason="what exports need is of the extra export")
 pytestmark = pytest.mark.usefixtures("one_thread", "slim")
@@ -53,6 +54,23 @@ def test_a_file_with_other_numbers_is_not_written(exported, model, images, tmp_p
     assert float(errors["features 0"]) < 1e-4 and float(errors["logits 4"]) < 1e-4
     assert float(errors["proposals"]) > 0.05
     assert lines["certificate"] == "FAILED"
+
+
+@pytest.mark.parametrize("options", [{"batch": 2}, {"batch": 3}, {"dynamic": True}])
+def test_a_file_that_loses_a_batchs_other_images_is_not_written(
+    model, images, tmp_path, monkeypatch, options
+):
+    """However many images there are to compare: one is enough."""
+    forward = ExportedForm.forward
+
+    def first_alone(self, pixels, sizes, scales):
+        first = (torch.arange(len(pixels)) == 0).to(torch.uint8)
+        return forward(self, pixels * first[:, None, None, None], sizes, scales)
+
+    monkeypatch.setattr(ExportedForm, "forward", first_alone)
+    with pytest.raises(ExportError, match="numbers are not the model's") as caught:
+        export(model, tmp_path / "x.pt2", [images / "0.png"], "torch", SIZE, **options)
+    assert "certificate    FAILED" in str(caught.value) and contents(tmp_path) == {}
 
 
 def test_an_export_is_replaced_by_the_next(exported, model, images, tmp_path, monkeypatch):

@@ -104,6 +104,84 @@ def calls(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Call]:
                 "ignore": boxes(20).view(2, 10, 4),
             },
         ),
+        **calls_of_images_and_convolutions(dtype),
+        **calls_of_the_losses(dtype),
+    }  # fmt: skip
+
+
+def calls_of_images_and_convolutions(dtype: torch.dtype) -> dict[str, Call]:
+    maps = [torch.randn(2, 16, 13, 17).to(dtype, memory_format=torch.channels_last) for _ in range(2)]
+    norms = {name: [torch.randn(24), torch.randn(16)] for name in ("gains", "shifts", "means")}
+    norms |= {"weights": [torch.randn(24, 16, 3, 3), torch.randn(16, 24, 1, 1)]}
+    norms |= {"variances": [torch.rand(24) + 0.5, torch.rand(16) + 0.5]}
+    pixels = [torch.randint(0, 256, (size, 30, 3), dtype=torch.uint8) for size in (20, 25)]
+    return {
+        "fold_norms": (
+            lambda weights, gains, shifts, means, variances: OPS.fold_norms(
+                weights, gains, shifts, means, variances, 1e-5, dtype
+            ),
+            norms,
+        ),
+        "fold_norms_backward": (
+            lambda grads, weights, gains, shifts, means, variances: OPS.fold_norms_backward(
+                grads, weights, gains, shifts, means, variances, 1e-5
+            ),
+            {"grads": [g.to(dtype) for g in (torch.randn(24, 16, 3, 3), torch.randn(16, 24, 1, 1),
+                                             torch.randn(24), torch.randn(16))], **norms},
+        ),
+        "conv_epilogue": (
+            lambda x, bias, add: OPS.conv_epilogue(x, bias, add, True),
+            {"x": maps[0], "bias": torch.randn(16).to(dtype), "add": maps[1]},
+        ),
+        "relu_bias_gradient": (OPS.relu_bias_gradient, {"grad": maps[0], "out": maps[1]}),
+        "resize_images": (
+            lambda images: OPS.resize_images(images, [33, 50, 60, 72], 64, 96), {"images": pixels}
+        ),
+        "normalize_images": (
+            lambda images, sizes: OPS.normalize_images(images, sizes, (9, 8, 7), (2, 3, 4), True, dtype),
+            {"images": torch.randint(0, 256, (2, 33, 50, 3), dtype=torch.uint8),
+             "sizes": torch.tensor([[30.0, 50.0], [33.0, 41.0]])},
+        ),
+    }  # fmt: skip
+
+
+def calls_of_the_losses(dtype: torch.dtype) -> dict[str, Call]:
+    sizes, stds, classes = [(13, 17), (7, 9)], (0.1, 0.1, 0.2, 0.2), 5
+    n = sum(3 * h * w for h, w in sizes)
+    seed, gts = torch.randint(1000, ()), boxes(12).view(2, 6, 4)
+    gt_index = torch.randint(-1, 7, (2, n))
+    index, counts = OPS.sample_anchors(gt_index, seed, 64, 32)
+    rpn = {
+        "maps": [torch.randn(2, 15, *s).to(dtype, memory_format=torch.channels_last) for s in sizes],
+        "anchors": boxes(n), "gts": gts, "gt_index": gt_index, "index": index, "counts": counts,
+    }  # fmt: skip
+    drawn = {
+        "proposals": boxes(200).view(2, 100, 4), "scores": torch.randn(2, 100),
+        "gt_index": torch.randint(-1, 7, (2, 100)), "gts": gts,
+        "gt_labels": torch.randint(0, classes, (2, 6)), "gt_counts": torch.tensor([6, 2]), "seed": seed,
+    }  # fmt: skip
+    sampled = OPS.sample_proposals(*drawn.values(), 32, 8, classes)
+    box = dict(zip(("rois", "labels", "targets", "counts"), sampled, strict=True))
+    box = {name: box[name] for name in ("labels", "rois", "targets", "counts")}
+    box = {"outputs": torch.randn(64, 5 * classes + 1).to(dtype), **box}
+    grads = {"by_class": torch.tensor(1.5), "by_box": torch.tensor(0.5)}
+    settings = stds, classes, "giou", 2.0
+    deltas = {"grad": torch.randn(50, 12), "boxes": boxes(50), "deltas": torch.randn(50, 12)}
+    return {
+        "sample_anchors": (
+            lambda gt_index, seed: OPS.sample_anchors(gt_index, seed, 64, 32),
+            {"gt_index": gt_index, "seed": seed},
+        ),
+        "sample_proposals": (lambda **kw: OPS.sample_proposals(*kw.values(), 32, 8, classes), drawn),
+        "rpn_loss": (lambda **kw: OPS.rpn_loss(*kw.values(), stds), rpn),
+        "rpn_loss_backward": (lambda **kw: OPS.rpn_loss_backward(*kw.values(), stds), {**grads, **rpn}),
+        "box_head_loss": (lambda **kw: OPS.box_head_loss(*kw.values(), *settings), box),
+        "box_head_loss_backward": (
+            lambda **kw: OPS.box_head_loss_backward(*kw.values(), *settings), {**grads, **box}
+        ),
+        "decode_boxes_backward": (
+            lambda **kw: OPS.decode_boxes_backward(*kw.values(), stds, (150, 160)), deltas
+        ),
     }  # fmt: skip
 
 

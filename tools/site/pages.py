@@ -25,7 +25,8 @@ from frcnn import cli, config
 from frcnn.checked import described
 
 PERFORMANCE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-COMMANDS = ("train", "eval", "detect", "models", "convert", "export", "verify", "env")
+COMMANDS = ("train", "eval", "detect", "models", "convert", "export", "verify", "data", "env")
+OF_DATA = ("check", "convert", "show")
 DATACLASSES = (
     config.Recipe,
     config.ModelConfig,
@@ -75,6 +76,8 @@ def command_line() -> str:
     ]
     for command in COMMANDS:
         parts += [f"## frcnn {command}", f"```text\n{help_of(command)}\n```"]
+    for command in OF_DATA:
+        parts += [f"## frcnn data {command}", f"```text\n{help_of('data', command)}\n```"]
     parts += [
         "## frcnn train, with a recipe",
         "Behind a recipe's name the help also lists every setting of the recipe, with its values as the "

@@ -1,0 +1,38 @@
+"""What `frcnn.data.check` found, as a page with the images in question."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from frcnn.data.check import DatasetCheck, Example
+from frcnn.data.sheet import shrunk
+from frcnn.draw import draw_boxes
+from frcnn.page import inline, page
+from frcnn.read_image import ImageError, read_image
+
+SHOWN = 8
+"""Cases of each finding."""
+
+
+def check_page(found: DatasetCheck) -> str:
+    """HTML, see `frcnn.page`. An image that cannot be read has its caption alone."""
+    findings = [
+        (finding, [(example, _drawn(example)) for example in finding.examples[:SHOWN]])
+        for finding in found.findings
+    ]
+    most = max([1, *found.classes.values()])
+    title = f"Check of {found.annotations}"
+    return page("check.html", title=title, found=found, findings=findings, most=most)
+
+
+def _drawn(example: Example) -> str:
+    """The address of its image with its boxes; "" without an image."""
+    if not example.image:
+        return ""
+    with contextlib.suppress(ImageError, OSError):
+        pixels, scale = shrunk(read_image(example.image))
+        boxes = np.array(example.boxes).reshape(-1, 4) * scale
+        return inline(draw_boxes(pixels, boxes, range(len(boxes)), [""] * len(boxes)))
+    return ""

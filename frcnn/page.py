@@ -1,0 +1,33 @@
+"""Self-contained HTML pages: everything is in the one file, and nothing is asked of a network."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+def page(template: str, **values: Any) -> str:
+    """A page of `frcnn/pages`, filled in; text is escaped. Raises ImportError without jinja2."""
+    try:
+        import jinja2
+    except ImportError:
+        raise ImportError("a page needs the package jinja2: pip install jinja2") from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("frcnn", "pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def inline(image: np.ndarray) -> str:
+    """An HWC uint8 BGR image as the address of an <img>, a JPEG within the address itself."""
+    drawn, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    if not drawn:
+        raise ValueError(f"an image of shape {image.shape} cannot be encoded")
+    return "data:image/jpeg;base64," + base64.b64encode(content.tobytes()).decode()
