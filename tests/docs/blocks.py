@@ -117,7 +117,7 @@ def check_frcnn(words: list[str]) -> None:
 
     def only_check(command, program, words):
         if not {"-h", "--help"} & set(words):
-            _check(options(command), program, words)
+            _check(options(command), program, words, {})
 
     words = [word for word in words if not re.fullmatch(r"\$\{\w+\[@\]\}", word)]  # any number of words
     with mock.patch.object(cli, "call", only_check):
