@@ -1,7 +1,7 @@
 """Puts each fault that was found and mended back into a copy, and says whether a test notices.
 
-python tests/emulated_gpu/undo_faults.py            all of them, half an hour
-python tests/emulated_gpu/undo_faults.py stream     those with this word in their name
+python tests/emulated_gpu/undo_faults.py               all of them, an hour
+python tests/emulated_gpu/undo_faults.py stream DDP    those with one of these words in their name
 """
 
 from __future__ import annotations
@@ -245,8 +245,8 @@ def noticed(fault: Fault, copy: Path) -> bool:
 
 
 def main() -> None:
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    chosen = [fault for fault in FAULTS if wanted in fault.name]
+    words = sys.argv[1:] or [""]
+    chosen = [fault for fault in FAULTS if any(word in fault.name for word in words)]
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder))
