@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from cases import EMULATED
 
+import frcnn_ops
 from benchmarks.op_cases import CHANNELS, ONES, RATIOS, STRIDES, Image
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -135,7 +136,86 @@ def workloads() -> list[Workload]:
     grad = np.ones((), np.float32)
     result.append(Workload("training: GIoU gradient of 512", call("iou_loss_backward", grad=grad, **pairs)))
     result += pooling(image)
+    result += of_training(image, torch.from_numpy(anchors))
+    result += of_maps(image)
     return result
+
+
+def of_training(image: Image, anchors: torch.Tensor) -> list[Workload]:
+    """Sampling and losses of two images with ten objects each."""
+    rng, sizes = np.random.default_rng(1), image.level_sizes(5)
+    gts, tens = torch.stack([image.objects(10) for _ in range(2)]), torch.tensor([10, 10])
+    gt_index, _ = frcnn_ops.assign_max_iou(anchors, gts, 0.7, 0.3, 0.3, gt_counts=tens)
+    index, counts = frcnn_ops.sample_anchors(gt_index, torch.tensor(1), 256, 128)
+    rpn = {
+        "maps": [rng.standard_normal((2, 15, h, w), np.float32) for h, w in sizes],
+        "anchors": anchors.numpy(), "gts": gts.numpy(), "gt_index": gt_index.numpy(), "index": index.numpy(),
+        "counts": counts.numpy(), "stds": ONES, "kind": "float32", "channels_last": True,
+    }  # fmt: skip
+    boxes, scores = (torch.stack(x) for x in zip(*(image.proposals(1000) for _ in range(2)), strict=True))
+    of_roi, _ = frcnn_ops.assign_max_iou(boxes, gts, 0.5, 0.5, 0.5, gt_counts=tens, match_low_quality=False)
+    drawn = {
+        "proposals": boxes, "scores": scores, "gt_index": of_roi, "gts": gts,
+        "gt_labels": torch.arange(20).view(2, 10), "gt_counts": tens, "seed": torch.tensor(1),
+    }  # fmt: skip
+    rois, labels, targets, numbers = frcnn_ops.sample_proposals(*drawn.values(), 512, 128, 80)
+    head = {
+        "outputs": rng.standard_normal((1024, 401), np.float32), "labels": labels.numpy(),
+        "rois": rois.numpy(), "targets": targets.numpy(), "counts": numbers.numpy(), "stds": STDS,
+        "classes": 80, "mode": "l1", "weight": 1.0, "kind": "float32",
+    }  # fmt: skip
+    grads = {"by_class": np.ones((), np.float32), "by_box": np.ones((), np.float32)}
+    sampled = {name: x.numpy() for name, x in drawn.items()} | {"seed": 1}
+    calls = {
+        "sample 256 anchors": call(
+            "sample_anchors", gt_index=gt_index.numpy(), seed=1, samples=256, most_positive=128
+        ),
+        "sample 512 proposals": call(
+            "sample_proposals", **sampled, samples=512, most_positive=128, background=80
+        ),
+        "the RPN's losses": call("rpn_loss", **rpn),
+        "the RPN's gradients": call("rpn_loss_backward", **grads, **rpn),
+        "the box head's losses": call("box_head_loss", **head),
+        "the box head's gradients": call("box_head_loss_backward", **grads, **head),
+    }
+    return [Workload(f"training: {name}, 2 images", run) for name, run in calls.items()]
+
+
+def of_maps(image: Image) -> list[Workload]:
+    """What passes over images, maps and weights; parts of the largest ones, as they repeat."""
+    rng = np.random.default_rng(2)
+    quarter = rng.integers(0, 256, (200, 1344, 3), dtype=np.uint8)
+    pixels = {"images": quarter[None], "sizes": np.array([[200, 1333]], np.float32), "kind": "half"}
+    colors = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375), "rgb": True}
+    height, width = 50, 84
+    maps = {"x": half(1, CHANNELS, height, width), "add": half(1, CHANNELS, height, width)}
+    block = [(64, 64, 1, 1), (64, 64, 3, 3), (256, 64, 1, 1)]
+    norms = {
+        name: [rng.random(shape[0], np.float32) for shape in block]
+        for name in ("gains", "shifts", "means", "variances")
+    }
+    weights = {"weights": [rng.standard_normal(shape, np.float32) for shape in block], **norms, "eps": 1e-5}
+    grads = [half(*shape) for shape in block] + [half(shape[0]) for shape in block]
+    of_weights = 23_454_912 // sum(weight.size for weight in weights["weights"])  # R-50's convolutions
+    resized = call("resize_images", images=[quarter[:150, :1000]], sizes=[200, 1333], height=200, width=1344)
+    return [
+        Workload("detection: normalize an image", call("normalize_images", **pixels, **colors), 4),
+        Workload("resize an image of 600 x 1000", resized, 4),
+        Workload(
+            "detection: bias, sum and ReLU of the finest map",
+            call("conv_epilogue", **maps, bias=half(CHANNELS), relu=True, kind="half"), 16,
+        ),
+        Workload(
+            "training: mask and sum a gradient, stride 16, 2 images",
+            call("relu_bias_gradient", grad=half(2, CHANNELS, height, width),
+                 out=half(2, CHANNELS, height, width), kind="half"),
+        ),
+        Workload("training: fold R-50's norms", call("fold_norms", **weights, kind="half"), of_weights),
+        Workload(
+            "training: gradients of R-50's folded norms",
+            call("fold_norms_backward", grads=grads, **weights, kind="half"), of_weights,
+        ),
+    ]  # fmt: skip
 
 
 def pooling(image: Image) -> list[Workload]:
