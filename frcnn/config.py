@@ -125,6 +125,10 @@ class ModelConfig(Checked):
     one before and serves the RPN only."""
     rpn: RPNConfig = RPNConfig()
     roi_head: RoIHeadConfig = RoIHeadConfig()
+    ignore_iof: Fraction = 0.0
+    """Anchors and proposals of which more than this share lies in a region to ignore (a crowd region, a
+    difficult object) are neither objects nor background; 0 leaves the regions out of training, as the zoo
+    does."""
     num_classes: Annotated[int, Range(1, 100_000)] = 80
 
     def __post_init__(self) -> None:

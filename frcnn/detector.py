@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import frcnn_ops
 from frcnn.backbone import ResNet
@@ -64,7 +63,6 @@ class FasterRCNN(nn.Module, Predictor):
         self.neck = FPN(self.backbone.channels, config.fpn_channels)
         self.rpn_head = RPNHead(config.fpn_channels, config.strides, config.rpn)
         self.roi_head = RoIHead(config.fpn_channels, config.strides[:-1], config.num_classes, config.roi_head)
-        convert_conv2d_weight_memory_format(self, torch.channels_last)  # as the maps are: none is converted
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +101,13 @@ class FasterRCNN(nn.Module, Predictor):
         padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
         seeds = torch.randint(2**63 - 1, (2,), generator=generator)
         return GroundTruth.pad(
-            batch.boxes, batch.labels, batch.sizes, padded_sizes, seeds, batch.images.device
+            batch.boxes,
+            batch.labels,
+            batch.sizes,
+            padded_sizes,
+            seeds,
+            batch.images.device,
+            self.config.ignore_iof,
         )
 
     def losses_of(self, images: Tensor, gt: GroundTruth) -> tuple[dict[str, Tensor], Tensor]:
@@ -194,7 +198,7 @@ class FasterRCNN(nn.Module, Predictor):
                     f"image {index} of the batch has boxes of shape {tuple(boxes.shape)} "
                     f"for {len(labels)} labels; expected [{len(labels)}, 4]"
                 )
-            known = self.config.num_classes
+            known, least = self.config.num_classes, -1 if self.config.ignore_iof else 0
             # values on a GPU are not looked at: reading them would stall it
             if boxes.device.type == "cpu":
                 proper = boxes.isfinite().all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
@@ -205,7 +209,11 @@ class FasterRCNN(nn.Module, Predictor):
                         "finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2 (COCO's x, y, width, height must "
                         "be converted)"
                     )
-            if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < known:
+            if (
+                labels.device.type == "cpu"
+                and len(labels)
+                and not least <= labels.min() <= labels.max() < known
+            ):
                 raise ValueError(
                     f"image {index} of the batch has labels from {labels.min()} to {labels.max()}, but the "
                     f"model knows classes 0 to {known - 1}: build it with the data set's num_classes"

@@ -100,6 +100,8 @@ class RoIHead(nn.Module):
             config.neg_iou,
             config.pos_iou,
             match_low_quality=False,
+            ignore=gt.ignored,
+            ignore_iof=gt.ignore_iof,
             gt_counts=gt.counts,
         )
         rois, labels, targets, counts = frcnn_ops.sample_proposals(

@@ -91,7 +91,14 @@ class RPNHead(nn.Module):
         )
         anchors = torch.cat(levels, 1)
         gt_index, _ = frcnn_ops.assign_max_iou(
-            anchors, gt.boxes, config.pos_iou, config.neg_iou, config.min_pos_iou, gt_counts=gt.counts
+            anchors,
+            gt.boxes,
+            config.pos_iou,
+            config.neg_iou,
+            config.min_pos_iou,
+            ignore=gt.ignored,
+            ignore_iof=gt.ignore_iof,
+            gt_counts=gt.counts,
         )
         most_positive = int(config.samples * config.pos_fraction)
         index, counts = frcnn_ops.sample_anchors(gt_index, seed, config.samples, most_positive)

@@ -22,18 +22,26 @@ LEAST = 16
 class GroundTruth:
     """The annotated boxes of a batch, padded to the same number per image, a power of two, and its sizes.
 
-    boxes [B, G, 4] float32, labels int64 [B, G], counts int64 [B]; sizes and padded_sizes float32 [B, 2],
-    each image's (height, width) without padding, and padded on its own; seeds int64 [2], of the random
-    samples of anchors and of proposals. All are views of `packed`, int64, in which float32 lie by twos.
+    boxes [B, G, 4] float32, labels int64 [B, G], counts int64 [B], of objects, behind which come the regions
+    to ignore, whose label is -1; sizes and padded_sizes float32 [B, 2], each image's (height, width) without
+    padding, and padded on its own; seeds int64 [2], of the random samples of anchors and of proposals. All
+    are views of `packed`, int64, in which float32 lie by twos.
+    ignore_iof: see ModelConfig.
     """
 
     packed: Tensor
+    ignore_iof: float
     boxes: Tensor
     labels: Tensor
     counts: Tensor
     sizes: Tensor
     padded_sizes: Tensor
     seeds: Tensor
+
+    @property
+    def ignored(self) -> Tensor | None:
+        """Boxes [B, G, 4] of the regions to ignore, where they are looked at; the others cover nothing."""
+        return self.boxes.where((self.labels < 0)[..., None], 0) if self.ignore_iof > 0 else None
 
     @staticmethod
     def pad(
@@ -43,6 +51,7 @@ class GroundTruth:
         padded_sizes: Sequence[tuple[int, int]],
         seeds: Tensor,
         device: torch.device,
+        ignore_iof: float = 0.0,
     ) -> GroundTruth:
         """Padded where the boxes are, then brought to the device in one piece."""
         images, most = len(boxes), max(LEAST, *(len(image_boxes) for image_boxes in boxes))
@@ -51,18 +60,19 @@ class GroundTruth:
         all_boxes = torch.zeros(images, most, 4, device=host)
         all_labels = torch.zeros(images, most, dtype=torch.long, device=host)
         for index, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
-            all_boxes[index, : len(image_boxes)] = image_boxes
-            all_labels[index, : len(image_labels)] = image_labels
+            objects_first = (image_labels < 0).argsort(stable=True)
+            all_boxes[index, : len(image_boxes)] = image_boxes[objects_first]
+            all_labels[index, : len(image_labels)] = image_labels[objects_first]
         numbers = [
-            upload([len(image_boxes) for image_boxes in boxes], host),
+            torch.stack([(image_labels >= 0).sum() for image_labels in labels]),
             *(upload(each, host, torch.float32).view(torch.long).flatten() for each in (sizes, padded_sizes)),
             upload(seeds, host),
         ]
         packed = torch.cat([all_boxes.view(torch.long).flatten(), all_labels.flatten(), *numbers])
-        return GroundTruth.unpack(upload(packed, device), images)
+        return GroundTruth.unpack(upload(packed, device), images, ignore_iof)
 
     @staticmethod
-    def unpack(packed: Tensor, images: int) -> GroundTruth:
+    def unpack(packed: Tensor, images: int, ignore_iof: float = 0.0) -> GroundTruth:
         """Of `packed`, and how many images it is for."""
         most = (len(packed) - 2) // (3 * images) - 1
         boxes, labels, counts, sizes, padded_sizes, seeds = packed.split(
@@ -70,6 +80,7 @@ class GroundTruth:
         )
         return GroundTruth(
             packed,
+            ignore_iof,
             boxes.view(torch.float32).view(images, most, 4),
             labels.view(images, most),
             counts,

@@ -81,15 +81,16 @@ class CocoDataset:
         """All boxes that training knows, crowd regions included, float32 [T, 4]."""
         return _corners(self.xywh[self.trainable])
 
-    def boxes_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes float32 [G, 4] and labels [G] of one image to train on, crowd regions left out.
+    def boxes_of(self, index: int, with_crowd: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes float32 [G, 4] and labels [G] of one image to train on.
 
-        A crowd region is neither an object nor background that training should learn, and the published
-        recipes ignore it altogether, so no target is made of it; evaluation honors it as COCO does.
+        with_crowd: also its crowd regions, whose label is -1: they are neither objects nor background. The
+        published recipes leave them out; evaluation honors them as COCO does.
         """
         rows = slice(self.box_offsets[index], self.box_offsets[index + 1])
-        objects = self.trainable[rows] & ~self.crowd[rows]
-        return _corners(self.xywh[rows][objects]), self.labels[rows][objects]
+        crowd = self.crowd[rows]
+        wanted = self.trainable[rows] & (~crowd | with_crowd)
+        return _corners(self.xywh[rows][wanted]), np.where(crowd, -1, self.labels[rows])[wanted]
 
     def box_counts(self) -> np.ndarray:
         """Boxes to train on per image, crowd regions left out, int64 [I]."""

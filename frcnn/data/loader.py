@@ -91,8 +91,11 @@ class TrainingImages(Dataset):
     a worker comes back as a `_Failure`.
     """
 
-    def __init__(self, dataset: CocoDataset, data: DataConfig, seed: int, allowed: int):
+    def __init__(
+        self, dataset: CocoDataset, data: DataConfig, seed: int, allowed: int, with_crowd: bool = False
+    ):
         self.dataset = dataset
+        self.with_crowd = with_crowd
         self.data = data
         self.seed = seed
         self.allowed = allowed
@@ -111,7 +114,7 @@ class TrainingImages(Dataset):
         for step in range(min(self.allowed + 1, len(self.dataset))):
             index = (key.index + step) % len(self.dataset)
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
-            boxes, labels = self.dataset.boxes_of(index)
+            boxes, labels = self.dataset.boxes_of(index, self.with_crowd)
             try:
                 image = augment(read_annotated(self.dataset, index), boxes, labels, self.data, rng)
             except (ImageError, OSError) as error:
@@ -134,12 +137,13 @@ def training_loader(
     workers: int,
     pin_memory: bool = False,
     max_bad_images: float = 0.01,
+    with_crowd: bool = False,
 ) -> DataLoader:
     """A loader for `running`. For every step in `batches` it gives the Batch, the indices of its images in
-    the data set, and the bad images that others took the place of."""
+    the data set, and the bad images that others took the place of. with_crowd: see `boxes_of`."""
     allowed = allowed_bad_images(len(dataset), max_bad_images)
     return DataLoader(
-        TrainingImages(dataset, data, batches.seed, allowed),
+        TrainingImages(dataset, data, batches.seed, allowed, with_crowd),
         batch_sampler=batches,
         collate_fn=_TrainingCollate(data.pad_divisor),
         **_worker_options(workers, pin_memory),

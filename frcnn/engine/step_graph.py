@@ -46,7 +46,7 @@ class StepGraphs:
                 group["lr"] = lr  # a capture leaves its own tensor there
 
     def _learn(self, images: Tensor, packed: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
-        gt = GroundTruth.unpack(packed, len(images))
+        gt = GroundTruth.unpack(packed, len(images), self.model.config.ignore_iof)
         return self.learner.learn(lambda: self.model.losses_of(images, gt), rate[0])
 
     def _capture(self, function: Function, inputs: Sequence[Tensor]) -> Captured:

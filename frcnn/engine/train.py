@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from frcnn.checked import OptionError
 from frcnn.checkpoint.load import CheckpointError
@@ -200,9 +201,8 @@ class _Run:
         )
 
         seed_everything(settings.seed)
-        weights = begin.weights
-        if weights is None:
-            weights = "random" if recipe.model.backbone.pretrained is None else "imagenet"
+        default = "random" if recipe.model.backbone.pretrained is None else "imagenet"
+        weights = default if begin.weights is None else begin.weights
         self.model = build(
             self.recipe,
             weights=None if begin.resume else weights,
@@ -210,6 +210,7 @@ class _Run:
             device=device,
             reinit_heads=begin.reinit_heads and not begin.resume,
         ).train()
+        convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         if validation is not None:
             category_ids = match_classes(self.model, validation)
             if val_losses:  # raises where there is no image to compute them on
@@ -246,9 +247,8 @@ class _Run:
         steps_per_epoch = self.batches.steps_per_epoch
         iteration = self.state.steps
         evaluated = [entry["epoch"] for entry in self.state.history]
-        log = TrainingLog(
-            self.folder.path, iteration, self.total, steps_per_epoch, self.processes.first, evaluated
-        )
+        steps = self.total, steps_per_epoch
+        log = TrainingLog(self.folder.path, iteration, *steps, self.processes.first, evaluated)
         if self.state.log is not None:
             log.restore(self.state.log)
         self._introduce(log)
@@ -260,6 +260,7 @@ class _Run:
             self.workers,
             pin_memory=self.device.type == "cuda",
             max_bad_images=self.state.bad_images.share,
+            with_crowd=self.recipe.model.ignore_iof > 0,
         )
         with contextlib.closing(log), running(loader) as batches:
             while True:
@@ -366,8 +367,7 @@ class _Run:
         random_states = self.processes.gather(random_state(), "the random state for the checkpoint")
         if self.processes.first:
             self.state.steps, self.state.log = iteration, log.state()
-            epoch = iteration // self.batches.steps_per_epoch
-            self.folder.save(self.state, epoch, random_states, best)
+            self.folder.save(self.state, iteration // self.batches.steps_per_epoch, random_states, best)
         self.saved = iteration
 
     def how_to_go_on(self) -> str:

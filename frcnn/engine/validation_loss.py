@@ -46,8 +46,9 @@ class ValidationLosses:
         if int(self.dataset.image_ids[index]) not in self.counted:
             return
         device, data = self.model.device, self.model.data
-        boxes, labels = self.dataset.boxes_of(index)
-        boxes, labels = fitted(boxes, image.scale, image.size), self.label_of[labels]
+        boxes, labels = self.dataset.boxes_of(index, self.model.config.ignore_iof > 0)
+        boxes = fitted(boxes, image.scale, image.size)
+        labels = np.where(labels < 0, -1, self.label_of[labels])
         sample = as_sample(image.pixels, boxes, labels)
         pixels = pad_pixels(sample[:1], data.pad_divisor)
         batch = Batch(pixels, (image.size,), sample[1:2], sample[2:]).to(device)

@@ -122,3 +122,24 @@ def test_workers_end_with_the_block(dataset):
         assert len(multiprocessing.active_children()) == 2
         raise KeyError
     assert not multiprocessing.active_children()
+
+
+def test_crowd_regions_come_along_where_they_are_looked_at(tmp_path):
+    """With label -1, resized and flipped as the boxes are."""
+    annotations, images = write_tiny(tmp_path)
+    content = read_content(annotations)
+    content["annotations"][0]["iscrowd"] = 1
+    dataset = load_dataset(write_content(tmp_path, content), images)
+    batches = TrainingBatches(dataset.widths >= dataset.heights, 2, epochs=1, seed=5)
+    found = {}
+    for with_crowd in (False, True):
+        with running(training_loader(dataset, DATA, batches, 0, with_crowd=with_crowd)) as loaded:
+            for batch, indices, _ in loaded:
+                for index, boxes, labels in zip(indices, batch.boxes, batch.labels, strict=True):
+                    found[with_crowd, index] = boxes, labels
+    for index in range(len(dataset)):
+        boxes, labels = found[False, index]
+        with_them, their_labels = found[True, index]
+        objects = their_labels >= 0
+        assert torch.equal(with_them[objects], boxes) and torch.equal(their_labels[objects], labels)
+        assert (~objects).sum() == (index == 0)

@@ -115,13 +115,6 @@ FAULTS = [
         f"{TRAINING}::test_a_step_waits_for_nothing",
     ),
     Fault(
-        "a detector whose weights lie otherwise than its maps",
-        "frcnn/detector.py",
-        "convert_conv2d_weight_memory_format(self, torch.channels_last)",
-        "convert_conv2d_weight_memory_format(self, torch.contiguous_format)",
-        f"{DETECTOR}::test_whole_runs_wait_once_for_each_batch",
-    ),
-    Fault(
         "DDP that sends the norms' statistics in every step",
         "frcnn/engine/distributed.py",
         "{option: False,",

@@ -1,6 +1,7 @@
 """Losses of a validation set: those of the model itself, whatever they are computed beside."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -56,6 +57,24 @@ def test_they_are_the_models_own_and_leave_no_trace(tiny, model):
     assert again == first
     without = evaluate(model, *tiny)
     assert without.losses == {} and without.metrics == first.metrics
+
+
+def test_regions_to_ignore_count_where_training_looks_at_them(tiny, recipe, tmp_path):
+    """In training, in its log, after a resume; a run that does not look at them has other losses."""
+    content = read_content(tiny[0])
+    for entry in content["annotations"][::2]:
+        entry["iscrowd"] = 1
+    tiny = write_content(tmp_path, content), tiny[1]
+    looks = replace(recipe, model=replace(recipe.model, ignore_iof=0.3))
+    logged = {}
+    for name, each in (("looks", looks), ("not", recipe)):
+        run = train(each, *tiny, *tiny, work_dir=tmp_path / name, epochs=2, val_losses=True, eval_every=1)
+        logged[name] = [entry["val_loss_rpn_cls"] for entry in run.history]
+    assert logged["looks"] != logged["not"]
+    model = load(tmp_path / "looks" / "last.pth")
+    assert model.config.ignore_iof == 0.3
+    losses = evaluate(model, *tiny, losses=True).losses
+    assert losses["loss_rpn_cls"] == pytest.approx(logged["looks"][-1], rel=1e-5)
 
 
 def test_classes_in_another_order(tiny, recipe):

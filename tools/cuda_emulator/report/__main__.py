@@ -83,12 +83,20 @@ def predicted_row(name: str, launch: Launch, p: model.Prediction) -> list[str]:
     return [f"{name}: `{launch.kernel}`", *(f"{seconds * 1e6:.1f}" for seconds in parts), p.bound]
 
 
-def compiled_row(kernel: sass.Kernel, launch: Launch) -> list[str]:
+def compiled_of(kernels: dict[tuple[str, str], sass.Kernel], launch: Launch) -> tuple[str, str]:
+    """The file and the name of a launch's kernel; several files may have a kernel of one name."""
+    lines = {site.line[0] for site in launch.sites}
+    found = [key for key in kernels if key[1] == launch.kernel]
+    (key,) = found if len(found) == 1 else (key for key in found if key[0] in lines)
+    return key
+
+
+def compiled_row(file: str, kernel: sass.Kernel, launch: Launch) -> list[str]:
     work = sass.issued(kernel, launch.warps, launch.by_line())
     loop = kernel.loops[work.index(max(work))]
     name = "none" if loop.parent is None else str(len(loop.own))
     numbers = [kernel.registers, kernel.shared, kernel.spills, name, *(loop.classes[c] for c in CLASSES)]
-    return [f"`{kernel.name}`", *map(str, numbers)]
+    return [f"`{kernel.name}` of {file}", *map(str, numbers)]
 
 
 def main() -> None:
@@ -96,7 +104,7 @@ def main() -> None:
     kernels = sass.read()
     counted: list[list[str]] = []
     predicted: list[list[str]] = []
-    compiled: dict[str, list[str]] = {}
+    compiled: dict[tuple[str, str], list[str]] = {}
     for workload in workloads():
         if wanted and not any(part in workload.name for part in wanted):
             continue
@@ -104,10 +112,11 @@ def main() -> None:
         launches = [launch for launch in count(workload.run) if launch.requests > 0]
         print(f"{workload.name}: counted in {time.monotonic() - start:.1f} s", file=sys.stderr)
         for launch in launches:
-            kernel, whole = kernels[launch.kernel], scaled(launch, workload.scale)
+            key, whole = compiled_of(kernels, launch), scaled(launch, workload.scale)
+            kernel = kernels[key]
             counted.append(counted_row(workload.name, launch, workload.scale))
             predicted.append(predicted_row(workload.name, whole, model.predict(whole, kernel)))
-            compiled.setdefault(launch.kernel, compiled_row(kernel, launch))
+            compiled.setdefault(key, compiled_row(key[0], kernel, launch))
     print(table(COUNTED, counted))
     print(f"\n{model.SOURCES}\n\nMicroseconds, predicted:\n\n{table(PREDICTED, predicted)}")
     print(f"\nCompiled for {sass.ARCH}:\n\n{table(COMPILED, compiled.values())}")

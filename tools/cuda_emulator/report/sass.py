@@ -166,8 +166,8 @@ def parse(listing: str) -> dict[str, list[Instruction]]:
     return kernels
 
 
-def read() -> dict[str, Kernel]:
-    """Compile every kernel of csrc/cuda and read the result: kernels by their short names."""
+def read() -> dict[tuple[str, str], Kernel]:
+    """Compile every kernel of csrc/cuda and read the result: kernels by their file's and their short name."""
     nvcc, nvdisasm, cuobjdump = tool("nvcc"), tool("nvdisasm"), tool("cuobjdump")
     if not (nvcc and nvdisasm and cuobjdump):
         raise SystemExit("nvcc, nvdisasm and cuobjdump are needed: put them on PATH or set CUDA_HOME")
@@ -177,7 +177,7 @@ def read() -> dict[str, Kernel]:
     folder = ROOT / "build" / "emulated" / "cubins" / version.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
 
-    def one(source: Path) -> dict[str, Kernel]:
+    def one(source: Path) -> dict[tuple[str, str], Kernel]:
         cubin = folder / f"{source.stem}.cubin"
         if not cubin.exists():
             scratch = cubin.with_suffix(f".{os.getpid()}")
@@ -194,11 +194,13 @@ def read() -> dict[str, Kernel]:
         listing = parse(output(nvdisasm, "-gi", "-c"))
         names = demangle([row[0] for row in usage])
         return {
-            name: Kernel(name, int(r), int(shared), int(stack) + int(local), find_loops(listing[mangled]))
+            (source.name, name): Kernel(
+                name, int(r), int(shared), int(stack) + int(local), find_loops(listing[mangled])
+            )
             for name, (mangled, r, stack, shared, local) in zip(names, usage, strict=True)
         }
 
-    kernels: dict[str, Kernel] = {}
+    kernels: dict[tuple[str, str], Kernel] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(one, sorted((ROOT / "csrc" / "cuda").glob("*.cu"))):
             kernels |= found
