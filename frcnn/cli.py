@@ -73,6 +73,7 @@ def detect(
     weights: Weights = None,
     output: Path = Path("detections"),
     min_score: float = 0.3,
+    classes: Annotated[tuple[str, ...], default("NAME [NAME …]", "all", "List and draw these alone.")] = (),
     size: Annotated[tuple[int, int] | None, default("LONG SHORT", "the recipe's")] = None,
     no_draw: bool = False,
     resume: bool = False,
@@ -117,6 +118,7 @@ def detect(
             draw=not no_draw,
             resume=resume,
             shard=part,
+            classes=classes,
         )
     except Interrupted as interrupted:
         print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)

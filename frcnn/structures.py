@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frcnn.checked import unknown
+
 if TYPE_CHECKING:
     import pandas
     import supervision
@@ -158,6 +160,14 @@ class Detections:
     def above(self, score: float) -> Detections:
         """The detections with at least this score."""
         return self[self.scores >= score]
+
+    def of(self, *names: str) -> Detections:
+        """The detections of these classes. Raises ValueError for a name that is none of class_names."""
+        for name in names:
+            if name not in self.class_names:
+                raise unknown("class", name, self.class_names)
+        labels = [self.class_names.index(name) for name in names]
+        return self[torch.isin(self.labels, torch.tensor(labels, device=self.labels.device))]
 
     def to(self, device: torch.device | str) -> Detections:
         return self._each(lambda field: field.to(device))

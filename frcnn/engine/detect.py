@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from frcnn.checked import OptionError, check_whole
+from frcnn.checked import OptionError, check_whole, unknown
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
@@ -79,6 +79,7 @@ def detect(
     draw: bool = True,
     resume: bool = False,
     shard: tuple[int, int] = (1, 1),
+    classes: Sequence[str] = (),
 ) -> DetectResult:
     """Detect objects in image files and folders, the output folder left out where it lies in one of these.
 
@@ -93,6 +94,8 @@ def detect(
     together what one does alone. They may share an output folder: their files are detections-k-of-n.jsonl and
     .json, and the drawings have the names that one run gives them. It is part of the settings.
 
+    classes: names of the only ones that are listed and drawn; all where none is named.
+
     No existing file is overwritten. With `resume` an earlier run into `output` is continued: what it has done
     is skipped, what failed is tried again. SIGINT (Ctrl-C) and SIGTERM end the run after the present image.
 
@@ -103,6 +106,9 @@ def detect(
     """
     check_options(min_score, size, batch_size, shard)
     model.check_size(size)
+    for name in classes:
+        if name not in model.class_names:
+            raise unknown("class", name, model.class_names)
     output = Path(output)
     found = find_images(paths, output)
     number, of = shard
@@ -111,6 +117,7 @@ def detect(
         "size": list(size or model.data.size),
         "min_score": min_score,
         "draw": draw,
+        "classes": sorted(classes) or None,
     }
     if of > 1:
         settings["images"] = _digest(found.images)  # with others, a shard would have other ones of them
@@ -151,6 +158,7 @@ def detect(
                 lines.add({"image": str(image.path), "error": image.content})
             else:
                 listed = detections.above(min_score)
+                listed = listed.of(*classes) if classes else listed
                 height, width = image.content.shape[:2]
                 entry = {"image": str(image.path), "width": width, "height": height}
                 entry["detections"] = listed.to_json()

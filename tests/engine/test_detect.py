@@ -13,6 +13,7 @@ from huge_png import huge_png
 from quarter_finder import Model
 
 from frcnn import cli
+from frcnn.checked import OptionError
 from frcnn.engine.detect import detect
 from frcnn.engine.interrupt import Interrupted
 from frcnn.inference.sources import find_images
@@ -44,7 +45,7 @@ def test_folders_keep_their_structure_and_boxes_are_in_pixels(folder, out):
         drawn, source = cv2.imread(str(out / name)), cv2.imread(str(folder / name))
         assert drawn.shape == source.shape and (drawn != source).any()
     assert result.boxes == 3 and not result.failed
-    settings = {"model": "weights", "size": [1333, 800], "min_score": 0.3, "draw": True}
+    settings = {"model": "weights", "size": [1333, 800], "min_score": 0.3, "draw": True, "classes": None}
     assert lines_of(out) == [{"frcnn_detect": settings}, *entries]
 
 
@@ -56,6 +57,18 @@ def test_images_are_not_drawn_unless_wanted(folder, out):
 
 def test_a_lower_threshold_lists_faint_boxes(folder, out):
     assert detect(Model(), [folder / "a.png"], out, min_score=0.05).boxes == 2
+
+
+def test_other_classes_are_neither_listed_nor_drawn(folder, out, tmp_path):
+    image = folder / "a.png"
+    assert detect(Model(), [image], out, min_score=0.05, classes=["b"]).boxes == 1
+    nothing = detect(Model(), [image], tmp_path / "none", classes=["a"])
+    assert (
+        nothing.boxes == 0 and (cv2.imread(str(tmp_path / "none" / "a.png")) == cv2.imread(str(image))).all()
+    )
+    with pytest.raises(OptionError, match="no class 'bb'; did you mean b"):
+        detect(Model(), [image], tmp_path / "new", classes=["bb"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_equal_names_do_not_overwrite_each_other(folder, out):
@@ -256,7 +269,8 @@ def test_further_images_can_be_added(folder, out):
 
 
 @pytest.mark.parametrize(
-    "change", [{"min_score": 0.5}, {"size": (64, 64)}, {"draw": False}, {"model": Model("others")}]
+    "change",
+    [{"min_score": 0.5}, {"size": (64, 64)}, {"draw": False}, {"classes": ["b"]}, {"model": Model("others")}],
 )
 def test_other_settings_are_not_resumed(folder, out, change):
     detect(Model(), [folder], out)

@@ -83,6 +83,16 @@ def test_details_stay_beside_their_detections():
     assert set(found.to_numpy()) == {"boxes", "scores", "labels", "probabilities", "features"}
 
 
+def test_of_keeps_these_classes():
+    found = make()
+    names = [one.name for one in found]
+    assert len(set(names)) > 1
+    assert [one.name for one in found.of(names[0])] == [name for name in names if name == names[0]]
+    assert len(found.of(*set(names))) == len(found) and len(found.of()) == 0
+    with pytest.raises(ValueError, match="ghost"):
+        found.of("ghost")
+
+
 def test_above_keeps_the_score_itself():
     assert scores(make().above(0.5)) == [0.875, 0.5]
     assert len(make().above(0.95)) == 0
