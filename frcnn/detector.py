@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import frcnn_ops
 from frcnn.backbone import ResNet
@@ -67,6 +68,14 @@ class FasterRCNN(nn.Module, Predictor):
     @property
     def device(self) -> torch.device:
         return self.roi_head.bbox_head.fc_cls.weight.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FasterRCNN:
+        """What `to` and `cuda` call. On a GPU the weights of convolutions lie as the maps do, or cuDNN would
+        convert them in every pass."""
+        super()._apply(fn, recurse)
+        if self.device.type == "cuda":
+            convert_conv2d_weight_memory_format(self, torch.channels_last)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
