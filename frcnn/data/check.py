@@ -7,8 +7,9 @@ of them; a "warning" is for people to look at; a "note" says what the data set i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -145,21 +146,17 @@ class _Seen:
 
 def _look_at_images(dataset: CocoDataset, findings: _Findings, progress: bool) -> list[str]:
     digests = []
-    for index, seen in enumerate(_each_image(dataset, _look, progress)):
+    for index, seen in enumerate(_each_image(dataset, progress)):
         for level, name, text, detail in seen.remarks:
             findings.of(level, name, text).add(str(dataset.image_path(index)), detail)
         digests.append(seen.digest)
     return digests
 
 
-def _each_image(
-    dataset: CocoDataset, look: Callable[[CocoDataset, int], Any], progress: bool
-) -> Iterator[Any]:
+def _each_image(dataset: CocoDataset, progress: bool) -> Iterator[_Seen]:
     threads = min(8, available_cpus())
-    found = prepared_ahead(range(len(dataset)), lambda index: look(dataset, index), threads, 2 * threads)
-    return iter(
-        tqdm(found, "looking", len(dataset), unit="img", leave=False, disable=None if progress else True)
-    )
+    found = prepared_ahead(range(len(dataset)), partial(_look, dataset), threads, 2 * threads)
+    yield from tqdm(found, "looking", len(dataset), False, unit="img", disable=None if progress else True)
 
 
 def _look(dataset: CocoDataset, index: int) -> _Seen:
@@ -213,7 +210,7 @@ def _find_duplicates(
             text = "images that the data set holds twice"
             findings.of("warning", "duplicates", text).add(path, f"the same as {other}")
     for other_split in others:
-        for index, seen in enumerate(_each_image(other_split, _look, progress)):
+        for index, seen in enumerate(_each_image(other_split, progress)):
             if seen.digest in first:
                 text = f"images that {other_split.annotation_file} holds too, so that its AP is too high"
                 found = findings.of("error", f"leaked into {other_split.annotation_file}", text)
