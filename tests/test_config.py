@@ -79,6 +79,7 @@ BAD: dict[type, dict[str, tuple]] = {
         "strides": ((8, 16, 32, 64, 128), (4, 8, 16, 32), [4, 8, 16, 32, 64], (), None, 4),
         "rpn": (None, {}, RoIHeadConfig()),
         "roi_head": (None, {}, RPNConfig(), RoIHeadConfig(pool_size=64, fc_channels=65536)),
+        "ignore_iof": (-0.1, 1.5, "0.5", None),
         "num_classes": (0, -1, 80.0, None, True, 100_001),
     },
     DataConfig: {

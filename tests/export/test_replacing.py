@@ -56,7 +56,7 @@ def test_a_file_with_other_numbers_is_not_written(exported, model, images, tmp_p
     assert lines["certificate"] == "FAILED"
 
 
-@pytest.mark.parametrize("options", [{"batch": 2}, {"batch": 3}, {"dynamic": True}])
+@pytest.mark.parametrize("options", [{"batch": 3}, {"dynamic": True}])
 def test_a_file_that_loses_a_batchs_other_images_is_not_written(
     model, images, tmp_path, monkeypatch, options
 ):
