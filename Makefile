@@ -87,8 +87,7 @@ GPU_VENV ?= $(CACHE)/emulated-gpu
 GPU_BIN := $(GPU_VENV)/bin
 GPU_LIB := build/emulated-gpu/lib
 CUDA_HOME ?= /usr/local/cuda
-# The tests of two processes, which mostly wait, begin early.
-GPU_TESTS ?= tests/emulated_gpu tests/ops tests/inference/test_cuda_graph.py
+GPU_TESTS ?= tests/ops tests/emulated_gpu tests/inference/test_cuda_graph.py
 $(GPU_VENV)/.installed: requirements/emulated_gpu.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
