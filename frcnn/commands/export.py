@@ -79,7 +79,7 @@ def export(
 
 
 export.refused = {  # type: ignore[attr-defined]
-    "--opset": "ONNX files are of opset 18, the first whose operators give the model's numbers; leave it out",
+    "--opset": "ONNX files are of opset 18, which is what is tested; leave it out",
     "--device": "files are made, and certified, on the CPU; TensorRT's is for GPUs: format=tensorrt",
 }
 
