@@ -12,7 +12,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,13 @@ def unknown(kind: str, word: str, known: Collection[str]) -> OptionError:
     if not near and len(known) <= 20:
         hint = f"; there are {', '.join(known)}"
     return OptionError(f"no {kind} {word!r}{hint}")
+
+
+def check_known(kind: str, words: Iterable[str], known: Collection[str]) -> None:
+    """Raise OptionError for the first word that is none of the known ones."""
+    for word in words:
+        if word not in known:
+            raise unknown(kind, word, known)
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:

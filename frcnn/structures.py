@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn.checked import unknown
+from frcnn.checked import check_known
 
 if TYPE_CHECKING:
     import pandas
@@ -163,9 +163,7 @@ class Detections:
 
     def of(self, *names: str) -> Detections:
         """The detections of these classes. Raises ValueError for a name that is none of class_names."""
-        for name in names:
-            if name not in self.class_names:
-                raise unknown("class", name, self.class_names)
+        check_known("class", names, self.class_names)
         labels = [self.class_names.index(name) for name in names]
         return self[torch.isin(self.labels, torch.tensor(labels, device=self.labels.device))]
 

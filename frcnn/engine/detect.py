@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from frcnn.checked import OptionError, check_whole, unknown
+from frcnn.checked import OptionError, check_known, check_whole
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
@@ -106,9 +106,7 @@ def detect(
     """
     check_options(min_score, size, batch_size, shard)
     model.check_size(size)
-    for name in classes:
-        if name not in model.class_names:
-            raise unknown("class", name, model.class_names)
+    check_known("class", classes, model.class_names)
     output = Path(output)
     found = find_images(paths, output)
     number, of = shard

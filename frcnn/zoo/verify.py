@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frcnn.checked import unknown
+from frcnn.checked import check_known
 from frcnn.config import Recipe
 from frcnn.detector import FasterRCNN
 from frcnn.export.info import Format
@@ -105,9 +105,7 @@ def verify(
     known = case_names(folder)
     if not known:
         raise FileNotFoundError(f"{folder}: no case at all (a .npz file) in this folder")
-    for name in cases:
-        if name not in known:
-            raise unknown("case", name, known)
+    check_known("case", cases, known)
     print(_heading(torch.device(device)), flush=True)
     failed = []
     names = cases or known
