@@ -54,9 +54,12 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def image_name(self, index: int) -> str:
+        """The image's path below the folder, as in the file."""
+        return self.names[self.name_offsets[index] : self.name_offsets[index + 1]].tobytes().decode()
+
     def image_path(self, index: int) -> Path:
-        name = self.names[self.name_offsets[index] : self.name_offsets[index + 1]].tobytes().decode()
-        return self.image_folder / name
+        return self.image_folder / self.image_name(index)
 
     def files(self) -> Iterator[Path]:
         """All that is read of it: the annotations and the images."""

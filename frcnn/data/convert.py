@@ -47,7 +47,7 @@ def _write_coco(dataset: CocoDataset, output: Path) -> list[Path]:
     categories = zip(dataset.category_ids, dataset.class_names, strict=True)
     content = {
         "images": [
-            {"id": number, "file_name": _name(dataset, index), "width": width, "height": height}
+            {"id": number, "file_name": dataset.image_name(index), "width": width, "height": height}
             for index, (number, width, height) in enumerate(sizes)
         ],
         "annotations": [{"id": number, **entry} for number, entry in enumerate(dataset.entries(), 1)],
@@ -63,7 +63,7 @@ def _write_voc(dataset: CocoDataset, output: Path) -> list[Path]:
     replace_text(folder / "classes.txt", "".join(f"{name}\n" for name in dataset.class_names))
     for index, file in enumerate(files):
         root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = Path(_name(dataset, index)).name
+        ElementTree.SubElement(root, "filename").text = Path(dataset.image_name(index)).name
         size = {"width": dataset.widths[index], "height": dataset.heights[index], "depth": 3}
         _add(root, "size", size)
         for label, crowd, (x, y, width, height) in _objects(dataset, index):
@@ -84,7 +84,7 @@ def _write_yolo(dataset: CocoDataset, output: Path) -> list[Path]:
             fractions = (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
             lines += [] if crowd else [" ".join([str(label), *(f"{number:.12g}" for number in fractions)])]
         replace_text(file, "".join(f"{line}\n" for line in lines))
-        target = images / _name(dataset, index)
+        target = images / dataset.image_name(index)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(dataset.image_path(index), target)
@@ -95,15 +95,11 @@ def _write_yolo(dataset: CocoDataset, output: Path) -> list[Path]:
     return [output / "data.yaml", images]
 
 
-def _name(dataset: CocoDataset, index: int) -> str:
-    return str(dataset.image_path(index).relative_to(dataset.image_folder))
-
-
 def _files(dataset: CocoDataset, folder: Path, suffix: str) -> list[Path]:
     """A file for each image, whose folder is made. Raises DatasetError where two images would share one."""
     owner: dict[Path, str] = {}
     for index in range(len(dataset)):
-        name = _name(dataset, index)
+        name = dataset.image_name(index)
         file = (folder / name).with_suffix(suffix)
         if (other := owner.setdefault(file, name)) != name:
             raise DatasetError(
