@@ -60,7 +60,7 @@ def _packages() -> list[tuple[str, str]]:
         try:
             version = metadata.version(name[0])
         except metadata.PackageNotFoundError:
-            version = f"missing (pip install '{PACKAGE}[{extra[1]}]')" if extra else "missing"
+            version = f"missing (pip install {name[0]})" if extra else "missing"
         rows.append((name[0], version))
     return rows
 

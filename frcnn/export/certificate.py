@@ -1,7 +1,7 @@
 """Whether an exported file gives the numbers of the model it was made from, on real images.
 
 Each image is prepared once, for the file's input, and goes through the model, alone, and through the file, in
-whole batches (of two where it takes any number): what a batch lacks are mirrored images, and these count like
+whole batches (of four where it takes any number): what a batch lacks are mirrored images, which count like
 all others. Matched are detections of one class that overlap (IoU 0.5); the drifts are those of matched pairs.
 """
 
@@ -47,7 +47,7 @@ LIMITS: Mapping[str, Limits] = {
     "int8": Limits(0.75, 5e-2, 4.0),
 }
 
-ANY_BATCH = 2
+ANY_BATCH = 4
 """Images in a batch of a file that takes any number."""
 
 SCORE = 0.05

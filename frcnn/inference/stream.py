@@ -122,6 +122,7 @@ class Predictor:
         Raises ImageError or TypeError, naming it, for an image that cannot be used.
         """
         images = expand(images)
+        check_whole("batch_size", batch_size, 1)
         if is_one_image(images):
             self.check_size(size)
             return self._launch_prepared([self._shaped(self.prepare(images, size, rgb))], details)()[0]

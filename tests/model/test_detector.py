@@ -176,8 +176,10 @@ def test_predict_checks_its_options():
         ({"batch_size": -1}, "batch_size=-1: it is a whole number, 1 or more"),
         ({"size": (0, 4)}, "it is two whole numbers above 0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            model.predict([np.zeros((32, 32, 3), np.uint8)], **options)
+        image = np.zeros((32, 32, 3), np.uint8)
+        for images in (image, [image]):
+            with pytest.raises(ValueError, match=message):
+                model.predict(images, **options)
 
 
 def test_an_image_that_cannot_be_used_is_named():
