@@ -55,7 +55,8 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest $(TESTS) -n auto --dist loadfile $(TEST_ARGS)
 
 stress: sanitize
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m stress --stress -n auto --dist load $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m stress --stress -n auto --dist load \
+	    -o faulthandler_timeout=0 $(TEST_ARGS)
 
 # Left out is what tests torch.compile, speed and the package's files rather than the operators. Python is not built
 # with the sanitizers, so their library comes first, and before libstdc++, whose exceptions it watches. A size
@@ -71,7 +72,7 @@ sanitize: $(INSTALLED)
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib OMP_NUM_THREADS=2 FUZZ_CALLS=$(FUZZ_CALLS) $(BIN)/pytest tests/ops -x \
 	    --ignore tests/ops/test_build.py --ignore tests/ops/test_extension.py --ignore tests/ops/test_speed.py \
-	    -k "not opcheck and not compile and not registration" $(TEST_ARGS)
+	    -k "not opcheck and not compile and not registration" -o faulthandler_timeout=0 $(TEST_ARGS)
 
 test-gpu: $(INSTALLED)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \

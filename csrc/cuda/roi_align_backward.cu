@@ -67,9 +67,29 @@ struct Weights {
   RoiPlace<C> place[kMostBatch];
   C factor[kMostBatch];
   Range rows[kMostBatch][kTile], columns[kMostBatch];  // bins that touch the tile row, the tile's columns
-  int hits[kThreads];                                  // places in the sorted list that reach the tile
-  int of_warp[kTile];
+  int hits[kThreads];                                  // RoIs that reach the tile
+  int of_warp[kTile], low, high;
 };
+
+// The sum of `own` over the threads before this one, and over all; called by a whole block.
+__device__ __forceinline__ int sum_in_block(int own, int* of_warp, int* total) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  int through = own;
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(kFullWarp, through, step);
+    if (lane >= step) through += other;
+  }
+  if (lane == 31) of_warp[warp] = through;
+  __syncthreads();
+  int before = through - own, sum = 0;
+  for (int w = 0; w < kTile; ++w) {
+    before += w < warp ? of_warp[w] : 0;
+    sum += of_warp[w];
+  }
+  __syncthreads();
+  *total = sum;
+  return before;
+}
 
 // A piece of a tile, of a part that does not cover all of it: [2 * parts][kTile * kTile][channels], for each
 // part what it has of a tile that began before, and of one that goes on behind.
@@ -97,33 +117,38 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   const int64_t part_begin = sorted.begin_of(part, tiles.count),
                 part_end = sorted.begin_of(part + 1, tiles.count);
 
-  for (int64_t own = sorted.tile_of_part[part], begins = sorted.before[own], ends; begins < part_end;
-       ++own, begins = ends) {
-    ends = sorted.before[own + 1];
+  for (int own = sorted.tile_of_part[part]; sorted.before[own] < part_end; ++own) {
     const TilePlace tile = place_tile(tiles, pyramid.levels, own);
     const int height = pyramid.height[tile.level], width = pyramid.width[tile.level];
     const int64_t map = tile.level * pyramid.batch + tile.image;
-    // Of the RoIs that reach the tile, those whose work begins in the part.
-    const bool from_start = part_begin <= begins, to_end = ends <= part_end;
-    const int64_t skipped = from_start ? 0 : (part_begin - begins - 1 + kRoiWork - 1) / kRoiWork;
-    const int64_t wanted = to_end ? INT64_MAX : (part_end - begins - 1 + kRoiWork - 1) / kRoiWork;
-    int64_t seen = 0;
+    // Where the work of the next RoI that reaches the tile begins.
+    int64_t next = sorted.before[own] + tile_work(sorted.starts[map + 1] - sorted.starts[map]);
 
     C sum[kTile][N] = {};
     const int end = sorted.starts[map + 1];
-    for (int first = sorted.starts[map]; first < end && seen < wanted; first += kThreads) {
-      const bool hit = first + t < end && reaches(sorted.bounds[first + t], tile);
-      int found;
-      const int64_t rank = seen + rank_in_block<kTile>(hit, s.of_warp, &found);
-      const int64_t low = skipped > seen ? skipped : seen,
-                    high = wanted < seen + found ? wanted : seen + found;
-      if (hit && rank >= low && rank < high) s.hits[rank - low] = sorted.order[first + t];
+    for (int first = sorted.starts[map]; first < end && next < part_end; first += kThreads) {
+      int work = 0, total;
+      if (first + t < end) {
+        const Bounds bounds = sorted.bounds[first + t];
+        if (reaches(bounds, tile)) work = roi_work(bounds, tile, ph, pw);
+      }
+      // How many RoIs and how much work are before: in the upper and the lower bits.
+      const int before = sum_in_block(work > 0 ? 1 << 20 | work : 0, s.of_warp, &total);
+      const int rank = before >> 20, found = total >> 20;
+      const int64_t at = next + (before & 0xfffff), after = next + (total & 0xfffff);
+      // The part's are the RoIs whose work begins in it, which follow each other.
+      if (work > 0) {
+        s.hits[rank] = sorted.order[first + t];
+        if (at < part_begin && at + work >= part_begin) s.low = rank + 1;
+        if (at < part_end && at + work >= part_end) s.high = rank + 1;
+      }
       __syncthreads();
-      const int count = high > low ? static_cast<int>(high - low) : 0;
-      seen += found;
+      const int low = next >= part_begin ? 0 : after < part_begin ? found : s.low;
+      const int high = after < part_end ? found : s.high;
+      next = after;
 
-      for (int hit = 0; hit < count; hit += batch_size) {
-        const int size = count - hit < batch_size ? count - hit : batch_size;
+      for (int hit = low; hit < high; hit += batch_size) {
+        const int size = high - hit < batch_size ? high - hit : batch_size;
         if (t < size) {
           place_roi(pyramid, rois + int64_t{s.hits[hit + t]} * 5, &s.place[t]);
           s.factor[t] = C(1) / sample_count(s.place[t].y, s.place[t].x);
@@ -184,6 +209,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
       }
     }
 
+    const bool from_start = part_begin <= sorted.before[own], to_end = sorted.before[own + 1] <= part_end;
     const int y = tile.y + row, columns = width - tile.x < kTile ? width - tile.x : kTile;
     if (!active || y >= height) continue;
     T* const to =

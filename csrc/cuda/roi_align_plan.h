@@ -1,7 +1,8 @@
 // Which RoIs reach which tile of the gradient's maps, and how the work of all tiles is cut into parts.
 //
 // Launch 1 (sort_kernel): RoIs by map (level, image), keeping their order, with the cells each may touch.
-// Launch 2 (plan_kernel): a warp counts the RoIs that reach a tile; the block that ends last sums the work.
+// Launch 2 (plan_kernel): a warp sums the work of the RoIs that reach a tile; the block that ends last sums
+// that of all tiles.
 #pragma once
 
 #include "last_block.h"
@@ -13,10 +14,11 @@ namespace {
 constexpr int kTile = kFrcnnTile;  // cells along each side; a warp per row
 constexpr int kThreads = kTile * 32;
 constexpr int kSortThreads = 1024;
-// Parts that the work is cut into at most, a block each: some for each multiprocessor of a large GPU. And
-// what the work of reading an RoI's gradients is, counted in that of listing the RoIs of a tile and writing
-// it.
-constexpr int kMostParts = 512, kRoiWork = 2;
+// Parts that the work is cut into at most, a block each: two for each multiprocessor of a large GPU.
+constexpr int kMostParts = 264;
+// Work is counted in units of about 8 instructions of a warp. That of a tile is to list its RoIs and to write
+// it; that of an RoI at most kMostRoiWork, so that those of a block's threads fit into 20 bits.
+constexpr int kWriteWork = 100, kListWork = 200, kMostRoiWork = 4095;
 
 // Which cells an RoI may touch, inclusive.
 struct Bounds {
@@ -66,6 +68,35 @@ __device__ __forceinline__ TilePlace place_tile(const Tiles& tiles, int levels, 
 
 __device__ __forceinline__ bool reaches(const Bounds& b, const TilePlace& tile) {
   return b.y_low < tile.y + kTile && b.y_high >= tile.y && b.x_low < tile.x + kTile && b.x_high >= tile.x;
+}
+
+// What a tile costs however many of its map's RoIs reach it.
+__device__ __forceinline__ int64_t tile_work(int rois) {
+  return kWriteWork + int64_t{kListWork} * ((rois + kThreads - 1) / kThreads);
+}
+
+struct Overlap {
+  int cells, bins,
+      each;  // cells of a tile that an RoI may touch, about how many bins touch those, cells of a bin
+};
+
+__device__ __forceinline__ Overlap overlap_of(int low, int high, int first, int bins) {
+  const int extent = high - low + 1, begin = low > first ? low : first;
+  const int end = high < first + kTile - 1 ? high : first + kTile - 1;
+  Overlap o;
+  o.cells = end - begin + 1;
+  o.bins = min_of(bins, o.cells * bins / extent + 1);
+  o.each = min_of(o.cells, extent / bins + 1);
+  return o;
+}
+
+// About what an RoI costs a tile that it reaches: its weights, then for each bin column the gradients of all
+// bin rows, read once for each row of cells that they touch, and the sums of each row of cells.
+__device__ __forceinline__ int roi_work(const Bounds& b, const TilePlace& tile, int bin_rows,
+                                        int bin_columns) {
+  const Overlap y = overlap_of(b.y_low, b.y_high, tile.y, bin_rows),
+                x = overlap_of(b.x_low, b.x_high, tile.x, bin_columns);
+  return min_of(35 + x.bins * (3 * y.bins * y.each + y.cells * (x.each + 2)), kMostRoiWork);
 }
 
 // One cell more on each side than the samples reach, so that rounding cannot lose one.
@@ -155,10 +186,13 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const __grid_constant__ 
     const TilePlace tile = place_tile(tiles, pyramid.levels, own);
     const int64_t map = tile.level * pyramid.batch + tile.image;
     const int end = sorted.starts[map + 1];
-    int found = 0;
-    for (int i = sorted.starts[map] + lane; i < end; i += 32) found += reaches(sorted.bounds[i], tile);
-    for (int step = 16; step > 0; step /= 2) found += __shfl_xor_sync(kFullWarp, found, step);
-    if (lane == 0) sorted.before[own + 1] = 1 + int64_t{found} * kRoiWork;
+    int64_t work = 0;
+    for (int i = sorted.starts[map] + lane; i < end; i += 32) {
+      const Bounds bounds = sorted.bounds[i];
+      if (reaches(bounds, tile)) work += roi_work(bounds, tile, pyramid.pooled_height, pyramid.pooled_width);
+    }
+    for (int step = 16; step > 0; step /= 2) work += __shfl_xor_sync(kFullWarp, work, step);
+    if (lane == 0) sorted.before[own + 1] = tile_work(end - sorted.starts[map]) + work;
   }
   if (!ends_last(sorted.finished, gridDim.x, last)) return;
 

@@ -7,11 +7,15 @@ import sys
 import emulated
 import numpy as np
 import pytest
+import torch
 
-sys.path.append(str(emulated.EMULATOR / "report"))
+sys.path += [str(emulated.EMULATOR / "report"), str(emulated.EMULATOR.parents[1])]
 
 import counters
 import sass
+import workloads
+
+from benchmarks.op_cases import Image
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no C++20 compiler (g++ 11 or newer)")
 
@@ -56,6 +60,18 @@ def test_longest_block():
     )
     assert launch.longest_share > 1
     assert launch.longest_requests > launch.requests / 4
+
+
+def test_no_block_of_roi_aligns_gradient_takes_much_longer_than_the_others(monkeypatch):
+    """Whether its 2 x 512 RoIs lie around 60 objects, 7, or one that is small; at R-50-FPN's sizes, with 8 channels."""
+    monkeypatch.setenv("FRCNN_EMULATED", "counted")
+    monkeypatch.setattr(workloads, "CHANNELS", 8)
+    image = Image(800, 1344, torch.device("cpu"))
+    gradients = [w for w in workloads.pooling(image) if "RoIAlign gradient" in w.name]
+    assert len(gradients) == 3
+    for workload in gradients:
+        (tiles,) = [launch for launch in counters.count(workload.run) if "tile_kernel" in launch.kernel]
+        assert tiles.longest_share < 2.5, workload.name
 
 
 LISTING = """

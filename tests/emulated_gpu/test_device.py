@@ -151,3 +151,27 @@ def test_the_table_of_launches_counts_what_was_launched():
     found = dict(zip(HEADER.split("|"), row, strict=True))
     assert (found["kernels, copies"], found["of them ours"], found["waits"]) == ("3", "1", "1")
     assert float(found["peak MB"]) >= 1  # a matrix of 500 x 500 float32
+
+
+def test_two_threads_that_are_recorded_do_not_wait_for_each_other():
+    def multiply(often):
+        for _ in range(often):
+            torch.mm(numbers, numbers)
+
+    def upload(often):
+        for _ in range(often):
+            torch.ones(3).to("cuda")
+
+    numbers = torch.ones(3, 3, device="cuda")
+    threads = [threading.Thread(target=work, args=(300,), daemon=True) for work in (multiply, upload)]
+
+    def run():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+
+    _, rows = record(run)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sum(row.kind == "gemm" for row in rows) == 300
+    assert sum(row.kind == "memcpy" for row in rows) == 300

@@ -23,18 +23,37 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def test_two_processes_are_one_that_has_both_batches(data):
-    command = [*TORCHRUN, str(HERE / "both_ranks.py"), str(data)]
+def torchrun(command, output, disturb=lambda agent: None, **environment):
+    """Two processes of a script; returns torchrun's exit code and what all have printed.
+
+    `disturb` is given torchrun's process. What does not end in five minutes fails, and is not left running.
+    """
+    with open(output, "w") as file:
+        agent = subprocess.Popen(
+            [*TORCHRUN, *command], env={**os.environ, **environment}, stdout=file, stderr=file
+        )
+    try:
+        disturb(agent)
+        # the other gives up after 20 seconds; torchrun kills what does not answer after 30 more
+        code = agent.wait(300)
+    finally:
+        if agent.poll() is None:
+            agent.terminate()
+            agent.wait(60)
+            print(output.read_text())
+    return code, output.read_text()
+
+
+def test_two_processes_are_one_that_has_both_batches(data, tmp_path):
     found = os.pathsep.join(sys.path)  # of this file's imports
-    finished = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": found}, capture_output=True, text=True, timeout=500
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    assert "fault" not in finished.stderr and "Grad strides" not in finished.stderr
+    command = [str(HERE / "both_ranks.py"), str(data)]
+    code, text = torchrun(command, tmp_path / "output.txt", PYTHONPATH=found)
+    assert code == 0, text[-4000:]
+    assert "fault" not in text and "Grad strides" not in text
     assert (data / "run" / "last.pth").exists()
 
 
-def run_and_resume(data, tmp_path, hooks, said, disturb=lambda agent, text: None):
+def run_and_resume(data, tmp_path, hooks, said, disturb=lambda agent: None):
     """A run that the loss of a process ends, with a message that has `said`, and that goes on by --resume.
 
     Returns what the run printed.
@@ -43,27 +62,23 @@ def run_and_resume(data, tmp_path, hooks, said, disturb=lambda agent, text: None
     run += ["--train-annotations", str(data / "annotations.json"), "--train-images", str(data / "images")]
     run += ["--work-dir", str(tmp_path / "run"), "--batch-size", "1"]
     run += ["--epochs", "5", "--timeout", "20"]
-    output = tmp_path / "output.txt"
-    with open(output, "w") as file:
-        hooked = {**os.environ, "RUN_HOOKS": json.dumps(hooks)}
-        agent = subprocess.Popen([*TORCHRUN, *run], env=hooked, stdout=file, stderr=file)
-    disturb(agent, output.read_text)
-    # the other gives up after 20 seconds; torchrun kills what does not answer after 30 more
-    assert agent.wait(300) != 0
-    text = output.read_text()
+    code, text = torchrun(run, tmp_path / "output.txt", disturb, RUN_HOOKS=json.dumps(hooks))
+    assert code != 0
     assert f"{said}. What came after step " in text, text
     assert "by --resume" in text
-    resumed = subprocess.run([*TORCHRUN, *run, "--resume"], capture_output=True, text=True, timeout=300)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming after step" in resumed.stdout and "epoch 5 [3/3]" in resumed.stdout
+    code, resumed = torchrun([*run, "--resume"], tmp_path / "resumed.txt")
+    assert code == 0, resumed
+    assert "resuming after step" in resumed and "epoch 5 [3/3]" in resumed
     return text
 
 
 def test_a_killed_process_ends_the_other_and_the_run_can_go_on(data, tmp_path):
-    def kill(agent, text):
+    output = tmp_path / "output.txt"
+
+    def kill(agent):
         limit = time.monotonic() + 300
-        while "epoch 2 [" not in text():
-            assert agent.poll() is None and time.monotonic() < limit, text()
+        while "epoch 2 [" not in output.read_text():
+            assert agent.poll() is None and time.monotonic() < limit, output.read_text()
             time.sleep(0.1)
         listed = subprocess.run(
             ["ps", "--ppid", str(agent.pid), "-o", "pid="], capture_output=True, text=True

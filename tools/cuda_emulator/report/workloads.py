@@ -234,11 +234,21 @@ def pooling(image: Image) -> list[Workload]:
         )
         result.append(Workload(name, forward, times))
     flat = [n for size in sizes for n in size]
-    grad = half(512, CHANNELS, 7, 7)
-    few = image.objects(7)[torch.arange(512) % 7]
-    few += torch.randn(512, 4, generator=image.generator) * 0.1 * (few[:, 2:] - few[:, :2]).repeat(1, 2)
-    crowded = torch.cat([torch.zeros(512, 1), few], dim=1)
-    for name, rois in (("", image.rois(1, 512)), (" around 7 objects", crowded)):
-        backward = call("roi_align_backward", grad=grad, rois=rois.numpy(), sizes=flat, batch=1, **settings)
-        result.append(Workload(f"training: RoIAlign gradient, 2 x 512 RoIs{name}", backward, 2))
+    grad = half(1024, CHANNELS, 7, 7)
+
+    def around(objects: torch.Tensor) -> torch.Tensor:
+        few = objects[torch.arange(1024) % len(objects)]
+        few = few + torch.randn(1024, 4, generator=image.generator) * 0.1 * (few[:, 2:] - few[:, :2]).repeat(
+            1, 2
+        )
+        return torch.cat([torch.arange(1024)[:, None] // 512, few], dim=1)
+
+    one_small = torch.tensor([[600.0, 400.0, 624.0, 424.0]])
+    for name, rois in (
+        ("", image.rois(2, 512)),
+        (" around 7 objects", around(image.objects(7))),
+        (" around one small object", around(one_small)),
+    ):
+        backward = call("roi_align_backward", grad=grad, rois=rois.numpy(), sizes=flat, batch=2, **settings)
+        result.append(Workload(f"training: RoIAlign gradient, 2 x 512 RoIs{name}", backward))
     return result

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <mutex>
 #include <vector>
 
 #include "queue.h"
@@ -20,8 +19,8 @@ struct Row {
   bool captured;
 };
 
-std::mutex mutex;
-std::vector<Row> rows;
+std::vector<Row>
+    rows;  // under the runtime's lock: with one of their own, two threads could wait for each other
 std::atomic<bool> recording{false};
 std::atomic<long> faults{0};
 thread_local std::string current_op;
@@ -30,7 +29,7 @@ thread_local std::string current_op;
 
 void log(const char* kind, const std::string& name, size_t bytes, size_t blocks, size_t threads) {
   if (!recording) return;
-  const std::lock_guard<std::mutex> lock(mutex);
+  const Guard guard(lock());
   rows.push_back({kind, name, current_op, bytes, blocks, threads, current_device(), thread_is_capturing()});
 }
 
@@ -50,7 +49,7 @@ bool in_operator() { return !current_op.empty(); }
 extern "C" {
 
 void gpu_log_start() {
-  const std::lock_guard<std::mutex> lock(gpu::mutex);
+  const gpu::Guard guard(gpu::lock());
   gpu::rows.clear();
   gpu::recording = true;
 }
@@ -62,7 +61,7 @@ long gpu_faults() { return gpu::faults; }
 
 // Rows as lines of: operator, kind, device, captured, bytes, blocks, threads, name; separated by tabs.
 bool gpu_log_write(const char* path) {
-  const std::lock_guard<std::mutex> lock(gpu::mutex);
+  const gpu::Guard guard(gpu::lock());
   FILE* file = std::fopen(path, "w");
   if (file == nullptr) return false;
   for (const gpu::Row& row : gpu::rows) {

@@ -161,7 +161,7 @@ void wait_for(Stream* stream) {
 void wait_for_all() {
   const Guard guard(lock());
   for (auto& [_, stream] : default_streams()) wait_for(&stream);
-  for (auto& stream : streams()) wait_for(stream.get());
+  for (size_t i = 0; i < streams().size(); ++i) wait_for(streams()[i].get());  // others add to them meanwhile
 }
 
 cudaError_t forbidden_in_capture(const char* call) {
@@ -276,8 +276,9 @@ EXPORT cudaError_t cudaEventQuery(cudaEvent_t e) {
   return ticket->done ? cudaSuccess : cudaErrorNotReady;
 }
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-  const auto ticket = reinterpret_cast<gpu::Event*>(e)->ticket;
-  return gpu::waited("cudaEventSynchronize", [ticket] {
+  return gpu::waited("cudaEventSynchronize", [e] {
+    const auto ticket =
+        reinterpret_cast<gpu::Event*>(e)->ticket;  // another thread may record it anew meanwhile
     while (ticket && !gpu::reach(ticket)) gpu::lock().pause();
   });
 }
