@@ -63,7 +63,7 @@ def test_longest_block():
 
 
 def test_no_block_of_roi_aligns_gradient_takes_much_longer_than_the_others(monkeypatch):
-    """Whether its 2 x 512 RoIs lie around 60 objects, 7, or one that is small; at R-50-FPN's sizes, with 8 channels."""
+    """Whether its 2 x 512 RoIs lie around 60 objects, 7, or one that is small; full size, 8 channels."""
     monkeypatch.setenv("FRCNN_EMULATED", "counted")
     monkeypatch.setattr(workloads, "CHANNELS", 8)
     image = Image(800, 1344, torch.device("cpu"))

@@ -238,10 +238,9 @@ def pooling(image: Image) -> list[Workload]:
 
     def around(objects: torch.Tensor) -> torch.Tensor:
         few = objects[torch.arange(1024) % len(objects)]
-        few = few + torch.randn(1024, 4, generator=image.generator) * 0.1 * (few[:, 2:] - few[:, :2]).repeat(
-            1, 2
-        )
-        return torch.cat([torch.arange(1024)[:, None] // 512, few], dim=1)
+        sizes = (few[:, 2:] - few[:, :2]).repeat(1, 2)
+        moved = few + torch.randn(1024, 4, generator=image.generator) * 0.1 * sizes
+        return torch.cat([torch.arange(1024)[:, None] // 512, moved], dim=1)
 
     one_small = torch.tensor([[600.0, 400.0, 624.0, 424.0]])
     for name, rois in (
