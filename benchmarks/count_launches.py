@@ -97,7 +97,7 @@ def training(size: tuple[int, int]) -> Iterator[list[str]]:
         pinned = batch.pin_memory()
 
         def step(model=model, learner=learner, batch=pinned) -> None:
-            learner.step(model, batch.to(torch.device("cuda"), non_blocking=True), 0.001)
+            learner.step(model, [batch.to(torch.device("cuda"), non_blocking=True)], 0.001)
 
         yield counted(f"training step, {precision}, 2 images", step)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from frcnn.config import Recipe
     from frcnn.data.coco import DatasetError, load_dataset
     from frcnn.detector import FasterRCNN
+    from frcnn.engine.callbacks import Callback
     from frcnn.engine.evaluate import evaluate
     from frcnn.engine.interrupt import Interrupted
     from frcnn.engine.not_finite import NonFiniteLoss
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 # Imported on first use: training needs pycocotools, prediction does not.
 _HOMES = {
     "Batch": "frcnn.structures",
+    "Callback": "frcnn.engine.callbacks",
     "CheckpointError": "frcnn.checkpoint.load",
     "DatasetError": "frcnn.data.coco",
     "Detection": "frcnn.structures",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 __all__ = [
     "Batch",
+    "Callback",
     "CheckpointError",
     "DatasetError",
     "Detection",

@@ -160,6 +160,17 @@ class DataConfig(Checked):
     pad_divisor: Annotated[int, Range(1, 1024)] = 32
     flip: Fraction = 0.5
     """Probability of a horizontal flip while training."""
+    scale_jitter: tuple[Positive, Positive] = (1.0, 1.0)
+    """While training an image is resized to a random factor of this range times the size that it would have,
+    and cut to that size where it is larger (large-scale jitter, Ghiasi et al. 2021: 0.1, 2)."""
+    crop: Fraction = 0.0
+    """Probability that training cuts out a random part, of half to all of each side, before resizing."""
+    color_jitter: Fraction = 0.0
+    """While training brightness, contrast and saturation change by a random factor of 1 minus to 1 plus this,
+    and the hue turns by up to a tenth of this."""
+    repeat_rare: Fraction = 0.0
+    """Images of classes that less than this share of all images have are drawn more often, by the square root
+    of how rare they are (Gupta et al. 2019: 0.001 for LVIS); others less, as an epoch stays as long."""
     min_image_side: Annotated[int, Range(0, 32768)] = 32
     """Training drops images with a smaller side."""
     keep_empty: bool = False
@@ -169,13 +180,18 @@ class DataConfig(Checked):
         super().__post_init__()
         self._expect(self.size[0] >= self.size[1], "size", "the long side first")
         self._expect(self.size[0] * self.size[1] <= MAX_INPUT, "size", f"at most {MAX_INPUT} pixels in all")
+        self._expect(self.scale_jitter[0] <= self.scale_jitter[1], "scale_jitter", "the smaller factor first")
+        self._expect(self.scale_jitter[1] <= 4, "scale_jitter", "factors of at most 4")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig(Checked):
-    """SGD with linear warm-up and step decay."""
+    """The optimizer, and its learning rate from step to step: a linear warm-up, then a decay."""
 
     epochs: Count = 12
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    decay_shape: Literal["step", "cosine"] = "step"
+    """step: at `decay_epochs`; cosine: half a cosine from the full rate to zero at the end."""
     decay_epochs: Annotated[tuple[Count, ...], Range(0, 1000)] = (8, 11)
     """After each of these epochs the learning rate is multiplied by `decay`."""
     decay: Fraction = 0.1
@@ -183,16 +199,26 @@ class ScheduleConfig(Checked):
     """Learning rate for `lr_batch` images per step; scaled linearly for other batches."""
     lr_batch: Count = 16
     images_per_process: Count = 2
+    """In a batch."""
+    accumulate: Annotated[int, Range(1, 1000)] = 1
+    """Batches whose mean gradient is one step."""
     momentum: Fraction = 0.9
+    """Of SGD; AdamW's first beta, whose second is 0.999."""
     weight_decay: NotNegative = 1e-4
     warmup_iterations: Annotated[int, Range(0, 1_000_000_000)] = 500
     warmup_factor: Fraction = 0.001
     clip_grad_norm: Positive | None = None
+    ema: Fraction = 0.0
+    """Weights are averaged exponentially with this decay (0.999, say), and the averages are what is evaluated
+    and what best.pth holds; 0 does without."""
+    patience: Annotated[int, Range(0, 1_000_000)] = 0
+    """Training ends after so many evaluations without a better AP; 0 never does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rising = list(self.decay_epochs) == sorted(self.decay_epochs)
         self._expect(rising, "decay_epochs", "epochs in rising order")
+        self._expect(self.ema < 1, "ema", "less than 1")
 
 
 @dataclass(frozen=True)

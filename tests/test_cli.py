@@ -71,7 +71,7 @@ def test_train_passes_everything_on(monkeypatch):
     assert recipe.name == "small_r18_fpn" and recipe.schedule.lr == 0.5 and recipe.data.size == (64, 48)
     assert recipe.schedule.warmup_iterations == 50  # the recipe's own
     assert not files and options["train_annotations"] == Path("a.json") and options["val_images"] is None
-    assert options.keys() == inspect.signature(train).parameters.keys() - {"recipe"}
+    assert options.keys() == inspect.signature(train).parameters.keys() - {"recipe", "callbacks"}
     assert options["epochs"] == 3 and options["resume"] is True and options["precision"] == "float32"
 
 

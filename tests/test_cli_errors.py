@@ -31,7 +31,7 @@ def no_work(monkeypatch):
     def work(*_, **__):
         raise AssertionError("work began")
 
-    for name in ("frcnn.engine.train.build", "frcnn.zoo.build.build", "frcnn.zoo.build.load"):
+    for name in ("frcnn.engine.run.build", "frcnn.zoo.build.build", "frcnn.zoo.build.load"):
         monkeypatch.setattr(name, work)
 
 
@@ -153,7 +153,7 @@ def test_every_public_name_is_there():
 def test_train_checks_its_options(naming, options, data, tmp_path, no_work, capsys, request):
     annotations, images = data
     if "nowhere.pth" in options:
-        request.getfixturevalue("monkeypatch").setattr("frcnn.engine.train.build", build)
+        request.getfixturevalue("monkeypatch").setattr("frcnn.engine.run.build", build)
     arguments = ["--train-annotations", annotations, "--train-images", images, "--work-dir", tmp_path / "run"]
     code = 1 if "nowhere.pth" in options else 2
     refused(capsys, naming, "train", "small_r18_fpn", *arguments, *options, code=code)

@@ -5,8 +5,8 @@ The checkpoint has the layout that `frcnn.checkpoint.save` describes, and beside
     optimizer    the optimizer's state
     meta         also epoch, iter
     training     what resuming needs besides: settings that must not change, random states per process,
-                 history of metrics, bad images, the log's sums since its last line, the number of threads
-                 (absent from a file that holds weights only)
+                 history of metrics, bad images, the log's sums since its last line, the number of threads,
+                 the averages of the weights if there are any (absent from a file that holds weights only)
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from torch import Tensor
 from frcnn.checkpoint.save import checksum
 from frcnn.checkpoint.torch_file import CheckpointError, read_torch_file, reading
 
-FORMAT = 3
+FORMAT = 4
+
+OPTIMIZER_STATES = ("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq")
+"""What SGD and AdamW keep of a parameter."""
 
 TIMED = {"time", "data_time"}
 SUMMED = TIMED | {
@@ -107,7 +110,7 @@ def _scale(value: Any, steps: Any) -> bool:
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "state_dict": lambda value: all(isinstance(tensor, Tensor) for tensor in value.values()),
     "optimizer.state": lambda value: all(
-        _natural(index) and list(value[index]) == ["momentum_buffer"] for index in value
+        _natural(index) and tuple(value[index]) in OPTIMIZER_STATES for index in value
     ),
     "meta.iter": _natural,
     "meta.epoch": _natural,
@@ -124,6 +127,9 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
         and all(
             _natural(index) and _natural(times) and isinstance(reason, str) for index, times, reason in value
         )
+    ),
+    "training.average": lambda value: (
+        value is None or all(isinstance(tensor, Tensor) for tensor in value.values())
     ),
     "training.loss_scale": lambda value: value is None or _scale(*value),
     "training.log": lambda value: value is None or _log(value["sums"], value["counts"]),

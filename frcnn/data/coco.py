@@ -20,6 +20,7 @@ import numpy as np
 
 from frcnn.data.annotations import EXAMPLES, DatasetError, Report, read_annotations, shown
 from frcnn.data.formats import as_coco, files_beside
+from frcnn.data.sampler import repeat_factors
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,13 @@ class CocoDataset:
         """Boxes to train on per image, crowd regions left out, int64 [I]."""
         before = np.concatenate([[0], np.cumsum(self.trainable & ~self.crowd)])
         return before[self.box_offsets[1:]] - before[self.box_offsets[:-1]]
+
+    def shares(self, repeat_rare: float) -> np.ndarray | None:
+        """How often to draw each image against others, by `repeat_factors`, [I]; None for all alike."""
+        if not repeat_rare:
+            return None
+        labels = np.where(self.trainable & ~self.crowd, self.labels, -1)
+        return repeat_factors(labels, self.box_offsets, repeat_rare)
 
     def for_training(self, min_side: int = 32, keep_empty: bool = False) -> CocoDataset:
         """The images that have a box, unless keep_empty is set, and no side under `min_side` pixels; the

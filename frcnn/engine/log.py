@@ -15,13 +15,14 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
+from frcnn.engine.callbacks import Callback
 from frcnn.files import replace_text
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ class TrainingLog:
         steps_per_epoch: int,
         active: bool,
         evaluated: Collection[float] = (),
+        callbacks: Sequence[Callback] = (),
     ):
         self.active = active
+        self.callbacks = callbacks
         self.total = total
         self.steps_per_epoch = steps_per_epoch
         self.file = folder / "log.jsonl"
@@ -95,6 +98,8 @@ class TrainingLog:
                 f"{memory_mb(device)} MB",
                 refresh=False,
             )
+            for callback in self.callbacks:
+                callback.step(iteration + 1, {"lr": lr, **values})
 
     def count(self, values: dict[str, float]) -> None:
         """Take numbers into the means of the next line."""
@@ -127,6 +132,9 @@ class TrainingLog:
             f"epoch {epoch + 1} [{step + 1}/{self.steps_per_epoch}] lr {lr:.3g} {means['time']:.3f} s/it "
             f"(data {means['data_time']:.3f}) left {duration(left)} {losses} acc {acc:.1f}"
         )
+        if step + 1 == self.steps_per_epoch:
+            for callback in self.callbacks:
+                callback.epoch(epoch + 1, {"lr": lr, **means})
 
     def validation(self, iteration: int, lr: float, metrics: dict[str, float]) -> None:
         """One line with the metrics after `iteration` steps."""
@@ -137,6 +145,8 @@ class TrainingLog:
         self._scalars("val", iteration, {name.removeprefix("val_"): v for name, v in metrics.items()})
         shown = [f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics]
         self.say(f"epoch {epoch} val {' '.join(shown)}")
+        for callback in self.callbacks:
+            callback.evaluation(epoch, dict(metrics))
 
     def bad_image(self, steps: int, path: Path, reason: str) -> None:
         """Name an image that cannot be used; it was met in step `steps`, counted from 1."""

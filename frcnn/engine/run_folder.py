@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from frcnn.checkpoint.load import CheckpointError, check_numbers, compare
 from frcnn.checkpoint.plain import to_plain
@@ -32,9 +34,11 @@ class RunState:
     """All that changes in a run, random states aside."""
 
     model: FasterRCNN
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     bad_images: BadImages
     loss_scale: LossScale | None = None
+    average: AveragedModel | None = None
+    """With the averages of the weights, if there are any."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every evaluation, and its epoch."""
     log: dict[str, Any] | None = None
@@ -131,9 +135,11 @@ class RunFolder:
     def save(self, state: RunState, epoch: int, random_states: list[dict], best: bool) -> None:
         """Write last.pth, and best.pth if this is the best. random_states: of every process."""
         names = self.dataset.class_names
-        content = weights_content(state.model.state_dict(), self.recipe, names, epoch=epoch, iter=state.steps)
+        weights = state.model.state_dict()
+        average = None if state.average is None else state.average.module.state_dict()
+        content = weights_content(weights, self.recipe, names, epoch=epoch, iter=state.steps)
         if best:
-            save_checkpoint(self.best, content)
+            save_checkpoint(self.best, content if average is None else {**content, "state_dict": average})
         training = {
             "format": FORMAT,
             "settings": self.settings,
@@ -144,6 +150,7 @@ class RunFolder:
             "bad_images": state.bad_images.state(),
             "log": state.log,
             "loss_scale": state.loss_scale and state.loss_scale.state(),
+            "average": average,
         }
         save_checkpoint(
             self.last, {**content, "optimizer": state.optimizer.state_dict(), "training": training}
@@ -169,20 +176,16 @@ class RunFolder:
                 + str(self.last)
             )
         with reading(self.last, remedy_for(self.last)):
-            difference = compare(state.model.state_dict(), content["state_dict"])
-            if difference:
-                raise CheckpointError(f"the weights do not fit the model\n{difference}")
-            check_numbers(content["state_dict"])
-            for name, own in state.model.state_dict().items():
-                if (kind := content["state_dict"].get(name, own).dtype) != own.dtype:
-                    raise CheckpointError(f"state_dict.{name} is {kind}, and training keeps {own.dtype}")
-            state.model.load_state_dict(content["state_dict"])
-            _restore_momentum(state.optimizer, content["optimizer"]["state"])
+            _restore_weights(state.model, content["state_dict"], "state_dict")
+            if state.average is not None:
+                _restore_weights(state.average.module, training["average"] or {}, "training.average")
+                state.average.n_averaged.fill_(content["meta"]["iter"])
+            _restore_optimizer(state.optimizer, content["optimizer"]["state"])
             set_random_state(training["random_states"][rank])
             state.bad_images.restore(training["bad_images"])
             if state.loss_scale is not None:
                 state.loss_scale.restore(training["loss_scale"])
-        state.history, state.log = training["history"], training["log"]
+        state.history[:], state.log = training["history"], training["log"]
         state.steps = content["meta"]["iter"]
         threads = torch.get_num_threads()
         if state.model.device.type != "cpu" or threads == training["threads"]:
@@ -195,21 +198,33 @@ class RunFolder:
         ]
 
 
-def _restore_momentum(optimizer: torch.optim.SGD, saved: dict[int, dict[str, Any]]) -> None:
-    """The rest of its state, as rates, follows from recipe and settings, which have been compared."""
+def _restore_weights(model: nn.Module, saved: dict[str, Tensor], field: str) -> None:
+    difference = compare(model.state_dict(), saved)
+    if difference:
+        raise CheckpointError(f"{field}: the weights do not fit the model\n{difference}")
+    check_numbers(saved)
+    for name, own in model.state_dict().items():
+        if (kind := saved.get(name, own).dtype) != own.dtype:
+            raise CheckpointError(f"{field}.{name} is {kind}, and training keeps {own.dtype}")
+    model.load_state_dict(saved)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
+    """What it keeps of each parameter; rates follow from recipe and settings, which have been compared."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     missing = sorted(set(range(len(parameters))) - saved.keys())
-    if missing:  # a step leaves a momentum with every parameter
-        raise CheckpointError(
-            f"optimizer.state lacks the momentum of {len(missing)} parameters: {missing[:3]}"
-        )
+    if missing:  # a step leaves something with every parameter
+        raise CheckpointError(f"optimizer.state lacks {len(missing)} parameters: {missing[:3]}")
     for index, entry in saved.items():
-        momentum, parameter = entry["momentum_buffer"], parameters[index]
-        if (momentum.shape, momentum.dtype) != (parameter.shape, parameter.dtype):
-            raise CheckpointError(f"optimizer.state.{index}: momentum of another kind than its parameter")
-        if not momentum.isfinite().all():
-            raise CheckpointError(f"optimizer.state.{index}: its momentum is not finite")
-        optimizer.state[parameter]["momentum_buffer"].copy_(momentum)
+        kept = optimizer.state[parameters[index]]
+        if entry.keys() != kept.keys():
+            raise CheckpointError(f"optimizer.state.{index}: it is of another optimizer")
+        for name, own in kept.items():
+            if (entry[name].shape, entry[name].dtype) != (own.shape, own.dtype):
+                raise CheckpointError(f"optimizer.state.{index}.{name}: of another kind than its parameter")
+            if not entry[name].isfinite().all():
+                raise CheckpointError(f"optimizer.state.{index}.{name} is not finite")
+            own.copy_(entry[name])
 
 
 def _fingerprint(dataset: CocoDataset) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from frcnn.config import ScheduleConfig
@@ -11,11 +12,15 @@ def learning_rate(iteration: int, steps_per_epoch: int, global_batch: int, sched
     """Learning rate of a training step, counted from 0.
 
     The recipe's rate, scaled linearly to the images per step over all processes (Goyal et al. 2017), times
-    `decay` for every decay epoch that has passed; the first steps rise linearly from `warmup_factor` of it.
+    `decay` for every decay epoch that has passed, or half a cosine (Loshchilov and Hutter 2017); the first
+    steps rise linearly from `warmup_factor` of it.
     """
     rate = schedule.lr * global_batch / schedule.lr_batch
-    epoch = iteration // steps_per_epoch
-    rate *= schedule.decay ** sum(epoch >= decay_epoch for decay_epoch in schedule.decay_epochs)
+    if schedule.decay_shape == "cosine":
+        rate *= (1 + math.cos(math.pi * iteration / (schedule.epochs * steps_per_epoch))) / 2
+    else:
+        epoch = iteration // steps_per_epoch
+        rate *= schedule.decay ** sum(epoch >= decay_epoch for decay_epoch in schedule.decay_epochs)
     if iteration < schedule.warmup_iterations:
         progress = iteration / schedule.warmup_iterations
         rate *= schedule.warmup_factor + (1 - schedule.warmup_factor) * progress

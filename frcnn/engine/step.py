@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from frcnn.config import ScheduleConfig
 from frcnn.engine.distributed import Processes
@@ -35,8 +40,12 @@ class Numbers:
         return dict(zip(self.names, values, strict=True)), bool(broken)
 
 
+Forward = Callable[[], tuple[dict[str, Tensor], Tensor]]
+"""The losses of a batch, and the accuracy."""
+
+
 class Learner:
-    """SGD on whatever is not frozen.
+    """The recipe's optimizer on whatever is not frozen.
 
     A step that has a loss or a gradient which is NaN or infinite, in any process, breaks training: neither
     that step nor a later one changes weights or momentum. What says so is a flag on the device, so the host
@@ -44,25 +53,19 @@ class Learner:
     scaled down; it breaks training only where the scale is down to 1.
 
     precision: what convolutions and matrix products are computed in. Weights, gradients and momentum are
-    float32 always.
+    float32 always. average: the model with the running averages of its weights, where the schedule has `ema`.
     """
 
     def __init__(
         self, model: nn.Module, schedule: ScheduleConfig, precision: Precision, processes: Processes
     ):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # fused: one kernel, which looks at the flag
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=schedule.lr,
-            momentum=schedule.momentum,
-            weight_decay=schedule.weight_decay,
-            fused=True,
-        )
+        self.optimizer = _optimizer(self.parameters, schedule)
         for parameter in self.parameters:
-            # torch would make it in the first step, which the flag may forbid, and leave it as memory was
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             _keep_layout(parameter)
+        self.average: AveragedModel | None = None
+        if schedule.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
         self.clip_grad_norm = schedule.clip_grad_norm
         self.precision = precision
         self.processes = processes
@@ -72,21 +75,24 @@ class Learner:
         self._one = torch.ones((), device=device)
         self.names: tuple[str, ...] = ()
 
-    def step(self, model: nn.Module, batch: Batch, lr: float) -> Numbers:
-        """Learn from a batch on the model's device with this rate.
+    def step(self, model: nn.Module, batches: Sequence[Batch], lr: float) -> Numbers:
+        """Learn from the mean gradient of batches on the model's device with this rate.
 
         model: the one to learn, or what computes the mean gradients of all processes with it.
         """
-        return self.numbers(*self.learn(lambda: model(batch, with_accuracy=True), lr))
+
+        def forward(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+            with _exchanging(model, batch is batches[-1]):
+                return model(batch, with_accuracy=True)
+
+        return self.numbers(*self.learn([partial(forward, batch) for batch in batches], lr))
 
     def numbers(self, values: Tensor, norms: Tensor) -> Numbers:
         """What `learn` returned, on its way to the host."""
         return Numbers(self.names, Download(values), norms)
 
-    def learn(
-        self, forward: Callable[[], tuple[dict[str, Tensor], Tensor]], lr: float | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Learn from what `forward` returns, the losses and the accuracy.
+    def learn(self, forwards: Sequence[Forward], lr: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from the mean of what they return.
 
         Returns the values that `numbers` names, and the gradients' norms. What outlives a step is written in
         place, so that a step can be captured.
@@ -94,12 +100,16 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         device, dtype = self.broken.device, DTYPES[self.precision]
+        self.optimizer.zero_grad(set_to_none=True)
+        seen: list[dict[str, Tensor]] = []
         with float32_arithmetic(self.precision, device):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                losses, accuracy = forward()
-            loss = torch.stack([*losses.values()]).sum()
-            self.optimizer.zero_grad(set_to_none=True)
-            (loss if self.scale is None else loss * self.scale.value).backward()
+            for forward in forwards:
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    losses, accuracy = forward()
+                loss = torch.stack([*losses.values()]).sum()
+                part = loss if len(forwards) == 1 else loss / len(forwards)
+                (part if self.scale is None else part * self.scale.value).backward()
+                seen.append({**losses, "acc": accuracy, "loss": loss.detach()})
         norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None]))
         norm = torch.linalg.vector_norm(norms)
         if self.scale is not None:
@@ -107,7 +117,10 @@ class Learner:
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
 
-        watched = {**losses, "acc": accuracy, "loss": loss, "grad_norm": norm}
+        watched = seen[0]
+        if len(seen) > 1:
+            watched = {name: torch.stack([each[name].detach() for each in seen]).mean() for name in watched}
+        watched = {**watched, "grad_norm": norm}
         numbers = torch.stack([value.detach().float() for value in watched.values()])
         # gradients are the same in all processes, losses are not
         # without a loss scale one such step breaks training for good: there is one flag for both
@@ -131,6 +144,32 @@ class Learner:
             self.optimizer.found_inf = torch.maximum(self.broken, unsound)  # type: ignore[attr-defined]
             self.optimizer.grad_scale = self.scale.value  # type: ignore[attr-defined]
         self.optimizer.step()
+
+
+def _optimizer(parameters: list[nn.Parameter], schedule: ScheduleConfig) -> torch.optim.Optimizer:
+    """With all its state: torch would make it in the first step, which the flag may forbid, and leave it as
+    memory was."""
+    # fused: one kernel, which looks at the flag
+    common: dict[str, Any] = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": True}
+    if schedule.optimizer == "sgd":
+        sgd = torch.optim.SGD(parameters, momentum=schedule.momentum, **common)
+        sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+        return sgd
+    adamw = torch.optim.AdamW(parameters, betas=(schedule.momentum, 0.999), **common)
+    for p in parameters:
+        averages = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        adamw.state[p] = {"step": torch.zeros((), device=p.device), **averages}
+    return adamw
+
+
+@contextmanager
+def _exchanging(model: nn.Module, exchanges: bool) -> Iterator[None]:
+    """Whether processes, where there are several, exchange the gradients of what is computed meanwhile."""
+    if exchanges or not isinstance(model, DistributedDataParallel):
+        yield
+    else:
+        with model.no_sync():
+            yield
 
 
 def _keep_layout(parameter: nn.Parameter) -> None:

@@ -29,8 +29,9 @@ class StepGraphs:
         self.graphs = GraphCache(self._learn, self._capture)
         self._record = CudaCapture()
 
-    def step(self, batch: Batch, lr: float) -> Numbers:
-        """Learn from a batch of uint8 images on the model's device with this rate."""
+    def step(self, batches: Sequence[Batch], lr: float) -> Numbers:
+        """Learn from one batch of uint8 images on the model's device with this rate."""
+        (batch,) = batches
         data, (height, width) = self.model.data, batch.images.shape[1:3]
         shape = smallest_holding((height, width), few_shapes(data.size, data.pad_divisor))
         rows, columns = shape or (height, width)
@@ -47,7 +48,7 @@ class StepGraphs:
 
     def _learn(self, images: Tensor, packed: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
         gt = GroundTruth.unpack(packed, len(images), self.model.config.ignore_iof)
-        return self.learner.learn(lambda: self.model.losses_of(images, gt), rate[0])
+        return self.learner.learn([lambda: self.model.losses_of(images, gt)], rate[0])
 
     def _capture(self, function: Function, inputs: Sequence[Tensor]) -> Captured:
         """The runs before a capture leave no trace: broken training learns nothing, and what else they change

@@ -47,7 +47,7 @@ def steps(device: str, precision: str) -> dict[str, torch.Tensor]:
         learner.scale.restore([16.0, 0])  # a step that is skipped would show nothing
     numbers: dict[str, float] = {}
     for _ in range(2):
-        numbers, broken = learner.step(model, batch, 1e-3).read()
+        numbers, broken = learner.step(model, [batch], 1e-3).read()
         assert not broken and not numbers.get("skipped")
     return {name: torch.tensor(value) for name, value in numbers.items()} | {
         name: p.detach().clone() for name, p in model.named_parameters()

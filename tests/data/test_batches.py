@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from frcnn.data import TrainingBatches
+from frcnn.data.sampler import repeat_factors
 
 WIDE = np.random.default_rng(0).random(53) < 0.7
 
@@ -66,3 +67,39 @@ def test_fewer_images_than_processes():
 def test_nothing_to_batch_is_an_error():
     with pytest.raises(ValueError, match="batches of 4 from 0 images"):
         TrainingBatches(WIDE[:0], 4, epochs=1)
+
+
+def test_steps_of_several_batches():
+    """53 images in batches of 4 are 14 batches, in steps of 4 batches 4, whose last has two."""
+    batches = TrainingBatches(WIDE, 4, epochs=3, accumulate=4)
+    assert (
+        batches.steps_per_epoch == 4 and [batches.batches_of(step) for step in range(8)] == [4, 4, 4, 2] * 2
+    )
+    whole = indices(batches)
+    assert whole == indices(TrainingBatches(WIDE, 4, epochs=3)) and len(batches) == len(whole) == 42
+    for start in (1, 3, 4, 7, 11):
+        rest = TrainingBatches(WIDE, 4, epochs=3, accumulate=4, start=start)
+        skipped = sum(batches.batches_of(step) for step in range(start))
+        assert indices(rest) == whole[skipped:] and len(rest) == 42 - skipped
+
+
+def test_images_are_drawn_by_their_shares():
+    shares = np.ones(53)
+    shares[:3] = 5.5
+    batches = TrainingBatches(WIDE, 4, epochs=40, shares=shares)
+    epochs = [np.concatenate(batches.epoch_batches(epoch)) for epoch in range(40)]
+    drawn = [np.bincount(epoch, minlength=53) for epoch in epochs]
+    expected = 53 * shares / shares.sum()
+    for counts in drawn:
+        assert counts.sum() == 53
+        assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
+    assert np.abs(np.mean(drawn, axis=0) - expected).max() < 0.35
+    assert batches.epoch_batches(7) == TrainingBatches(WIDE, 4, epochs=9, shares=shares).epoch_batches(7)
+
+
+def test_repeat_factors_are_those_of_the_paper():
+    """All four images have class 0, one has class 1, twice; a box that is not counted counts for none."""
+    labels = np.array([0, 1, 1, 0, 0, -1, 0])
+    factors = repeat_factors(labels, np.array([0, 3, 4, 6, 7]), 0.5)
+    assert factors.tolist() == pytest.approx([2**0.5, 1, 1, 1])
+    assert repeat_factors(np.zeros(0, int), np.array([0, 0, 0]), 0.5).tolist() == [1, 1]

@@ -44,7 +44,7 @@ def main(data):
         parallel = processes.parallel(model, device)
         for step in range(2):
             torch.manual_seed(10 * step + processes.rank)
-            learner.step(parallel, batch_of(processes.rank), 0.01)
+            learner.step(parallel, [batch_of(processes.rank)], 0.01)
         alike(processes, model.parameters(), "the weights after two steps")
 
         # the same in one process: the mean of both gradients
@@ -61,8 +61,8 @@ def main(data):
         )
 
         for _ in range(10):  # torch times DDP's first ten steps and every hundredth, for which it waits
-            learner.step(parallel, batch_of(processes.rank), 0.01)
-        numbers, rows = emulated_gpu.record(lambda: learner.step(parallel, batch_of(processes.rank), 0.01))
+            learner.step(parallel, [batch_of(processes.rank)], 0.01)
+        numbers, rows = emulated_gpu.record(lambda: learner.step(parallel, [batch_of(processes.rank)], 0.01))
         waits = [row for row in rows if row.kind == "sync"]
         assert not waits, waits
         reduced = [row for row in rows if row.kind == "nccl"]
@@ -83,7 +83,7 @@ def main(data):
 
         before = weights(model.parameters())
         FasterRCNN.losses = losses
-        values, broken = learner.step(parallel, batch_of(processes.rank), 0.01).read()
+        values, broken = learner.step(parallel, [batch_of(processes.rank)], 0.01).read()
         FasterRCNN.losses = original
         assert broken and torch.tensor(values["grad_norm"]).isfinite()
         assert torch.tensor(values["loss"]).isfinite() == processes.first

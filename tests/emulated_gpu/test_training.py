@@ -17,6 +17,7 @@ from frcnn.checkpoint.run_state import read_training_state
 from frcnn.cli import main
 from frcnn.config import RPNConfig
 from frcnn.detector import FasterRCNN
+from frcnn.engine import run as run_module
 from frcnn.engine import train as train_module
 from frcnn.engine.distributed import Processes
 from frcnn.engine.not_finite import NonFiniteLoss
@@ -66,8 +67,8 @@ def test_a_step_waits_for_nothing(entry, precision, clip):
     learner = Learner(model, replace(entry.schedule, clip_grad_norm=clip), precision, Processes())
     if learner.scale is not None:
         learner.scale.restore([256.0, 0])  # a batch of noise overflows where torch begins
-    learner.step(model, batch_of(), 0.01).read()
-    numbers, rows = record(lambda: learner.step(model, batch_of(), 0.01))
+    learner.step(model, [batch_of()], 0.01).read()
+    numbers, rows = record(lambda: learner.step(model, [batch_of()], 0.01))
     assert not numbers.values.is_there()
     kinds = Counter(row.kind for row in rows)
     assert kinds["sync"] == 0 and kinds["conv"] > 60
@@ -107,7 +108,7 @@ def test_float32_is_float32_unless_tf32_is_asked_for(entry):
     image = np.zeros((64, 64, 3), dtype=np.uint8)
 
     def learn(precision):
-        Learner(model, entry.schedule, precision, Processes()).step(model, batch_of(), 0.01)
+        Learner(model, entry.schedule, precision, Processes()).step(model, [batch_of()], 0.01)
 
     work = {
         "torch's own": lambda: model.losses(batch_of()),
@@ -196,9 +197,9 @@ def test_a_step_is_one_graph_for_each_shape(entry, precision):
     padded[:, :96, :128] = batch.images.cpu()
     for seed, lr in ((1, 0.01), (2, 0.02), (3, 0.02)):
         torch.manual_seed(seed)
-        wanted = eager.step(model, replace(batch, images=padded.to(DEVICE)), lr).read()
+        wanted = eager.step(model, [replace(batch, images=padded.to(DEVICE))], lr).read()
         torch.manual_seed(seed)
-        numbers, rows = record(lambda lr=lr: graphs.step(batch, lr))
+        numbers, rows = record(lambda lr=lr: graphs.step([batch], lr))
         assert numbers.read() == wanted
         kinds = Counter(row.kind for row in rows)
     assert len(graphs.graphs) == 1 and kinds["graph"] == 1
@@ -206,7 +207,7 @@ def test_a_step_is_one_graph_for_each_shape(entry, precision):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, twin.get_parameter(name)), name
     larger = replace(batch, images=torch.zeros(2, 2 * shape[0], shape[1], 3, dtype=torch.uint8).to(DEVICE))
-    graphs.step(larger, 0.01)
+    graphs.step([larger], 0.01)
     assert len(graphs.graphs) == 2
 
 
@@ -224,17 +225,17 @@ def test_a_run_resumes_as_if_it_had_not_stopped(
     options = {"epochs": 2, "batch_size": 2, "mode": mode, "device": device, "workers": workers}
     _, rows = record(lambda: train(tiny, whole, **options))
     assert {row.device for row in rows} == {index}
-    original = train_module.learning_rate
+    original = run_module.learning_rate
 
     def crash(iteration, *rest):
         if iteration == 4:
             raise RuntimeError("power cut")
         return original(iteration, *rest)
 
-    monkeypatch.setattr(train_module, "learning_rate", crash)
+    monkeypatch.setattr(run_module, "learning_rate", crash)
     with pytest.raises(RuntimeError, match="power cut"):
         train(tiny, parts, **options)
-    monkeypatch.setattr(train_module, "learning_rate", original)
+    monkeypatch.setattr(run_module, "learning_rate", original)
     assert read_training_state(parts / "last.pth")["meta"]["iter"] == 3
     other = {"eager": "graph", "graph": "eager"}[mode]
     with pytest.raises(CheckpointError, match=f"mode={mode}, now mode={other}"):

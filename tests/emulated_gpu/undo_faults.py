@@ -179,7 +179,7 @@ FAULTS = [
     ),
     Fault(
         "hosts that wait for their GPUs without having met",
-        "frcnn/engine/train.py",
+        "frcnn/engine/run.py",
         'self.processes.highest([0], "the numbers of the last steps")',
         "pass",
         f"{PROCESSES}::test_a_process_that_hangs_ends_the_other_and_the_run_can_go_on[5]",

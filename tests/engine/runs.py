@@ -51,7 +51,7 @@ def main(arguments: list[str], output: str | None = None, environment: dict | No
 
 
 def slow_step(seconds):
-    import frcnn.engine.train as module
+    import frcnn.engine.run as module
 
     original = module.learning_rate
     module.learning_rate = lambda *args: (time.sleep(seconds), original(*args))[1]
@@ -87,7 +87,7 @@ def stuck_at(step):
     """The main thread never returns from native code: it waits for a lock that it holds itself."""
     import ctypes
 
-    import frcnn.engine.train as module
+    import frcnn.engine.run as module
 
     original = module.learning_rate
 
@@ -104,7 +104,7 @@ def stuck_at(step):
 
 
 def fail_at(step):
-    import frcnn.engine.train as module
+    import frcnn.engine.run as module
     from frcnn.data import DatasetError
 
     original = module.learning_rate
@@ -118,18 +118,18 @@ def fail_at(step):
 
 
 def stopped_in(step):
-    import frcnn.engine.train as module
+    import frcnn.engine.run as module
 
     if int(os.environ["RANK"]) + 1 < int(os.environ["WORLD_SIZE"]):
         return
-    original = module._Run._learn
+    original = module.TrainingRun._learn
 
     def learn(self, iteration, *rest):
         if iteration == step:
             os.kill(os.getpid(), signal.SIGSTOP)
         return original(self, iteration, *rest)
 
-    module._Run._learn = learn
+    module.TrainingRun._learn = learn
 
 
 HOOKS = {

@@ -11,6 +11,7 @@ from tiny_coco import write_tiny
 from frcnn.checkpoint.run_state import read_training_state
 from frcnn.data import DatasetError, load_dataset
 from frcnn.data.loader import BadImage, allowed_bad_images
+from frcnn.engine import run as run_module
 from frcnn.engine import train as train_module
 from frcnn.engine.bad_images import BadImages
 from frcnn.engine.evaluate import evaluate
@@ -42,7 +43,7 @@ def test_training_goes_on_and_names_the_image_once(longer, damaged, tmp_path, ca
 def test_a_resumed_run_knows_the_bad_images_and_ends_bit_identical(longer, damaged, tmp_path, monkeypatch):
     *data, bad = damaged
     train(longer, *data, work_dir=tmp_path / "whole")
-    original = train_module.learning_rate
+    original = run_module.learning_rate
 
     def learning_rate(iteration, *rest):
         if iteration == 6:
@@ -50,7 +51,7 @@ def test_a_resumed_run_knows_the_bad_images_and_ends_bit_identical(longer, damag
         return original(iteration, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "learning_rate", learning_rate)
+        patch.setattr(run_module, "learning_rate", learning_rate)
         with pytest.raises(Interrupted):
             train(longer, *data, work_dir=tmp_path / "parts")
     result = train(longer, *data, work_dir=tmp_path / "parts", workers=2, resume=True)

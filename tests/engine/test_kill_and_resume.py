@@ -15,6 +15,7 @@ import torch
 from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.run_state import read_training_state
 from frcnn.checkpoint.save import checksum
+from frcnn.engine import run as run_module
 from frcnn.engine import train as train_module
 
 train = partial(train_module.train, device="cpu", workers=0)
@@ -78,7 +79,7 @@ def break_off(monkeypatch):
     """``break_off(step, recipe, ...)``: a run that an error ends before that step (counted from 0)."""
 
     def arrange(step, *arguments, **options):
-        original = train_module.learning_rate
+        original = run_module.learning_rate
 
         def learning_rate(iteration, *rest):
             if iteration == step:
@@ -86,7 +87,7 @@ def break_off(monkeypatch):
             return original(iteration, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train_module, "learning_rate", learning_rate)
+            patch.setattr(run_module, "learning_rate", learning_rate)
             with pytest.raises(RuntimeError, match="power cut"):
                 train(*arguments, **options)
 
@@ -126,14 +127,14 @@ def test_validation_lines_are_not_repeated(longer, tiny, tmp_path, monkeypatch):
     """The run ends between the line and the checkpoint that knows of the validation."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(longer, *tiny, *tiny, work_dir=whole)
-    original = train_module.TrainingLog.validation
+    original = run_module.TrainingLog.validation
 
     def validation(self, *arguments):
         original(self, *arguments)
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.TrainingLog, "validation", validation)
+        patch.setattr(run_module.TrainingLog, "validation", validation)
         with pytest.raises(RuntimeError, match="power cut"):
             train(longer, *tiny, *tiny, work_dir=parts)
     assert [entry["mode"] for entry in log_of(parts)] == ["train", "val"]

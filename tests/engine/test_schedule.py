@@ -41,3 +41,11 @@ def test_other_epochs_move_the_decays_in_proportion():
     )  # never before the start
     with pytest.raises(ValueError, match="at least one epoch"):
         with_epochs(ONE_X, 0)
+
+
+def test_the_rate_falls_as_half_a_cosine():
+    schedule = ScheduleConfig(decay_shape="cosine", epochs=4, warmup_iterations=10)
+    rates = [learning_rate(i, 100, 16, schedule) for i in range(400)]
+    assert rates[200] == pytest.approx(0.01) and rates[100] == pytest.approx(0.02 * (1 + 0.5**0.5) / 2)
+    assert all(later < earlier for earlier, later in pairwise(rates[10:])) and 0 < rates[-1] < 1e-6
+    assert rates[0] == pytest.approx(0.02 * 0.001)

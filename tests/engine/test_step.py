@@ -51,17 +51,17 @@ def spoilt(monkeypatch, name, factor):
 def test_a_step_that_is_not_finite_changes_nothing_and_neither_does_a_later_one(
     learner, model, monkeypatch, factor
 ):
-    values, broken = learner.step(model, batch_of(), 0.01).read()
+    values, broken = learner.step(model, [batch_of()], 0.01).read()
     assert not broken and all(map(torch.isfinite, map(torch.tensor, values.values())))
     before = state_of(learner)
     with monkeypatch.context() as patch:
         spoilt(patch, "loss_cls", factor)
-        numbers = learner.step(model, batch_of(), 0.01)
+        numbers = learner.step(model, [batch_of()], 0.01)
     values, broken = numbers.read()
     assert broken and not torch.tensor(values["loss_cls"]).isfinite()
     assert not numbers.gradient_norms.isfinite().all()
     assert same(state_of(learner), before)
-    values, broken = learner.step(model, batch_of(), 0.01).read()
+    values, broken = learner.step(model, [batch_of()], 0.01).read()
     assert broken and all(map(torch.isfinite, map(torch.tensor, values.values())))
     assert same(state_of(learner), before)
 
@@ -70,7 +70,7 @@ def test_a_gradient_alone_that_is_not_finite_breaks_training_too(learner, model)
     before = state_of(learner)
     weight = model.roi_head.bbox_head.fc_cls.weight
     hook = weight.register_hook(lambda gradient: gradient * float("nan"))
-    numbers = learner.step(model, batch_of(), 0.01)
+    numbers = learner.step(model, [batch_of()], 0.01)
     hook.remove()
     values, broken = numbers.read()
     assert broken and torch.tensor(values["loss"]).isfinite()
@@ -90,7 +90,7 @@ def test_it_is_torchs_sgd(model, recipe, clip):
     )
     for lr in (0.01, 0.02, 0.02):
         torch.manual_seed(1)
-        learner.step(model, batch_of(), lr)
+        learner.step(model, [batch_of()], lr)
         torch.manual_seed(1)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
@@ -105,7 +105,7 @@ def test_it_is_torchs_sgd(model, recipe, clip):
 
 def test_gradients_are_laid_out_as_their_parameters(learner, model):
     """In dimensions of size 1 too, which 1x1 kernels have."""
-    learner.step(model, batch_of(), 0.01)
+    learner.step(model, [batch_of()], 0.01)
     for name, parameter in model.named_parameters():
         assert parameter.grad.stride() == parameter.stride(), name
 
@@ -143,9 +143,9 @@ def test_float16_learns_what_float32_learns(half, model, recipe):
     plain = deepcopy(model)
     full = Learner(plain, recipe.schedule, "float32", Processes())
     torch.manual_seed(1)
-    values, broken = half.step(model, batch_of(), 0.01).read()
+    values, broken = half.step(model, [batch_of()], 0.01).read()
     torch.manual_seed(1)
-    wanted, _ = full.step(plain, batch_of(), 0.01).read()
+    wanted, _ = full.step(plain, [batch_of()], 0.01).read()
     assert not broken and values["loss_scale"] == SCALE and values["skipped"] == 0
     assert values["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.02)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
@@ -157,14 +157,14 @@ def test_float16_learns_what_float32_learns(half, model, recipe):
 
 
 def test_float16_skips_a_step_that_overflows_and_halves_the_scale(half, model):
-    half.step(model, batch_of(), 0.01)
+    half.step(model, [batch_of()], 0.01)
     before = state_of(half)
     hook = model.roi_head.bbox_head.fc_cls.weight.register_hook(lambda gradient: gradient * float("inf"))
-    values, broken = half.step(model, batch_of(), 0.01).read()
+    values, broken = half.step(model, [batch_of()], 0.01).read()
     assert not broken and values["skipped"] == 1 and not torch.tensor(values["grad_norm"]).isfinite()
     assert same(state_of(half), before) and half.scale.state() == [SCALE / 2, 0]
     hook.remove()
-    values, broken = half.step(model, batch_of(), 0.01).read()
+    values, broken = half.step(model, [batch_of()], 0.01).read()
     assert not broken and values["skipped"] == 0 and values["loss_scale"] == SCALE / 2
     assert not same(state_of(half), before)
 
@@ -172,6 +172,6 @@ def test_float16_skips_a_step_that_overflows_and_halves_the_scale(half, model):
 def test_float16_is_broken_where_no_scale_helps(half, model, monkeypatch):
     spoilt(monkeypatch, "loss_bbox", float("nan"))
     before = state_of(half)
-    results = [half.step(model, batch_of(), 0.01).read() for _ in range(11)]
+    results = [half.step(model, [batch_of()], 0.01).read() for _ in range(11)]
     assert [broken for _, broken in results] == [False] * 10 + [True]
     assert results[-1][0]["loss_scale"] == 1 and same(state_of(half), before)

@@ -17,7 +17,8 @@ from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.run_state import read_training_state
 from frcnn.data import DatasetError
 from frcnn.detector import FasterRCNN
-from frcnn.engine import log
+from frcnn.engine import log, validation
+from frcnn.engine import run as run_module
 from frcnn.engine import train as train_module
 from frcnn.engine.interrupt import Interrupted
 from frcnn.engine.not_finite import NonFiniteLoss
@@ -46,7 +47,7 @@ def assert_same_state(first, second):
 def interrupt_at(monkeypatch):
     """Send this process a real SIGINT while it is at a given step."""
 
-    original = train_module.learning_rate
+    original = run_module.learning_rate
 
     def arrange(step):
         def learning_rate(iteration, *rest):
@@ -54,7 +55,7 @@ def interrupt_at(monkeypatch):
                 os.kill(os.getpid(), signal.SIGINT)
             return original(iteration, *rest)
 
-        monkeypatch.setattr(train_module, "learning_rate", learning_rate)
+        monkeypatch.setattr(run_module, "learning_rate", learning_rate)
 
     return arrange
 
@@ -146,17 +147,17 @@ def test_steps_after_the_last_checkpoint_are_repeated(longer, tiny, tmp_path, mo
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(longer, *tiny, work_dir=whole, workers=0, log_every=1)
 
-    original = train_module.learning_rate
+    original = run_module.learning_rate
 
     def crash(iteration, *rest):
         if iteration == 8:
             raise RuntimeError("power cut")
         return original(iteration, *rest)
 
-    monkeypatch.setattr(train_module, "learning_rate", crash)
+    monkeypatch.setattr(run_module, "learning_rate", crash)
     with pytest.raises(RuntimeError, match="power cut"):
         train(longer, *tiny, work_dir=parts, workers=0, log_every=1, save_every=4)
-    monkeypatch.setattr(train_module, "learning_rate", original)
+    monkeypatch.setattr(run_module, "learning_rate", original)
     train(longer, *tiny, work_dir=parts, workers=0, log_every=1, resume=True)
     assert_same_state(whole / "last.pth", parts / "last.pth")
     assert [(line["epoch"], line["iter"]) for line in lines_of(parts)] == [
@@ -219,16 +220,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(recipe, tiny,
 
 def test_an_interrupted_evaluation_is_made_up_for(recipe, tiny, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    original = train_module.evaluate
+    original = validation.evaluate
 
     def interrupted(*args, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **options)
 
-    monkeypatch.setattr(train_module, "evaluate", interrupted)
+    monkeypatch.setattr(validation, "evaluate", interrupted)
     with pytest.raises(Interrupted, match="stopped after step 3"):
         train(recipe, *tiny, *tiny, work_dir=run, workers=0)
-    monkeypatch.setattr(train_module, "evaluate", original)
+    monkeypatch.setattr(validation, "evaluate", original)
     result = train(recipe, *tiny, *tiny, work_dir=run, workers=0, resume=True)
     assert [entry["epoch"] for entry in result.history] == [1, 2]
 
@@ -268,7 +269,7 @@ def test_bfloat16_trains(recipe, tiny, tmp_path):
 
 def test_recipes_can_be_named(monkeypatch, tiny, tmp_path):
     built = []
-    monkeypatch.setattr(train_module, "build", lambda recipe, **rest: built.append(recipe) or 1 / 0)
+    monkeypatch.setattr(run_module, "build", lambda recipe, **rest: built.append(recipe) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         frcnn.train("small_r18_fpn", *tiny, work_dir=tmp_path / "run", epochs=6, batch_size=3)
     assert built[0].name == "small_r18_fpn" and built[0].model.num_classes == 2

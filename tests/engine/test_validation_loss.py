@@ -14,6 +14,7 @@ from frcnn.checkpoint.run_state import read_training_state
 from frcnn.checkpoint.save import checksum
 from frcnn.cli import main
 from frcnn.data import DatasetError, load_dataset
+from frcnn.engine import run as run_module
 from frcnn.engine import train as train_module
 from frcnn.engine.evaluate import evaluate
 from frcnn.engine.validation_loss import means
@@ -127,7 +128,7 @@ def test_training_logs_them_and_is_not_changed_by_them(longer, tiny, tmp_path, m
     result = train(longer, *tiny, *validation, work_dir=folders[1], val_losses=True)
     assert f"val_loss {result.metrics['val_loss']:.3f}\n" in capsys.readouterr().out
 
-    original = train_module.learning_rate
+    original = run_module.learning_rate
 
     def learning_rate(iteration, *rest):
         if iteration == 7:
@@ -135,7 +136,7 @@ def test_training_logs_them_and_is_not_changed_by_them(longer, tiny, tmp_path, m
         return original(iteration, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "learning_rate", learning_rate)
+        patch.setattr(run_module, "learning_rate", learning_rate)
         with pytest.raises(RuntimeError, match="power cut"):
             train(longer, *tiny, *validation, work_dir=folders[2], val_losses=True)
     train(longer, *tiny, *validation, work_dir=folders[2], val_losses=True, resume=True)
