@@ -226,12 +226,12 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
 
     def train(
         recipe: Positional[
-            Annotated[str, arg(metavar="RECIPE", help="One of `frcnn models`, or a run's recipe.json.")]
+            Annotated[str, arg(metavar="RECIPE", help="One of `frcnn models`, or a .toml or .json file.")]
         ],
-        train_annotations: Annotations,
-        train_images: Images,
-        val_annotations: Annotated[Path | None, default("FILE", "none")] = None,
-        val_images: Annotated[Path | None, default("DIR", "none")] = None,
+        train_annotations: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE …]")],
+        train_images: Annotated[tuple[Path, ...], arg(metavar="DIR [DIR …]")],
+        val_annotations: Annotated[tuple[Path, ...], default("FILE [FILE …]", "none")] = (),
+        val_images: Annotated[tuple[Path, ...], default("DIR [DIR …]", "none")] = (),
         work_dir: Annotated[Path | None, default("DIR", "work_dirs/RECIPE")] = None,
         epochs: Annotated[int | None, default("INT", "the recipe's")] = None,
         batch_size: Annotated[int | None, default("INT", "the recipe's")] = None,
@@ -258,6 +258,9 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         More settings: `frcnn train RECIPE --help`. Several GPUs: torchrun --nproc-per-node N -m frcnn train …
 
         Args:
+            train_annotations: A COCO file, VOC's XML folder or image set, or YOLO's data.yaml; several are
+                trained on together.
+            train_images: The folder that its image names are relative to: one for each, or one for all.
             val_annotations: Annotations to evaluate on after every epoch.
             val_images: The folder of those images.
             work_dir: Folder for checkpoints and logs.

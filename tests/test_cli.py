@@ -70,8 +70,14 @@ def test_train_passes_everything_on(monkeypatch):
     ((recipe, *files), options) = calls[0]
     assert recipe.name == "small_r18_fpn" and recipe.schedule.lr == 0.5 and recipe.data.size == (64, 48)
     assert recipe.schedule.warmup_iterations == 50  # the recipe's own
-    assert not files and options["train_annotations"] == Path("a.json") and options["val_images"] is None
-    assert options.keys() == inspect.signature(train).parameters.keys() - {"recipe", "callbacks"}
+    assert not files and options["train_annotations"] == (Path("a.json"),)
+    assert options["val_images"] == ()
+    assert options.keys() == inspect.signature(train).parameters.keys() - {
+        "recipe",
+        "callbacks",
+        "train",
+        "val",
+    }
     assert options["epochs"] == 3 and options["resume"] is True and options["precision"] == "float32"
 
 
@@ -109,6 +115,62 @@ def test_a_run_s_recipe_is_read_back(tmp_path, monkeypatch, capsys):
     data = ["--train-annotations", "a.json", "--train-images", "images"]
     assert run("train", str(path), *data, "--schedule.lr", "0.5") == 1
     assert calls == [replace(small, schedule=replace(small.schedule, lr=0.5))]
+
+
+OWN = """
+base = "small_r18_fpn"
+
+[schedule]
+epochs = 5
+decay_epochs = [3, 4]
+
+[data]
+size = [320, 240]
+
+[model.roi_head]
+nms_iou = 0.6
+"""
+
+
+def test_a_recipe_of_ones_own_says_what_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN)
+    small = frcnn.recipe("small_r18_fpn")
+    wanted = replace(
+        small,
+        name="mine",
+        schedule=replace(small.schedule, epochs=5, decay_epochs=(3, 4)),
+        data=replace(small.data, size=(320, 240)),
+        model=replace(small.model, roi_head=replace(small.model.roi_head, nms_iou=0.6)),
+    )
+    assert frcnn.recipe(path) == wanted
+    calls = []
+    monkeypatch.setattr("frcnn.engine.train.train", lambda recipe, *_, **__: calls.append(recipe) or 1 / 0)
+    assert run("train", str(path), "--train-annotations", "a.json", "--train-images", "images") == 1
+    assert calls == [wanted]
+    path.write_text('name = "other"\nbase = "faster_rcnn_r50_fpn_1x_coco"')
+    assert frcnn.recipe(path).name == "other" and frcnn.recipe(path).published is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base = 5", "base is 5, not one of the names"),
+        ('base = "mine.toml"', "base is 'mine.toml', not one of the names"),
+        ("[schedule]\nepochs = 5", "holds no recipe"),
+        ('base = "small_r18_fpn"\nepochs = 5', "epochs"),
+        ('base = "small_r18_fpn"\nschedule = 5', "recipe.schedule is 5"),
+        ('base = "small_r18_fpn"\n[schedule]\nepochs = 0', "epochs"),
+        ('base = "small_r18_fpn"\n[schedule', "not a readable recipe in TOML"),
+        ("a = 2020-01-01", "holds no recipe"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_of_ones_own_is_named(text, said, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        frcnn.recipe(path)
+    assert str(error.value).startswith(str(path))
 
 
 @pytest.mark.parametrize(

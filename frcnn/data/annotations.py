@@ -48,6 +48,12 @@ class Report:
         if len(self.examples[reason]) < EXAMPLES:
             self.examples[reason].append(example)
 
+    def extend(self, other: Report) -> None:
+        """Count what another has left out too."""
+        for reason, count in other.counts.items():
+            self.counts[reason] += count
+            self.examples[reason] = (self.examples[reason] + other.examples[reason])[:EXAMPLES]
+
     def lines(self) -> list[str]:
         """One line per reason: how many, why, which."""
         lines = []

@@ -14,25 +14,41 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from frcnn.data.annotations import EXAMPLES, DatasetError, Report, read_annotations, shown
+from frcnn.data.annotations import (
+    EXAMPLES,
+    AnnotationFile,
+    DatasetError,
+    Report,
+    read_annotations,
+    shown,
+)
 from frcnn.data.formats import as_coco, files_beside
 from frcnn.data.sampler import repeat_factors
+from frcnn.read_image import read_image
+
+
+class Source(Protocol):
+    """Where images come from that are not the files of one folder, by their number there."""
+
+    def path(self, row: int) -> Path: ...
+    def read(self, row: int) -> np.ndarray: ...
+    def files(self) -> Iterator[Path]: ...
 
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """Images and boxes of one annotation file.
+    """Images and boxes of one annotation file, or what `frcnn.data.combine` makes.
 
     class_names, category_ids: sorted by category id; a label is an index into both.
     image_ids, widths, heights: int64 [I].
     names, name_offsets: uint8 bytes of all file names, int64 [I + 1].
     Image after image, box_offsets int64 [I + 1]: xywh float64 [N, 4], as in the file; areas float64 [N], the
     file's or width times height; labels int64 [N]; crowd bool [N]; trainable bool [N], False for boxes that
-    only evaluation counts.
+    only evaluation counts. source, rows: where else images are, int64 [I].
     """
 
     annotation_file: Path
@@ -51,6 +67,32 @@ class CocoDataset:
     trainable: np.ndarray
     box_offsets: np.ndarray
     report: Report
+    source: Source | None = None
+    rows: np.ndarray | None = None
+
+    @staticmethod
+    def of(annotation_file: Path, image_folder: Path, content: AnnotationFile) -> CocoDataset:
+        """Its content, packed."""
+        encoded = [name.encode() for name in content.file_names]
+        order = np.argsort(content.rows, kind="stable")
+        return CocoDataset(
+            annotation_file=annotation_file,
+            image_folder=image_folder,
+            class_names=content.class_names,
+            category_ids=content.category_ids,
+            image_ids=np.array(content.image_ids, dtype=np.int64),
+            widths=np.array(content.widths, dtype=np.int64),
+            heights=np.array(content.heights, dtype=np.int64),
+            names=np.frombuffer(b"".join(encoded), dtype=np.uint8),
+            name_offsets=_offsets(np.array([len(name) for name in encoded], dtype=np.int64)),
+            xywh=content.xywh[order],
+            areas=content.areas[order],
+            labels=content.labels[order],
+            crowd=content.crowd[order],
+            trainable=content.trainable[order],
+            box_offsets=_offsets(np.bincount(content.rows, minlength=len(content.image_ids))),
+            report=content.report,
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -60,10 +102,21 @@ class CocoDataset:
         return self.names[self.name_offsets[index] : self.name_offsets[index + 1]].tobytes().decode()
 
     def image_path(self, index: int) -> Path:
+        if self.source is not None and self.rows is not None:
+            return self.source.path(int(self.rows[index]))
         return self.image_folder / self.image_name(index)
+
+    def read(self, index: int) -> np.ndarray:
+        """An image, HWC uint8 BGR. Raises as `read_image` does."""
+        if self.source is not None and self.rows is not None:
+            return self.source.read(int(self.rows[index]))
+        return read_image(self.image_path(index))
 
     def files(self) -> Iterator[Path]:
         """All that is read of it: the annotations and the images."""
+        if self.source is not None:
+            yield from self.source.files()
+            return
         yield self.annotation_file
         yield from files_beside(self.annotation_file, self.image_folder)
         yield from map(self.image_path, range(len(self)))
@@ -142,6 +195,7 @@ class CocoDataset:
             trainable=self.trainable[rows],
             box_offsets=box_offsets,
             report=report,
+            rows=None if self.rows is None else self.rows[keep],
         )
 
     def summary(self) -> str:
@@ -192,26 +246,7 @@ def load_dataset(annotations: str | Path, images: str | Path) -> CocoDataset:
     content = read_annotations(annotation_file, as_coco(annotation_file, image_folder))
     _expect_images(annotation_file, image_folder, content.file_names)
 
-    encoded = [name.encode() for name in content.file_names]
-    order = np.argsort(content.rows, kind="stable")
-    return CocoDataset(
-        annotation_file=annotation_file,
-        image_folder=image_folder,
-        class_names=content.class_names,
-        category_ids=content.category_ids,
-        image_ids=np.array(content.image_ids, dtype=np.int64),
-        widths=np.array(content.widths, dtype=np.int64),
-        heights=np.array(content.heights, dtype=np.int64),
-        names=np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        name_offsets=_offsets(np.array([len(name) for name in encoded], dtype=np.int64)),
-        xywh=content.xywh[order],
-        areas=content.areas[order],
-        labels=content.labels[order],
-        crowd=content.crowd[order],
-        trainable=content.trainable[order],
-        box_offsets=_offsets(np.bincount(content.rows, minlength=len(content.image_ids))),
-        report=content.report,
-    )
+    return CocoDataset.of(annotation_file, image_folder, content)
 
 
 def _expect_images(annotation_file: Path, folder: Path, names: list[str]) -> None:

@@ -25,7 +25,7 @@ from frcnn.data.augment import augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
 from frcnn.preprocess import pad_pixels
-from frcnn.read_image import ImageError, read_image
+from frcnn.read_image import ImageError
 from frcnn.structures import Batch
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -67,7 +67,7 @@ def allowed_bad_images(images: int, share: float) -> int:
 def read_annotated(dataset: CocoDataset, index: int) -> np.ndarray:
     """An image of the data set, HWC uint8 BGR. Raises ImageError, also for another size than the annotation
     file says, and OSError."""
-    image = read_image(dataset.image_path(index))
+    image = dataset.read(index)
     expected = (int(dataset.heights[index]), int(dataset.widths[index]))
     if image.shape[:2] != expected:
         raise ImageError(

@@ -15,7 +15,7 @@ def check_options(
     mode: str,
     weights: object,
     reinit_heads: bool,
-    validation: tuple[object, object],
+    files: dict[str, tuple[object, object, object]],
     val_losses: bool,
     max_bad_images: float,
     timeout: float,
@@ -38,9 +38,14 @@ def check_options(
             "reinit_heads=True leaves out a checkpoint's class and box layer, and there is no checkpoint: "
             "name one as weights=PATH"
         )
-    if (validation[0] is None) != (validation[1] is None):
-        raise OptionError("val_annotations and val_images belong together: name both for validation, or none")
-    if val_losses and validation[0] is None:
+    for name, (dataset, of_boxes, images) in files.items():
+        if bool(of_boxes) != bool(images):
+            raise OptionError(f"{name}_annotations and {name}_images belong together: name both, or none")
+        if dataset is not None and of_boxes:
+            raise OptionError(f"{name}={name} and {name}_annotations are two data sets: give one of them")
+    if not any(files["train"]):
+        raise OptionError("there is nothing to train on: name train_annotations and train_images, or train")
+    if val_losses and not any(files["val"]):
         raise OptionError("val_losses=True needs a validation set: name val_annotations and val_images")
     check_precision(precision, resolve_device(device))
     if mode not in ("eager", "graph"):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from frcnn.checked import OptionError
 from frcnn.config import Recipe
-from frcnn.data import load_dataset
+from frcnn.data.coco import CocoDataset
+from frcnn.data.combine import load_datasets
 from frcnn.engine.callbacks import Callback
 from frcnn.engine.distributed import started_processes
 from frcnn.engine.interrupt import Interrupted, StopRequest
@@ -20,14 +21,18 @@ from frcnn.files import check_keeps
 from frcnn.inference.hardware import Precision
 from frcnn.zoo.recipes import recipe as recipe_named
 
+Paths = str | Path | Sequence[str | Path] | None
+
 
 def train(
     recipe: Recipe | str,
-    train_annotations: str | Path,
-    train_images: str | Path,
-    val_annotations: str | Path | None = None,
-    val_images: str | Path | None = None,
+    train_annotations: Paths = None,
+    train_images: Paths = None,
+    val_annotations: Paths = None,
+    val_images: Paths = None,
     *,
+    train: CocoDataset | None = None,
+    val: CocoDataset | None = None,
     work_dir: str | Path | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -47,8 +52,11 @@ def train(
     max_bad_images: float = 0.01,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Train a recipe on a COCO data set; under torchrun, one process per device.
+    """Train a recipe on a data set; under torchrun, one process per device.
 
+    The data are the annotations and the folder of their images, as `frcnn.load_dataset` reads them, or
+    several of each, which are concatenated; or `train` and `val`, data sets that it has read, or that
+    `frcnn.data.combine` has made of others or of any map-style data set.
     The classes are the data set's, whatever number the recipe names. `epochs` overrides the recipe's (its
     decay epochs move in proportion), `batch_size` its images per process (the learning rate follows
     linearly).
@@ -95,7 +103,10 @@ def train(
         mode=mode,
         weights=weights,
         reinit_heads=reinit_heads,
-        validation=(val_annotations, val_images),
+        files={
+            "train": (train, train_annotations, train_images),
+            "val": (val, val_annotations, val_images),
+        },
         val_losses=val_losses,
         max_bad_images=max_bad_images,
         timeout=timeout,
@@ -117,12 +128,10 @@ def train(
             with stop.at_once():
                 run = TrainingRun(
                     recipe,
-                    load_dataset(train_annotations, train_images).for_training(
+                    _read(train, train_annotations, train_images).for_training(
                         recipe.data.min_image_side, recipe.data.keep_empty
                     ),
-                    None
-                    if val_annotations is None or val_images is None
-                    else load_dataset(val_annotations, val_images),
+                    None if val is None and not val_annotations else _read(val, val_annotations, val_images),
                     val_losses,
                     folder_of(work_dir, recipe),
                     Settings(seed, precision, mode, processes.count),
@@ -143,3 +152,11 @@ def train(
         for callback in callbacks if processes.first else ():
             callback.end(result)
         return result
+
+
+def _read(dataset: CocoDataset | None, annotations: Paths, images: Paths) -> CocoDataset:
+    return load_datasets(_listed(annotations), _listed(images)) if dataset is None else dataset
+
+
+def _listed(paths: Paths) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, (str, Path)) else paths or []

@@ -11,10 +11,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from frcnn.checked import OptionError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
 from frcnn.config import (
     BackboneConfig,
     BoxLoss,
@@ -244,14 +252,21 @@ def list_recipes() -> list[str]:
 
 
 def recipe(name: str | Path) -> Recipe:
-    """The recipe of that name, one of the zoo or small_r18_fpn; or that in the recipe.json of a training run.
+    """The recipe of that name, one of the zoo or small_r18_fpn; or that of a file: the recipe.json of a
+    training run, or a .toml or .json of one's own, whose `base` names the recipe that it changes:
+
+        base = "faster_rcnn_r50_fpn_1x_coco"
+        [schedule]
+        epochs = 20
+        [model.roi_head]
+        nms_iou = 0.6
 
     Raises:
         UnknownRecipe: no such recipe, a KeyError.
         ValueError, OSError: the file cannot be read or holds no recipe.
     """
     name = str(name)
-    if name.endswith(".json"):
+    if name.endswith((".json", ".toml")):
         return _read_recipe(Path(name))
     # MMDetection 3 writes faster-rcnn_r50_fpn_1x_coco, and older files end in .py.
     wanted = name.removesuffix(".py").replace("-", "_")
@@ -267,20 +282,39 @@ def recipe(name: str | Path) -> Recipe:
 
 
 def _read_recipe(path: Path) -> Recipe:
-    """The recipe in a file that training wrote; nothing but settings is read from it."""
-    from frcnn.checkpoint.plain import from_plain
+    """The recipe in a file, of which nothing but settings is read; the file's name is its own by default."""
+    from frcnn.checkpoint.plain import from_plain, to_plain
 
     if path.stat().st_size > LARGEST_RECIPE:
         raise ValueError(f"{path}: too large for a recipe, {path.stat().st_size} bytes")
     try:
-        plain = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        toml = path.suffix == ".toml"
+        plain = tomllib.loads(content.decode()) if toml else json.loads(content)
     except (ValueError, RecursionError) as error:
-        known = isinstance(error, (json.JSONDecodeError, UnicodeError))  # others speak of Python's limits
+        # others speak of Python's limits
+        known = isinstance(error, (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeError))
         reason = error if known else "a number of too many digits, or too deep"
-        raise ValueError(f"{path} is not a readable recipe in JSON ({reason})") from None
+        kind = path.suffix[1:].upper()
+        raise ValueError(f"{path} is not a readable recipe in {kind} ({reason})") from None
+    if isinstance(plain, dict) and "base" in plain:
+        base = plain.pop("base")
+        if not isinstance(base, str) or base not in _BY_NAME:
+            raise ValueError(f"{path}: base is {base!r}, not one of the names that `frcnn models` lists")
+        own = {**to_plain(_BY_NAME[base]), "name": path.stem, "published": None}
+        plain = _merged(own, plain)
     if not isinstance(plain, dict) or not isinstance(plain.get("name"), str):
         raise ValueError(f"{path} holds no recipe: an object with a name, model, data and schedule")
     try:
         return from_plain(Recipe, plain)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _merged(of_base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Fields of fields are changed one by one."""
+    both = dict(of_base)
+    for name, value in changes.items():
+        deeper = isinstance(value, dict) and isinstance(both.get(name), dict)
+        both[name] = _merged(both[name], value) if deeper else value
+    return both

@@ -65,16 +65,16 @@ def slow_write(seconds):
 def slow_start(seconds):
     import frcnn.engine.train as module
 
-    original = module.load_dataset
+    original = module.load_datasets
 
-    def load_dataset(*arguments):
+    def load_datasets(*arguments):
         print("starting", flush=True)
         # by parts: a signal between two of Python's instructions does not shorten a sleep that comes after
         for _ in range(int(seconds / 0.01)):
             time.sleep(0.01)
         return original(*arguments)
 
-    module.load_dataset = load_dataset
+    module.load_datasets = load_datasets
 
 
 def file_limit(size):

@@ -35,7 +35,7 @@ from frcnn.inference.hardware import resolve_device
     ],
 )
 def test_options_out_of_their_range(recipe, tiny, tmp_path, monkeypatch, option, value, message):
-    monkeypatch.setattr(train_module, "load_dataset", lambda *arguments: pytest.fail("work was begun"))
+    monkeypatch.setattr(train_module, "load_datasets", lambda *arguments: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=message):
         train(recipe, *tiny, work_dir=tmp_path / "run", **{option: value})
     assert not (tmp_path / "run").exists()

@@ -7,11 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_coco import read_content, write_content
+from tiny_coco import read_content, write_content, write_tiny
 
 import frcnn
+from frcnn.checked import OptionError
 from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.run_state import read_training_state
+from frcnn.data.combine import from_samples
 from frcnn.engine import run as run_module
 from frcnn.engine import train as train_module
 from frcnn.engine import validation
@@ -246,3 +248,60 @@ def test_rare_classes_are_seen_more_often(recipe, tiny, tmp_path):
     of_rare, of_others = images**0.5, (images / (images - 1)) ** 0.5
     expected = [of_rare if number == rare else of_others for number in dataset.image_ids.tolist()]
     assert shares.tolist() == pytest.approx(expected)
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        boxes, labels = self.dataset.boxes_of(index)
+        return self.dataset.read(index), {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(labels),
+        }
+
+
+def test_a_map_style_data_set_trains_as_its_files_do(recipe, tiny, tmp_path):
+    read = frcnn.load_dataset(*tiny)
+    made = from_samples(Items(read), read.class_names)
+    of_files = train(recipe, *tiny, *tiny, work_dir=tmp_path / "files")
+    of_items = train_module.train(
+        recipe, train=made, val=made, work_dir=tmp_path / "items", device="cpu", workers=2
+    )
+    assert of_items.history == of_files.history
+    first, second = (torch.load(result.checkpoint)["state_dict"] for result in (of_files, of_items))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_several_data_sets_are_trained_on_together(recipe, tiny, tmp_path, capsys):
+    other = write_tiny(tmp_path / "other", 2, seed=5)
+    files, folders = [tiny[0], other[0]], [tiny[1], other[1]]
+    result = train(recipe, files, folders, *tiny, work_dir=tmp_path / "run", epochs=1)
+    assert "8 images, 16 boxes" in capsys.readouterr().out
+    model = frcnn.load(result.checkpoint)
+    assert model.class_names == ("bar", "square")
+    files[1] = other[0].rename(other[0].with_name("recipe.json"))
+    with pytest.raises(ValueError, match=r"other/recipe\.json"):
+        train(recipe, files, folders, work_dir=files[1].parent, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "there is nothing to train on"),
+        ({"train_annotations": "a.json"}, "train_annotations and train_images belong together"),
+        ({"train_images": "a"}, "train_annotations and train_images belong together"),
+        (
+            {"train": [1], "train_annotations": "a", "train_images": "b"},
+            "two data sets: give one of them",
+        ),
+        ({"train": [1], "val_images": "b"}, "val_annotations and val_images belong together"),
+    ],
+)
+def test_data_that_are_missing_or_doubled_are_named(recipe, options, said):
+    with pytest.raises(OptionError, match=said):
+        train(recipe, **options)

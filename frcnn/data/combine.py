@@ -1,0 +1,169 @@
+"""Data sets made of others: several as one, and those that a program has in memory or computes."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from frcnn.data.annotations import DatasetError, Report, read_annotations
+from frcnn.data.coco import CocoDataset, load_dataset
+from frcnn.read_image import ImageError, as_bgr
+
+
+class Samples(Protocol):
+    """A map-style data set: torch.utils.data.Dataset, a list, …"""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class FromParts:
+    """Where the images of several data sets are, by their number among all of them."""
+
+    parts: tuple[CocoDataset, ...]
+
+    def _of(self, row: int) -> tuple[CocoDataset, int]:
+        ends = list(accumulate(map(len, self.parts)))
+        part = bisect_right(ends, row)
+        return self.parts[part], row - (ends[part - 1] if part else 0)
+
+    def path(self, row: int) -> Path:
+        part, index = self._of(row)
+        return part.image_path(index)
+
+    def read(self, row: int) -> np.ndarray:
+        part, index = self._of(row)
+        return part.read(index)
+
+    def files(self) -> Iterator[Path]:
+        for part in self.parts:
+            yield from part.files()
+
+
+@dataclass(frozen=True, eq=False)
+class FromSamples:
+    """The images of a map-style data set."""
+
+    samples: Samples
+    rgb: bool
+    name: str
+
+    def path(self, row: int) -> Path:
+        """What messages call it."""
+        return Path(f"{self.name}[{row}]")
+
+    def read(self, row: int) -> np.ndarray:
+        return as_bgr(self.samples[row][0], self.rgb)
+
+    def files(self) -> Iterator[Path]:
+        return iter(())
+
+
+def load_datasets(annotations: Sequence[str | Path], images: Sequence[str | Path]) -> CocoDataset:
+    """`load_dataset` of each file, concatenated. images: a folder for each, or one for all."""
+    if len(images) not in (1, len(annotations)):
+        raise DatasetError(
+            f"{len(images)} folders of images for {len(annotations)} annotation files: give one for each, "
+            "or one for all"
+        )
+    folders = list(images) * (len(annotations) // len(images))
+    datasets = [load_dataset(*pair) for pair in zip(annotations, folders, strict=True)]
+    return datasets[0] if len(datasets) == 1 else concatenate(datasets)
+
+
+def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
+    """Several data sets as one, image after image; their classes are matched by name.
+
+    Where one lacks a class of another, its images teach that the class is not there. Ids of images count
+    anew. Raises DatasetError without any data set.
+    """
+    if not datasets:
+        raise DatasetError("there is no data set to concatenate")
+    names = list(dict.fromkeys(name for dataset in datasets for name in dataset.class_names))
+    labels, offsets, report = [], [np.zeros(1, dtype=np.int64)], Report()
+    for dataset in datasets:
+        of_part = np.array([names.index(name) for name in dataset.class_names])
+        labels.append(of_part[dataset.labels])
+        offsets.append(dataset.box_offsets[1:] + offsets[-1][-1])
+        report.extend(dataset.report)
+    joined = {
+        field: np.concatenate([getattr(dataset, field) for dataset in datasets])
+        for field in ("widths", "heights", "xywh", "areas", "crowd", "trainable")
+    }
+    source = FromParts(tuple(datasets))
+    count = sum(map(len, datasets))
+    names_of_images = [str(source.path(row)).encode() for row in range(count)]
+    return CocoDataset(
+        annotation_file=Path(" + ".join(str(dataset.annotation_file) for dataset in datasets)),
+        image_folder=Path(),
+        class_names=tuple(names),
+        category_ids=tuple(range(1, len(names) + 1)),
+        image_ids=np.arange(count),
+        names=np.frombuffer(b"".join(names_of_images), dtype=np.uint8),
+        name_offsets=np.cumsum([0, *map(len, names_of_images)]),
+        labels=np.concatenate(labels),
+        box_offsets=np.concatenate(offsets),
+        report=report,
+        source=source,
+        rows=np.arange(count),
+        **joined,
+    )
+
+
+def from_samples(
+    samples: Samples, class_names: Sequence[str], rgb: bool = False, name: str = "samples"
+) -> CocoDataset:
+    """A map-style data set as one to train and evaluate on: each item an (image, boxes, labels) or, as
+    torchvision has it, (image, {"boxes": …, "labels": …}).
+
+    image: what `predict` takes; arrays and tensors are BGR, or RGB with `rgb`. boxes: (x1, y1, x2, y2) [G, 4]
+    in its pixels; labels: [G], places in class_names.
+
+    Every item is read once here, for its size and boxes, which stay in memory, and again when its image is
+    trained on; workers get a copy of `samples`. An item must have the same image and boxes each time.
+
+    Raises DatasetError, which names the item, where it is none of this.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for row in range(len(samples)):
+        where = f"{name}[{row}]"
+        image, boxes, labels = _item(samples[row], where)
+        try:
+            height, width = as_bgr(image, rgb).shape[:2]
+        except (ImageError, TypeError, OSError) as error:
+            raise DatasetError(f"{where}: {error}") from None
+        images.append({"id": row, "file_name": str(row), "width": width, "height": height})
+        if (boxes.ndim, labels.ndim) != (2, 1) or boxes.shape != (len(labels), 4):
+            raise DatasetError(
+                f"{where}: boxes are [G, 4], labels [G]; got {list(boxes.shape)} and {list(labels.shape)}"
+            )
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            if label not in range(len(class_names)):
+                raise DatasetError(f"{where}: label {label} is none of {len(class_names)} classes")
+            xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            annotations.append({"image_id": row, "category_id": label, "bbox": xywh})
+    categories = [{"id": label, "name": class_name} for label, class_name in enumerate(class_names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    dataset = CocoDataset.of(Path(name), Path(), read_annotations(Path(name), content))
+    return replace(dataset, source=FromSamples(samples, rgb, name), rows=np.arange(len(dataset)))
+
+
+def _item(item: Any, where: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    try:
+        image, *rest = item
+        boxes, labels = (rest[0]["boxes"], rest[0]["labels"]) if isinstance(rest[0], dict) else rest
+    except (TypeError, ValueError, LookupError):
+        raise DatasetError(
+            f'{where}: an item is (image, boxes, labels) or (image, {{"boxes": …, "labels": …}})'
+        ) from None
+    as_array = [np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=float) for v in (boxes, labels)]
+    return image, as_array[0].reshape(-1, 4) if as_array[0].size == 0 else as_array[0], as_array[1]
