@@ -39,6 +39,7 @@ from frcnn.commands.model import (
     load_model,
 )
 from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
+from frcnn.commands.report import compare, plot, report
 from frcnn.files import check_folder, check_keeps, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
 
@@ -328,6 +329,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[..., Any]] = {
         "train": train_command(None),
         "eval": evaluate,
+        "report": report,
+        "compare": compare,
+        "plot": plot,
         "detect": detect,
         "models": models,
         "convert": convert,
