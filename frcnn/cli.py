@@ -38,8 +38,8 @@ from frcnn.commands.model import (
     load_detector,
     load_model,
 )
-from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
 from frcnn.commands.report import compare, plot, report
+from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
 from frcnn.files import check_folder, check_keeps, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
 

@@ -126,8 +126,8 @@ def compare(runs: Positional[Runs], html: Pages = None) -> None:
     for name in dict.fromkeys(name for run in read for name in run.figures):
         rows.append([name, *(_shown(run.figures.get(name)) for run in read)])
     for name in dict.fromkeys(name for run in read for name in run.settings):
-        row = [_shown(run.settings.get(name)) for run in read]
-        rows += [[name, *row]] if len(set(row)) > 1 else []
+        if len({_shown(run.settings.get(name)) for run in read if run.settings}) > 1:
+            rows.append([name, *(_shown(run.settings.get(name)) for run in read)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -38,10 +38,10 @@ class Analysis:
     [annotated][detected as], background last: pycocotools' pairs, then pairs across classes of IoU 0.5, best
     scores first; what is left is missed, or a detection of nothing. errors: kind -> count and share.
     calibration: by tenths of the scores of all detections: tenth, count, mean score and precision at IoU 0.5;
-    calibration_error: by how much the latter two differ, in the mean over detections. label_errors: detections
-    of score 0.8 where nothing, or another class, is annotated; mistakes: other wrong ones, both the most
-    confident first; misses: the largest first. An example's first box is meant, others are annotated (in
-    misses: detected).
+    calibration_error: by how much the latter two differ, in the mean over detections. label_errors:
+    detections of score 0.8 where nothing, or another class, is annotated; mistakes: other wrong ones, both
+    the most confident first; misses: the largest first. An example's first box is meant, others are
+    annotated (in misses: detected).
     """
 
     images: int
@@ -88,8 +88,8 @@ def analyze(dataset: CocoDataset, result: Evaluation, min_score: float = 0.3) ->
             kind[row], nearest = _error(iou, label[row] == labels[own])
             about[row] = own[nearest] if nearest >= 0 else -1
             if (iou * free).max(initial=0) >= FOREGROUND:
-                nearest = (iou * free).argmax()
-                partner[row], free[nearest] = own[nearest], False
+                taken = (iou * free).argmax()
+                partner[row], free[taken] = own[taken], False
 
     confusion = np.zeros((len(names) + 1, len(names) + 1), int)
     np.add.at(confusion, (np.where(partner >= 0, labels[partner], len(names))[best], label[best]), 1)

@@ -88,9 +88,11 @@ def _curves(lines: Sequence[dict[str, Any]]) -> tuple[Curves, dict[str, float | 
         numbers = {name.rpartition("/")[2]: value for name, value in line.items() if _is_number(value)}
         if wanted - {"mode"} <= numbers.keys():
             rows.append((line["mode"] == "train" if modes else "loss" in numbers, numbers))
+        if "bbox_mAP_copypaste" in line:  # where 2.x evaluates, iter counts images
+            numbers.pop("iter", None)
     train = [row for training, row in rows if training]
-    if modes:  # where 2.x evaluates, iter counts images
-        inner = [row["iter"] for _, row in rows if "bbox_mAP_copypaste" not in row]
+    if modes:
+        inner = [row["iter"] for _, row in rows if "iter" in row]
     elif any("epoch" in row for row in train):
         inner = [row["step"] / row["epoch"] for row in train if row.get("epoch", 0) > 0]
     else:  # the last validation is the end of training
@@ -99,9 +101,10 @@ def _curves(lines: Sequence[dict[str, Any]]) -> tuple[Curves, dict[str, float | 
     per_epoch, last = max([0, *inner]) or 1, 0.0
     curves: Curves = {}
     for training, row in rows:
-        step = (row["epoch"] - 1) * per_epoch + row["iter"] if modes else row["step"]
-        epoch = step / per_epoch if training else row["epoch" if modes else "step"]
-        last = max(last, step) if training else last
+        epoch = row["epoch" if modes else "step"]
+        if training:
+            last = max(last, step := (epoch - 1) * per_epoch + row["iter"] if modes else epoch)
+            epoch = step / per_epoch
         for name in CURVES:
             if name in row:
                 curves.setdefault(name, []).append((epoch, row[name]))
