@@ -115,7 +115,7 @@ def compare(runs: Positional[Runs], html: Pages = None) -> None:
     from frcnn.engine.report_page import charts
     from frcnn.page import page
 
-    if len(runs) < 2:
+    if len(set(runs)) < 2:
         raise OptionError("name at least two runs")
     if html is not None:
         _check_page(html)
@@ -126,8 +126,8 @@ def compare(runs: Positional[Runs], html: Pages = None) -> None:
     for name in dict.fromkeys(name for run in read for name in run.figures):
         rows.append([name, *(_shown(run.figures.get(name)) for run in read)])
     for name in dict.fromkeys(name for run in read for name in run.settings):
-        if len({_shown(run.settings.get(name)) for run in read if run.settings}) > 1:
-            rows.append([name, *(_shown(run.settings.get(name)) for run in read)])
+        if len({str(run.settings.get(name)) for run in read if run.settings}) > 1:
+            rows.append([name, *(str(run.settings.get(name, "-")) for run in read)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -147,6 +147,8 @@ def plot(
         raise OptionError(f"name at least one log, and an output ending in .svg or .html, not {output}")
     _check_page(output)
     drawn = charts(_read(logs, output))
+    if not drawn:
+        raise ValueError("there is nothing to draw: these reports have no curves of a run")
     replace_text(output, page(f"curves{output.suffix}", title="Training", rows=[], charts=drawn))
     print(output)
 
@@ -178,4 +180,4 @@ def _read(words: Sequence[str], output: Path | None) -> list[Run]:
 
 
 def _shown(value: Any) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

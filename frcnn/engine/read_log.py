@@ -7,7 +7,6 @@ a step, which counts steps in lines of training and epochs in those of validatio
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +115,8 @@ def _curves(lines: Sequence[dict[str, Any]]) -> tuple[Curves, dict[str, float | 
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is one, and finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from frcnn.page import page
 
 SHOWN = 12
 """Cases of each kind."""
-RED, BLUE = 4, 0
+ORANGE, BLUE = 4, 0
 """Labels that are drawn in these colors."""
 
 
@@ -31,7 +31,7 @@ def report_page(title: str, content: dict[str, Any], run: Run) -> str:
     """HTML, see `frcnn.page`. content: what the JSON file has; every number on the page is of it."""
     cases = {kind: content[kind][:SHOWN] for kind in ("label_errors", "mistakes", "misses")}
     images = {
-        kind: [(case, drawn(Example(**case), [RED] + [BLUE] * len(case["boxes"][1:]))) for case in some]
+        kind: [(case, drawn(Example(**case), [ORANGE] + [BLUE] * len(case["boxes"][1:]))) for case in some]
         for kind, some in cases.items()
     }
     precision = {
