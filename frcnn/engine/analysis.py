@@ -27,6 +27,7 @@ ERRORS = ("localization", "classification", "duplicate", "background", "both")
 CONFIDENT = 0.8
 """Score from which a detection may be right where it contradicts its annotation."""
 MOST_CASES = 100
+MEAN = "mean of classes"
 SIZES = ("AP", "AP_s", "AP_m", "AP_l")
 
 
@@ -34,7 +35,7 @@ SIZES = ("AP", "AP_s", "AP_m", "AP_l")
 class Analysis:
     """metrics: as `Evaluation`'s; per_class: name -> AP, AP_s, AP_m, AP_l, AP50, objects; None: no objects.
 
-    precision: class, or "mean" -> 101 precisions at IoU 0.5, at recalls 0, 0.01 … 1. confusion: counts of
+    precision: MEAN, or a class -> 101 precisions at IoU 0.5, at recalls 0, 0.01 … 1. confusion: counts of
     [annotated][detected as], background last: pycocotools' pairs, then pairs across classes of IoU 0.5, best
     scores first; what is left is missed, or a detection of nothing. errors: kind -> count and share.
     calibration: by tenths of the scores of all detections: tenth, count, mean score and precision at IoU 0.5;
@@ -113,20 +114,21 @@ def analyze(dataset: CocoDataset, result: Evaluation, min_score: float = 0.3) ->
     curves = {name: precision[0, :, label, 0, -1] for label, name in enumerate(names)}
     curves = {name: curve for name, curve in curves.items() if curve[0] > -1}
     calibration, error = _calibration(score[counted], match[counted] >= 0)
+    mean = {MEAN: sum(curves.values()) / len(curves)}
     return Analysis(
-        len(dataset),
-        min_score,
-        result.seconds_per_image,
-        {name: None if value == -1 else value for name, value in result.metrics.items()},
-        {name: _figures(dataset, precision, label) for label, name in enumerate(names)},
-        {name: c.tolist() for name, c in ({"mean": sum(curves.values()) / len(curves)} | curves).items()},
-        confusion.tolist(),
-        {name: {"count": n, "share": n / max(1, sum(counts.values()))} for name, n in counts.items()},
-        calibration,
-        error,
-        [mistake(row) for row in wrong[~doubtful][:MOST_CASES]],
-        [miss(row) for row in missed[np.argsort(-dataset.areas[missed], kind="stable")][:MOST_CASES]],
-        [mistake(row) for row in wrong[doubtful][:MOST_CASES]],
+        images=len(dataset),
+        min_score=min_score,
+        seconds_per_image=result.seconds_per_image,
+        metrics={name: None if value == -1 else value for name, value in result.metrics.items()},
+        per_class={name: _figures(dataset, precision, label) for label, name in enumerate(names)},
+        precision={name: curve.tolist() for name, curve in (mean | curves).items()},
+        confusion=confusion.tolist(),
+        errors={name: {"count": n, "share": n / max(1, sum(counts.values()))} for name, n in counts.items()},
+        calibration=calibration,
+        calibration_error=error,
+        mistakes=[mistake(row) for row in wrong[~doubtful][:MOST_CASES]],
+        misses=[miss(row) for row in missed[np.argsort(-dataset.areas[missed], kind="stable")][:MOST_CASES]],
+        label_errors=[mistake(row) for row in wrong[doubtful][:MOST_CASES]],
     )
 
 

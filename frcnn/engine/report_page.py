@@ -8,6 +8,7 @@ from typing import Any
 
 from frcnn.data.check import Example
 from frcnn.data.check_page import drawn
+from frcnn.engine.analysis import MEAN
 from frcnn.engine.read_log import CURVES, Run
 from frcnn.page import page
 
@@ -43,7 +44,7 @@ def report_page(title: str, content: dict[str, Any], run: Run) -> str:
         "if scores were shares of right ones": [(0.0, 0.0), (1.0, 1.0)],
     }
     drawings = {
-        "precision": Chart("precision by recall, IoU 0.5", "recall", precision, "mean"),
+        "precision": Chart("precision by recall, IoU 0.5", "recall", precision, MEAN),
         "calibration": Chart("precision by score, IoU 0.5", "score", calibration, "measured"),
     }
     return page("report.html", title=title, found=content, images=images, charts=charts([run]), **drawings)

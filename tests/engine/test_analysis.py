@@ -6,7 +6,7 @@ from pycocotools.cocoeval import COCOeval
 from tiny_coco import perfect, read_content, write_content, write_tiny
 
 from frcnn.data import load_dataset
-from frcnn.engine.analysis import analyze
+from frcnn.engine.analysis import MEAN, analyze
 from frcnn.engine.evaluate import score
 
 BAR, SQUARE = 7, 40
@@ -115,7 +115,7 @@ def test_precision_by_recall(analysis):
     assert len(curve) == 101 and curve[0] == curve[25] == 1 / 2
     assert curve[26] == curve[50] == pytest.approx(2 / 6) and curve[51] == 0
     assert analysis.precision["square"] == [0] * 101
-    assert analysis.precision["mean"] == pytest.approx(np.array(curve) / 2)
+    assert analysis.precision[MEAN] == pytest.approx(np.array(curve) / 2)
 
 
 def test_a_perfect_detector_has_no_errors(tiny):
@@ -141,7 +141,7 @@ def test_a_class_without_objects_has_no_figures(by_hand, tmp_path):
     dataset = load_dataset(write_content(tmp_path, content), by_hand.image_folder)
     analysis = analyze(dataset, score(dataset, results(FOUND)))
     assert analysis.per_class["square"]["AP"] is None and "square" not in analysis.precision
-    assert analysis.precision["mean"] == analysis.precision["bar"]
+    assert analysis.precision[MEAN] == analysis.precision["bar"]
     content["annotations"] = content["annotations"][-1:]
     dataset = load_dataset(write_content(tmp_path, content), by_hand.image_folder)
     with pytest.raises(ValueError, match="has no objects"):
@@ -172,7 +172,7 @@ def test_totals_are_those_of_pycocotools(tmp_path):
     assert confusion[:2].sum(1).tolist() == [figures["objects"] for figures in analysis.per_class.values()]
     assert analysis.errors["missed"]["count"] <= len(dataset.labels) - true
 
-    assert np.mean(analysis.precision["mean"]) == pytest.approx(result.metrics["bbox_mAP_50"])
+    assert np.mean(analysis.precision[MEAN]) == pytest.approx(result.metrics["bbox_mAP_50"])
     for key, name in {"AP": "bbox_mAP", "AP50": "bbox_mAP_50", "AP_s": "bbox_mAP_s"}.items():
         figures = [figures[key] for figures in analysis.per_class.values()]
         assert np.mean(figures) == pytest.approx(result.metrics[name])

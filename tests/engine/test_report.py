@@ -104,6 +104,7 @@ def test_the_page_has_the_numbers_of_the_json_file_and_needs_nothing_else(mistak
     ]
     counts = [[int(cell.replace("·", "0")) for cell in row[1:]] for row in confusion[1:]]
     assert counts == found["confusion"] and sum(map(sum, counts)) > 30
+    assert found["seconds_per_image"] > 0
     assert f"{1000 * found['seconds_per_image']:.1f} ms each" in text
 
     assert page.titles[:2] == ["loss", "val_loss"] and len(page.titles) == 7
