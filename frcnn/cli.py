@@ -38,6 +38,7 @@ from frcnn.commands.model import (
     load_detector,
     load_model,
 )
+from frcnn.commands.report import compare, plot, report
 from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
 from frcnn.files import check_folder, check_keeps, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
@@ -331,6 +332,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[..., Any]] = {
         "train": train_command(None),
         "eval": evaluate,
+        "report": report,
+        "compare": compare,
+        "plot": plot,
         "detect": detect,
         "models": models,
         "convert": convert,

@@ -5,7 +5,8 @@ used without a download.
 
 Nothing is used before its sha256 is checked. Of torchvision's backbones the whole hash is known; of all other
 files only the eight hex digits in their names. These show that a file is whole, but 32 bits can be forged:
-there one trusts the store and the connection to it. Nothing in a checkpoint is ever executed.
+there one trusts the store and the connection to it. Of training logs no hash is known; they are drawn, and no
+more. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def download(addresses: Sequence[str], folder: Path | None = None, progress: boo
     2 GiB, a transfer brings at least 10 kB/s, and everything together takes at most six hours.
 
     Args:
-        addresses: the same file's addresses, tried in order; its name ends in ``-<8 hex digits>.pth``.
+        addresses: the same file's addresses, tried in order; its name ends in ``-<8 hex digits>.pth``, or
+            in ``.log.json``.
         folder: where to keep it; default `cache_dir()`.
         progress: show a bar on a terminal.
 
@@ -83,7 +85,7 @@ def download(addresses: Sequence[str], folder: Path | None = None, progress: boo
     """
     folder = cache_dir() if folder is None else folder
     name = addresses[0].rsplit("/", 1)[-1]
-    sha256 = SHA256.get(name) or sha256_prefix(name)
+    sha256 = "" if name.endswith(".log.json") else SHA256.get(name) or sha256_prefix(name)
     target, part = folder / name, folder / f"{name}.part"
     deadline = time.monotonic() + TOTAL_SECONDS
     try:

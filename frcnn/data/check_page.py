@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +20,7 @@ SHOWN = 8
 def check_page(found: DatasetCheck) -> str:
     """HTML, see `frcnn.page`. An image that cannot be read has its caption alone."""
     findings = [
-        (finding, [(example, _drawn(example)) for example in finding.examples[:SHOWN]])
+        (finding, [(example, drawn(example)) for example in finding.examples[:SHOWN]])
         for finding in found.findings
     ]
     most = max([1, *found.classes.values()])
@@ -27,12 +28,12 @@ def check_page(found: DatasetCheck) -> str:
     return page("check.html", title=title, found=found, findings=findings, most=most)
 
 
-def _drawn(example: Example) -> str:
-    """The address of its image with its boxes; "" without an image."""
+def drawn(example: Example, labels: Sequence[int] | None = None) -> str:
+    """The address of its image with its boxes, in the colors of labels; "" without an image."""
     if not example.image:
         return ""
     with contextlib.suppress(ImageError, OSError):
         pixels, scale = shrunk(read_image(example.image))
         boxes = np.array(example.boxes).reshape(-1, 4) * scale
-        return inline(draw_boxes(pixels, boxes, range(len(boxes)), [""] * len(boxes)))
+        return inline(draw_boxes(pixels, boxes, labels or range(len(boxes)), [""] * len(boxes)))
     return ""

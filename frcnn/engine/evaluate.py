@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -39,13 +40,17 @@ class Evaluation:
     bbox_AR_1/10/100 (by detections per image), bbox_AR_s/m/l. per_class: class name -> (AP, AP50); NaN for a
     class without objects. losses: where they were asked for, loss_rpn_cls, loss_rpn_bbox, loss_cls and
     loss_bbox, as training has them, and their sum, loss. failed: path of an image that could not be used ->
-    why; nothing is detected on it, and its objects count as missed.
+    why; nothing is detected on it, and its objects count as missed. seconds_per_image: of this process,
+    reading and resizing included. evaluator: pycocotools', in the first process: detections, matches,
+    precisions.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, tuple[float, float]] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    seconds_per_image: float = field(default=0.0, compare=False)
+    evaluator: COCOeval | None = field(default=None, compare=False, repr=False)
 
     def failures(self) -> str:
         """How many images could not be used, and why, in lines for people."""
@@ -117,7 +122,9 @@ def evaluate(
     stop = stop or (lambda: False)
     progress = progress and processes.first
     of_images = ValidationLosses(model, dataset, category_ids) if losses else None
+    began = time.perf_counter()
     part = _detect(model, dataset, category_ids, share, batch_size, threads, progress, stop, of_images)
+    seconds = (time.perf_counter() - began) / max(1, len(share))
     results: list[dict] = []
     failed: dict[str, str] = {}
     parts: list[dict[str, list[float]]] = []
@@ -135,8 +142,15 @@ def evaluate(
     if output is not None and processes.first:
         replace_text(output, json.dumps(results))
     scored = score(dataset, results) if processes.first else None
-    of_first = processes.gather(scored, "the metrics, which the first process computes")[0]
-    return replace(of_first, losses=means(parts), failed=failed)
+    sent = scored and replace(scored, evaluator=None)  # which is large
+    of_first = processes.gather(sent, "the metrics, which the first process computes")[0]
+    return replace(
+        of_first,
+        losses=means(parts),
+        failed=failed,
+        seconds_per_image=seconds,
+        evaluator=scored and scored.evaluator,
+    )
 
 
 def check_options(batch_size: int, threads: int | None, output: str | Path | None) -> None:
@@ -250,7 +264,7 @@ def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
     for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
         column = precision[:, :, evaluator.params.catIds.index(category_id), 0, -1]
         per_class[name] = (_mean(column), _mean(column[0]))
-    return Evaluation(metrics, per_class)
+    return Evaluation(metrics, per_class, evaluator=evaluator)
 
 
 def _mean(precision: np.ndarray) -> float:

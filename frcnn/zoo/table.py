@@ -9,6 +9,32 @@ from frcnn.checkpoint.download import checkpoint_addresses, sha256_prefix
 from frcnn.config import Recipe
 from frcnn.zoo.recipes import list_recipes, recipe
 
+LOGS = {
+    "faster_rcnn_r50_caffe_fpn_1x_coco": "20200504_180032",
+    "faster_rcnn_r50_fpn_1x_coco": "20200130_204655",
+    "faster_rcnn_r50_fpn_2x_coco": "20200504_210434",
+    "faster_rcnn_r101_caffe_fpn_1x_coco": "20200504_180057",
+    "faster_rcnn_r101_fpn_1x_coco": "20200130_204655",
+    "faster_rcnn_r101_fpn_2x_coco": "20200504_210455",
+    "faster_rcnn_x101_32x4d_fpn_1x_coco": "20200203_000520",
+    "faster_rcnn_x101_32x4d_fpn_2x_coco": "20200506_041400",
+    "faster_rcnn_x101_64x4d_fpn_1x_coco": "20200204_134340",
+    "faster_rcnn_x101_64x4d_fpn_2x_coco": "20200512_161033",
+    "faster_rcnn_r50_fpn_iou_1x_coco": "20200506_095954",
+    "faster_rcnn_r50_fpn_giou_1x_coco": "20200505_161120",
+    "faster_rcnn_r50_fpn_bounded_iou_1x_coco": "20200505_160738",
+    "faster_rcnn_r50_caffe_fpn_mstrain_2x_coco": "20200504_231813",
+    "faster_rcnn_r50_caffe_fpn_mstrain_3x_coco": "20200504_163323",
+}
+"""When a published training began: so ends its log's name, while a checkpoint's may leave it out."""
+
+
+def log_path(entry: Recipe) -> str:
+    """Path of a recipe's published training log in the model store, beside its checkpoint; "" without one."""
+    if entry.name not in LOGS or entry.published is None:
+        return ""
+    return f"{entry.published.checkpoint.rpartition('/')[0]}/{entry.name}_{LOGS[entry.name]}.log.json"
+
 
 def models(name: str | None = None) -> None:
     """Print the zoo's table, or everything about the recipe ``name``.
@@ -56,6 +82,8 @@ def describe(entry: Recipe) -> str:
     if entry.published is not None and entry.published.checkpoint:
         lines.append(f"checkpoint: {checkpoint_addresses(entry.published.checkpoint)[0]}")
         lines.append(f"checkpoint sha256 begins: {sha256_prefix(entry.published.checkpoint)}")
+        if path := log_path(entry):
+            lines.append(f"log: {checkpoint_addresses(path)[0]}")
     return "\n".join(lines)
 
 

@@ -25,7 +25,20 @@ from frcnn import cli, config
 from frcnn.checked import described
 
 PERFORMANCE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-COMMANDS = ("train", "eval", "detect", "models", "convert", "export", "verify", "data", "env")
+COMMANDS = (
+    "train",
+    "eval",
+    "report",
+    "compare",
+    "plot",
+    "detect",
+    "models",
+    "convert",
+    "export",
+    "verify",
+    "data",
+    "env",
+)
 OF_DATA = ("check", "convert", "show")
 DATACLASSES = (
     config.Recipe,
