@@ -31,6 +31,7 @@ from frcnn.commands.model import (
     Model,
     Precision,
     RunCode,
+    Views,
     Weights,
     check_exists,
     default,
@@ -39,7 +40,7 @@ from frcnn.commands.model import (
     load_model,
 )
 from frcnn.commands.report import compare, plot, report
-from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig
+from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig, ViewConfig
 from frcnn.files import check_folder, check_keeps, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
 
@@ -85,6 +86,7 @@ def detect(
     precision: Precision = "float32",
     device: Device = None,
     run_code: RunCode = False,
+    views: Views = ViewConfig(),  # noqa: B008
 ) -> int:
     """Find objects in images and folders; write annotated images and detections.json.
 
@@ -110,7 +112,7 @@ def detect(
     check_folder(output)
     try:
         result = detect(
-            load_detector(model, weights, device, precision, run_code),
+            load_detector(model, weights, device, precision, run_code, views),
             paths,
             output,
             min_score=min_score,
@@ -162,6 +164,7 @@ def evaluate(
     precision: Precision = "float32",
     device: Device = None,
     run_code: RunCode = False,
+    views: Views = ViewConfig(),  # noqa: B008
 ) -> int:
     """Evaluate a model on a data set of COCO's, VOC's or YOLO's format with pycocotools.
 
@@ -179,13 +182,15 @@ def evaluate(
         check_keeps([*files_of(model), *([weights] if weights else [])], output)
     if losses and precision != "float32":
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
+    if losses and views != ViewConfig():
+        raise OptionError("losses=True is of images as training sees them: leave out the views")
     dataset = load_dataset(annotations, images)
     # what detects fast has no losses
     detector: Predictor
     if losses:
         detector = load_model(model, weights, device)
     else:
-        detector = load_detector(model, weights, device, precision, run_code)
+        detector = load_detector(model, weights, device, precision, run_code, views)
     result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output, losses=losses)
     print((result if per_class else replace(result, per_class={})).table())
     return 1 if result.failed else 0

@@ -222,6 +222,23 @@ class ScheduleConfig(Checked):
 
 
 @dataclass(frozen=True)
+class ViewConfig(Checked):
+    """Which views of an image the network sees; by default the one of its recipe."""
+
+    tile: Pixels | None = None
+    """Side of square parts in pixels of the original, seen beside the whole image: for small objects in large
+    images."""
+    overlap: Annotated[float, Range(0, 0.9)] = 0.2
+    """Share of a tile's side that the next one repeats; objects up to this size are whole in one of them."""
+    scales: Annotated[tuple[Positive, ...], Range(1, 16)] = (1.0,)
+    """Factors of the recipe's size."""
+    flip: bool = False
+    """Whether each view is seen mirrored too."""
+    nms_iou: Fraction = 0.5
+    """Of detections of a class in several views that overlap by more than this, the best stays."""
+
+
+@dataclass(frozen=True)
 class Published(Checked):
     """What MMDetection's zoo publishes for a recipe."""
 

@@ -18,6 +18,7 @@ from frcnn.config import (
     RoIHeadConfig,
     RPNConfig,
     ScheduleConfig,
+    ViewConfig,
 )
 from frcnn.zoo.small import small_r18_fpn
 
@@ -133,6 +134,13 @@ BAD: dict[type, dict[str, tuple]] = {
         "clip_grad_norm": NO_POSITIVE,
         "ema": (*NO_FRACTION, 1.0),
         "patience": (-1, 2.0, None, True),
+    },
+    ViewConfig: {
+        "tile": (0, -1, 640.0, (640, 640), True, "640"),
+        "overlap": (*NO_FRACTION, 0.95),
+        "scales": ((), 1.0, [1.0], (0,), (NAN,), ("1",), (1.0,) * 17),
+        "flip": NO_FLAG,
+        "nms_iou": NO_FRACTION,
     },
     Published: {
         "box_ap": (-1, 101, NAN, None, "37"),

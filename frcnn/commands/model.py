@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import FlagConversionOff, arg
 
 from frcnn.checked import OptionError
+from frcnn.config import ViewConfig
 
 if TYPE_CHECKING:
     from frcnn.detector import FasterRCNN
@@ -44,6 +45,7 @@ Precision = Annotated[
         "results a little; they are refused where the hardware has no such arithmetic."
     ),
 ]
+Views = Annotated[ViewConfig, FlagConversionOff]
 BatchSize = Annotated[int, arg(help="Images per forward pass on a GPU; on a CPU they go one by one.")]
 Images = Annotated[Path, arg(metavar="DIR", help="The folder that the file's image names are relative to.")]
 Annotations = Annotated[
@@ -82,6 +84,20 @@ def load_model(model: str, weights: str | None, device: str | None) -> FasterRCN
 
 
 def load_detector(
+    model: str,
+    weights: str | None,
+    device: str | None,
+    precision: Precision,
+    run_code: bool,
+    views: ViewConfig = ViewConfig(),  # noqa: B008
+) -> Predictor:
+    from frcnn.inference.views import ViewsDetector
+
+    detector = _one_view(model, weights, device, precision, run_code)
+    return detector if views == ViewConfig() else ViewsDetector(detector, views)
+
+
+def _one_view(
     model: str, weights: str | None, device: str | None, precision: Precision, run_code: bool
 ) -> Predictor:
     from frcnn.export.info import is_exported
