@@ -40,7 +40,10 @@ def check_options(
         )
     for name, (dataset, of_boxes, images) in files.items():
         if bool(of_boxes) != bool(images):
-            raise OptionError(f"{name}_annotations and {name}_images belong together: name both, or none")
+            purpose = {"train": "training", "val": "validation"}[name]
+            raise OptionError(
+                f"{name}_annotations and {name}_images belong together: name both for {purpose}, or none"
+            )
         if dataset is not None and of_boxes:
             raise OptionError(f"{name}={name} and {name}_annotations are two data sets: give one of them")
     if not any(files["train"]):
