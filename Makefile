@@ -187,7 +187,9 @@ define TRY_WHEEL
 	    -p no:cacheprovider -k "not compiles and not opcheck and not registration and not gradcheck" $(TEST_ARGS)
 	cd build/wheel && $(1) -m frcnn verify $(WHEEL_CASES)
 endef
-# Built with the second torch, as the oldest has the fewest headers.
+# Built with the second torch, as the oldest has the fewest headers. For CPUs, unless FORCE_CUDA=1 asks for the CUDA that
+# both that torch and nvcc have.
+test-wheel: export FORCE_CUDA ?= 0
 test-wheel: WHEEL_PYTHON = $(abspath $(SECOND_VENV))/bin/python
 test-wheel: second-torch wheel
 	$(SECOND) pip uninstall --quiet --yes frcnn

@@ -97,14 +97,14 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t count = count_of(p.gt_counts, image, p.g);
   const bool present = own < p.n;
   Box<T> box{T(0), T(0), T(0), T(0)};
-  if (present) box = read_box(p.boxes + image * p.box_batch_stride + own * 4);
+  if (present) box = load_box(p.boxes + image * p.box_batch_stride + own * 4);
   const T area = box.area();
 
   bool ignored = present && has_nan(box);
   if (p.ignore != nullptr && count > 0 && present) {
     const int64_t regions = count_of(p.ignore_counts, image, p.i);
     for (int64_t r = 0; r < regions && !ignored; ++r)
-      ignored = iof(box, area, read_box(p.ignore + (image * p.i + r) * 4)) > p.ignore_iof;
+      ignored = iof(box, area, load_box(p.ignore + (image * p.i + r) * 4)) > p.ignore_iof;
   }
   const bool meets = present && !ignored;
   const Box<T> bounds = warp_bounds(meets, box);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t first = 0; first < count; first += kTile) {
     const int size = static_cast<int>(count - first < kTile ? count - first : kTile);
     if (t < size) {
-      gts[t] = read_box(p.gts + (image * p.g + first + t) * 4);
+      gts[t] = load_box(p.gts + (image * p.g + first + t) * 4);
       best_of[t] = 0;
     }
     __syncthreads();
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
   Box<T> box{T(0), T(0), T(0), T(0)};
   T most = T(-1);
   if (present) {
-    box = read_box(p.boxes + image * p.box_batch_stride + own * 4);
+    box = load_box(p.boxes + image * p.box_batch_stride + own * 4);
     most = max_iou[image * p.n + own];
   }
   const T area = box.area();
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads)
     T least = static_cast<T>(INFINITY);
     __syncthreads();
     if (t < size) {
-      gts[t] = read_box(p.gts + (image * p.g + first + t) * 4);
+      gts[t] = load_box(p.gts + (image * p.g + first + t) * 4);
       best_of[t] = gt_best[image * p.g + first + t];
       if (best_of[t] >= p.min_pos_iou) least = best_of[t];
     }

@@ -21,7 +21,7 @@ struct Clip {
 
 template <typename T>
 __device__ __forceinline__ Delta<T> load_delta(const T* p) {
-  const Box<T> v = read_box(p);
+  const Box<T> v = load_box(p);
   return {v.x1, v.y1, v.x2, v.y2};
 }
 template <typename T>
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
     encode_kernel(const T* __restrict__ boxes, const T* __restrict__ targets, Delta<T> stds, int64_t n,
                   T* __restrict__ deltas) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < n) store_delta(deltas + i * 4, encode(read_box(boxes + i * 4), read_box(targets + i * 4), stds));
+  if (i < n) store_delta(deltas + i * 4, encode(load_box(boxes + i * 4), load_box(targets + i * 4), stds));
 }
 
 template <typename T>
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
                   int64_t count, int64_t classes, T* __restrict__ out) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
-  Box<T> box = decode(read_box(boxes + i / classes * 4), load_delta(deltas + i * 4), stds);
+  Box<T> box = decode(load_box(boxes + i / classes * 4), load_delta(deltas + i * 4), stds);
   if (clipping.on) box = clip(box, clipping.height, clipping.width);
   store_box(out + i * 4, box);
 }
@@ -55,9 +55,9 @@ __global__ void __launch_bounds__(kThreads)
                            int64_t classes, T* __restrict__ grad_deltas) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
-  const Box<T> box = read_box(boxes + i / classes * 4);
+  const Box<T> box = load_box(boxes + i / classes * 4);
   const Delta<T> delta = load_delta(deltas + i * 4);
-  Box<T> g = read_box(grad + i * 4);
+  Box<T> g = load_box(grad + i * 4);
   if (clipping.on) g = clip_grad(decode(box, delta, stds), clipping.height, clipping.width, g);
   store_delta(grad_deltas + i * 4, decode_grad(box, delta, stds, g));
 }

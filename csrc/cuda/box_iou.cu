@@ -19,10 +19,10 @@ __global__ void __launch_bounds__(kColumns)
   const int t = static_cast<int>(threadIdx.x);
   const int64_t row = blockIdx.x % row_blocks * kRows, column = blockIdx.x / row_blocks * kColumns + t;
   const int count = static_cast<int>(n - row < kRows ? n - row : kRows);
-  if (t < count) rows[t] = read_box(a + (row + t) * 4);
+  if (t < count) rows[t] = load_box(a + (row + t) * 4);
   __syncthreads();
   if (column >= m) return;
-  const Box<T> other = read_box(b + column * 4);
+  const Box<T> other = load_box(b + column * 4);
   const T area = other.area();
   for (int r = 0; r < count; ++r) out[(row + r) * m + column] = iou(rows[r], rows[r].area(), other, area);
 }

@@ -81,18 +81,6 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
 
 FRCNN_HD bool aligned_to_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// A box from device memory: one load of 16 bytes for float, unless a view of a tensor begins in between.
-template <typename T>
-__device__ __forceinline__ Box<T> read_box(const T* p) {
-  if constexpr (sizeof(T) == 4) {
-    if (aligned_to_16(p)) {
-      const float4 v = *reinterpret_cast<const float4*>(p);
-      return {v.x, v.y, v.z, v.w};
-    }
-  }
-  return load_box(p);
-}
-
 // Calls f with a null pointer to the type that `type` names.
 template <typename F>
 cudaError_t for_box_type(int64_t type, F&& f) {

@@ -25,11 +25,11 @@ struct Pairs {
   T eps, beta;
 
   __device__ __forceinline__ Delta<T> delta(int64_t i) const {
-    const Box<T> v = read_box(pred + 4 * i);
+    const Box<T> v = load_box(pred + 4 * i);
     return {v.x1, v.y1, v.x2, v.y2};
   }
   __device__ __forceinline__ Box<T> box(int64_t i) const {
-    return boxes != nullptr ? decode(read_box(boxes + 4 * i), delta(i), stds) : read_box(pred + 4 * i);
+    return boxes != nullptr ? decode(load_box(boxes + 4 * i), delta(i), stds) : load_box(pred + 4 * i);
   }
   __device__ __forceinline__ T factor(int64_t i) const { return weight != nullptr ? weight[i] : T(1); }
 };
@@ -37,7 +37,7 @@ struct Pairs {
 // The weighted losses of pair i, one or four.
 template <typename T>
 __device__ __forceinline__ Delta<T> losses(const Pairs<T>& pairs, int64_t i) {
-  const Box<T> box = pairs.box(i), target = read_box(pairs.target + 4 * i);
+  const Box<T> box = pairs.box(i), target = load_box(pairs.target + 4 * i);
   const T w = pairs.factor(i);
   if (pairs.mode != IouLoss::kBounded)
     return {iou_loss(pairs.mode, box, target, pairs.eps).value * w, T(0), T(0), T(0)};
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                     T* __restrict__ grad_pred) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= pairs.count) return;
-  const Box<T> box = pairs.box(i), target = read_box(pairs.target + 4 * i);
+  const Box<T> box = pairs.box(i), target = load_box(pairs.target + 4 * i);
   const T factor = pairs.factor(i) * share;
   Box<T> by_box;
   if (pairs.mode == IouLoss::kBounded) {
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (reduced) {
       g = {grad[0], grad[0], grad[0], grad[0]};
     } else {
-      g = read_box(grad + 4 * i);
+      g = load_box(grad + 4 * i);
     }
     by_box = bounded_iou_loss_grad(box, target, pairs.beta, pairs.eps,
                                    Delta<T>{g.x1 * factor, g.y1 * factor, g.x2 * factor, g.y2 * factor});
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     by_box = detail::scale(grad[reduced ? 0 : i] * factor, iou_loss(pairs.mode, box, target, pairs.eps).grad);
   }
   if (pairs.boxes != nullptr) {
-    const Delta<T> d = decode_grad(read_box(pairs.boxes + 4 * i), pairs.delta(i), pairs.stds, by_box);
+    const Delta<T> d = decode_grad(load_box(pairs.boxes + 4 * i), pairs.delta(i), pairs.stds, by_box);
     by_box = {d.dx, d.dy, d.dw, d.dh};
   }
   store_box(grad_pred + 4 * i, by_box);

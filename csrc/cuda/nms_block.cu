@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
   const int count = present;
   int* const places = places_of_keys<kNmsThreads>(keys, count, [&](int i, Key key) {
     const int own = static_cast<int>(key & 0xffffffffu);
-    sorted[i] = read_box(own_boxes + own * 4);
+    sorted[i] = load_box(own_boxes + own * 4);
     return own;
   });
   // Places take half of the keys' memory.

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kPruneThreads) prune_kernel(Sorted<T> p, int64
     const int64_t kept = p.kept_count[s];
     bool dropped = false;
     if (row < end && row < chunk + p.chunk) {
-      const Box<T> box = read_box(p.boxes + p.row_at(s, row) * 4);
+      const Box<T> box = load_box(p.boxes + p.row_at(s, row) * 4);
       const T area = box.area();
       const Threshold<T> limit(p.threshold);
       constexpr int kParts = kPruneThreads / kPruneBoxes;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
       }
       const int rank = rank_in_block(chosen, count, s);
       if (chosen) {
-        boxes[rank] = read_box(p.boxes + row * 4);
+        boxes[rank] = load_box(p.boxes + row * 4);
         places[rank] = i;
       }
     }
