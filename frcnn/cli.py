@@ -75,6 +75,10 @@ def detect(
     output: Path = Path("detections"),
     min_score: float = 0.3,
     classes: Annotated[tuple[str, ...], default("NAME [NAME …]", "all", "List and draw these alone.")] = (),
+    formats: Annotated[
+        tuple[Literal["coco", "yolo", "voc", "crops"], ...],
+        default("{coco,yolo,voc,crops} …", "none", "Write these too, each into a folder of its name."),
+    ] = (),
     size: Annotated[tuple[int, int] | None, default("LONG SHORT", "the recipe's")] = None,
     no_draw: bool = False,
     resume: bool = False,
@@ -120,6 +124,7 @@ def detect(
             resume=resume,
             shard=part,
             classes=classes,
+            formats=formats,
         )
     except Interrupted as interrupted:
         print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)
@@ -134,6 +139,8 @@ def detect(
     print(f"detections  {result.detections}")
     if not no_draw:
         print(f"images      {output} ({len(result.drawings)})")
+    if formats:
+        print(f"formats     {', '.join(str(output / name) for name in formats)}")
     if result.failed:
         print(f"failed      {len(result.failed)} images (above; --resume tries them again)", file=sys.stderr)
     return 1 if result.failed else 0
