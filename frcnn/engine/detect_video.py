@@ -93,7 +93,14 @@ def detect_video(
     results = model.results(frames, lambda frame: (model.prepare(frame, size), frame), batch_size)
     stopping = StopRequest("this frame", "at once; the lines of the frames before are kept")
     writing = _annotated(drawn, rate) if draw else nullcontext(lambda frame, pixels: None)
-    with stopping as stop, closing(frames), closing(results), writing as encode, open(lines, "x") as file:
+    with (
+        _naming(lines.parent),
+        stopping as stop,
+        closing(frames),
+        closing(results),
+        writing as encode,
+        open(lines, "x") as file,
+    ):
 
         def write(result: tuple[Frame, Detections | None]) -> None:
             frame, found = result
@@ -119,6 +126,14 @@ def detect_video(
     if stop.requested:
         raise Interrupted(f"stopped after {len(boxes)} frames; they are in {lines}", stop.number)
     return VideoResult(lines, drawn if draw else None, len(boxes), sum(boxes), error)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a full disk's names no file
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Detection in a video: a line and an annotated frame for each frame, whatever becomes of the video."""
 
+import itertools
 import json
 import os
 import signal
@@ -97,6 +98,17 @@ def test_what_can_be_read_of_a_damaged_video_is_done(tmp_path, out):
     assert described(result.video)[3] == len(lines_of(result.lines)) == result.frames
 
 
+def test_results_and_frames_side_by_side(tmp_path):
+    """As the page on videos has it: the detections raise what the video raises."""
+    clip = cut(write_clip(tmp_path / "clip.mkv", frames=60), 0.6)
+    frames, shown = itertools.tee(video(clip))
+    pairs = []
+    with pytest.raises(ImageError, match="cut short"):
+        for found, frame in zip(Model().stream(frames), shown, strict=False):
+            pairs.append((len(found), frame.number))
+    assert len(pairs) > 10 and pairs == [(2, number) for number in range(len(pairs))]
+
+
 def test_a_video_without_a_frame_leaves_nothing(tmp_path, out, monkeypatch):
     clip = write_clip(tmp_path / "clip.mp4", movflags="faststart")
     content = clip.read_bytes()
@@ -130,6 +142,24 @@ def test_an_error_of_the_model_leaves_the_lines_before(clip, out):
     with pytest.raises(RuntimeError, match="out of luck"):
         detect_video(Model(before=fail), clip, out)
     assert len(lines_of(out / "clip.jsonl")) == 9 and [p.name for p in out.iterdir()] == ["clip.jsonl"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@pytest.mark.parametrize(("limit", "draw"), [(3000, False), (60_000, True)])
+def test_a_full_disk_is_named(tmp_path, out, limit, draw):
+    import resource
+
+    clip = write_clip(tmp_path / "clip.mp4", frames=150)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(OSError, match=r"File too large: .*/out'"):
+            detect_video(Model(), clip, out, draw=draw)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in out.iterdir()] == ["clip.jsonl"]
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path, out, monkeypatch):
