@@ -267,7 +267,7 @@ def _is_entry(entry: dict) -> bool:
         and (isinstance(entry.get("error"), str) or isinstance(entry.get("detections"), list))
         and all(isinstance(one, dict) for one in found)
         # these raise for what they cannot be made of
-        and ("name" not in entry or bool(files_of(entry, FORMATS) and coco_results([entry])))
+        and ("name" not in entry or bool(files_of(entry, ("yolo", "crops")) and coco_results([entry])))
         and entry.get("name", drawing) == drawing
     )
 
