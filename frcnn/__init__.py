@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from frcnn.engine.interrupt import Interrupted
     from frcnn.engine.not_finite import NonFiniteLoss
     from frcnn.engine.train import train
+    from frcnn.inference.video import video
     from frcnn.read_image import ImageError
     from frcnn.structures import Batch, Detection, Detections
     from frcnn.zoo.build import build, load
@@ -46,6 +47,7 @@ _HOMES = {
     "load_dataset": "frcnn.data.coco",
     "recipe": "frcnn.zoo.recipes",
     "train": "frcnn.engine.train",
+    "video": "frcnn.inference.video",
 }
 __all__ = [
     "Batch",
@@ -69,6 +71,7 @@ __all__ = [
     "load_dataset",
     "recipe",
     "train",
+    "video",
 ]
 
 

@@ -84,6 +84,8 @@ def user_message(error: Exception) -> str | None:
     # numpy's or torch's ValueErrors are our mistakes; ours are the user's
     if isinstance(error, ValueError) and _package(_raised_in(error)) in ("frcnn", "frcnn_ops"):
         return text
+    if isinstance(error, ImportError) and "pip install" in text:  # ours of an extra that is missing
+        return text
     return None
 
 

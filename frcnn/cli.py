@@ -67,8 +67,12 @@ def models(
 def detect(
     paths: Positional[
         Annotated[
-            tuple[Path, ...],
-            arg(metavar="PATH [PATH …]", help="Images and folders.", help_behavior_hint="(required)"),
+            tuple[str, ...],
+            arg(
+                metavar="PATH [PATH …]",
+                help="Images and folders; or one video: a file, http://, https://, rtsp:// or /dev/video0.",
+                help_behavior_hint="(required)",
+            ),
         ]
     ],
     model: Model,
@@ -76,6 +80,10 @@ def detect(
     output: Path = Path("detections"),
     min_score: float = 0.3,
     classes: Annotated[tuple[str, ...], default("NAME [NAME …]", "all", "List and draw these alone.")] = (),
+    formats: Annotated[
+        tuple[Literal["coco", "yolo", "voc", "crops"], ...],
+        default("{coco,yolo,voc,crops} …", "none", "Write these too, each into a folder of its name."),
+    ] = (),
     size: Annotated[tuple[int, int] | None, default("LONG SHORT", "the recipe's")] = None,
     no_draw: bool = False,
     resume: bool = False,
@@ -88,9 +96,10 @@ def detect(
     run_code: RunCode = False,
     views: Views = ViewConfig(),  # noqa: B008
 ) -> int:
-    """Find objects in images and folders; write annotated images and detections.json.
+    """Find objects in images and folders; write annotated images and detections.json. Or in a video.
 
-    No existing file is overwritten. Ctrl-C ends it after the present image; --resume continues.
+    No existing file is overwritten. Ctrl-C ends it after the present image; --resume continues. Of a video,
+    the annotated one and a JSON line for each frame are written.
 
     Args:
         output: Folder for the results.
@@ -100,31 +109,32 @@ def detect(
         resume: Go on with an earlier run into the same output; what it has done is skipped.
     """
     from frcnn.engine.detect import check_options, detect
+    from frcnn.engine.detect_video import detect_video
     from frcnn.engine.interrupt import Interrupted
     from frcnn.inference.sources import in_words
+    from frcnn.inference.video import STREAMS, is_video
 
     if not paths:
         raise OptionError("name at least one image or folder")
     part = _shard(shard)
     check_options(min_score, size, batch_size, part)
+    chosen: dict[str, Any] = {"min_score": min_score, "size": size, "batch_size": batch_size}
+    chosen |= {"draw": not no_draw, "classes": classes}
+    videos = [path for path in paths if is_video(path)]
+    if videos and (len(paths) > 1 or resume or shard or formats):
+        raise OptionError(f"{videos[0]} is a video, which is done alone: no resume=True, shard= and formats=")
     for path in paths:
-        check_exists(path)
+        if not path.lower().startswith(STREAMS):
+            check_exists(Path(path))
     check_folder(output)
+    detector = load_detector(model, weights, device, precision, run_code, views)
     try:
-        result = detect(
-            load_detector(model, weights, device, precision, run_code, views),
-            paths,
-            output,
-            min_score=min_score,
-            size=size,
-            batch_size=batch_size,
-            draw=not no_draw,
-            resume=resume,
-            shard=part,
-            classes=classes,
-        )
+        if videos:
+            return detect_video(detector, paths[0], output, **chosen).tell()
+        result = detect(detector, paths, output, resume=resume, shard=part, formats=formats, **chosen)
     except Interrupted as interrupted:
-        print(f"{interrupted}\ncontinue with: {resume_command(sys.argv)}", file=sys.stderr)
+        hint = "" if videos else f"\ncontinue with: {resume_command(sys.argv)}"
+        print(f"{interrupted}{hint}", file=sys.stderr)
         raise SystemExit(interrupted.exit_code) from None
     for failure in result.failed.values():
         print(f"skipped: {failure}", file=sys.stderr)
@@ -136,6 +146,8 @@ def detect(
     print(f"detections  {result.detections}")
     if not no_draw:
         print(f"images      {output} ({len(result.drawings)})")
+    if formats:
+        print(f"formats     {', '.join(str(output / name) for name in formats)}")
     if result.failed:
         print(f"failed      {len(result.failed)} images (above; --resume tries them again)", file=sys.stderr)
     return 1 if result.failed else 0

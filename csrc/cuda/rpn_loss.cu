@@ -64,8 +64,9 @@ struct Grads {
   void* of_level[kFrcnnMostLevels];
 };
 
+// Two blocks are said aloud because ptxas would otherwise spill on sm_120 to fit a third.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     gradient_kernel(const __grid_constant__ Samples samples, Delta<compute_t<T>> stds,
                     const compute_t<T>* __restrict__ by_class, const compute_t<T>* __restrict__ by_box,
                     const __grid_constant__ Grads grads) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
@@ -62,16 +62,12 @@ def _write_voc(dataset: CocoDataset, output: Path) -> list[Path]:
     files = _files(dataset, folder, ".xml")
     replace_text(folder / "classes.txt", "".join(f"{name}\n" for name in dataset.class_names))
     for index, file in enumerate(files):
-        root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = Path(dataset.image_name(index)).name
-        size = {"width": dataset.widths[index], "height": dataset.heights[index], "depth": 3}
-        _add(root, "size", size)
-        for label, crowd, (x, y, width, height) in _objects(dataset, index):
-            element = _add(root, "object", {"name": dataset.class_names[label], "difficult": int(crowd)})
-            corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
-            _add(element, "bndbox", {name: f"{value:.12g}" for name, value in corners.items()})
-        ElementTree.indent(root)
-        replace_text(file, ElementTree.tostring(root, "unicode") + "\n")
+        objects = [
+            ({"name": dataset.class_names[label], "difficult": int(crowd)}, xywh)
+            for label, crowd, xywh in _objects(dataset, index)
+        ]
+        name = Path(dataset.image_name(index)).name
+        replace_text(file, voc_xml(name, int(dataset.widths[index]), int(dataset.heights[index]), objects))
     return [folder, dataset.image_folder]
 
 
@@ -80,9 +76,8 @@ def _write_yolo(dataset: CocoDataset, output: Path) -> list[Path]:
     for index, file in enumerate(_files(dataset, labels, ".txt")):
         width, height = int(dataset.widths[index]), int(dataset.heights[index])
         lines = []
-        for label, crowd, (x, y, w, h) in _objects(dataset, index):
-            fractions = (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
-            lines += [] if crowd else [" ".join([str(label), *(f"{number:.12g}" for number in fractions)])]
+        for label, crowd, xywh in _objects(dataset, index):
+            lines += [] if crowd else [yolo_line(label, xywh, width, height)]
         replace_text(file, "".join(f"{line}\n" for line in lines))
         target = images / dataset.image_name(index)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +88,25 @@ def _write_yolo(dataset: CocoDataset, output: Path) -> list[Path]:
     names = "".join(f"  {label}: {json.dumps(name)}\n" for label, name in enumerate(dataset.class_names))
     replace_text(output / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{names}")
     return [output / "data.yaml", images]
+
+
+def voc_xml(filename: str, width: int, height: int, objects: Iterable[tuple[dict, Sequence[float]]]) -> str:
+    """Pascal VOC's file of an image, of what each object says and its box (x, y, width, height in pixels)."""
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = filename
+    _add(root, "size", {"width": width, "height": height, "depth": 3})
+    for told, (x, y, w, h) in objects:
+        corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+        _add(_add(root, "object", told), "bndbox", {name: f"{value:.12g}" for name, value in corners.items()})
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, "unicode") + "\n"
+
+
+def yolo_line(label: int, xywh: Sequence[float], width: int, height: int) -> str:
+    """A line of YOLO's, without its end: label, center and size as fractions of the image's."""
+    x, y, w, h = xywh
+    fractions = (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
+    return " ".join([str(label), *(f"{number:.12g}" for number in fractions)])
 
 
 def _files(dataset: CocoDataset, folder: Path, suffix: str) -> list[Path]:

@@ -6,6 +6,7 @@ out, and a run that was stopped, by a signal or a full disk, can be continued.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from frcnn.checked import OptionError, check_known, check_whole
+from frcnn.engine.formats import FORMATS, Format, coco_results, files_of
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
 from frcnn.files import replace_text, replacing
@@ -80,6 +82,7 @@ def detect(
     resume: bool = False,
     shard: tuple[int, int] = (1, 1),
     classes: Sequence[str] = (),
+    formats: Sequence[Format] = (),
 ) -> DetectResult:
     """Detect objects in image files and folders, the output folder left out where it lies in one of these.
 
@@ -96,6 +99,10 @@ def detect(
 
     classes: names of the only ones that are listed and drawn; all where none is named.
 
+    formats: coco, yolo, voc and crops, each written into the folder of its name below `output`;
+    `frcnn.engine.formats` says what they hold. An image's files are written with its drawing, COCO's one in
+    the end, under the name that detections.json has. An entry's "name" is the image's in all these folders.
+
     No existing file is overwritten. With `resume` an earlier run into `output` is continued: what it has done
     is skipped, what failed is tried again. SIGINT (Ctrl-C) and SIGTERM end the run after the present image.
 
@@ -107,6 +114,7 @@ def detect(
     check_options(min_score, size, batch_size, shard)
     model.check_size(size)
     check_known("class", classes, model.class_names)
+    check_known("format", formats, FORMATS)
     output = Path(output)
     found = find_images(paths, output)
     number, of = shard
@@ -116,17 +124,26 @@ def detect(
         "min_score": min_score,
         "draw": draw,
         "classes": sorted(classes) or None,
+        "formats": sorted(formats) or None,
     }
     if of > 1:
         settings["images"] = _digest(found.images)  # with others, a shard would have other ones of them
     part = f"-{number}-of-{of}" if of > 1 else ""
     lines = ResultLines(output / f"{RESULTS}{part}.jsonl", settings, resume, _is_entry)
     listing = output / f"{RESULTS}{part}.json"
-    mine = _named(found.images, lines.entries)[number - 1 :: of]
-    todo = [(path, target) for path, target in mine if not _is_done(lines.entries.get(str(path)), output)]
-    targets = [output / target for _, target in todo if draw]
+    coco = output / "coco" / listing.name
+    mine = _named(found.images, lines.entries, formats)[number - 1 :: of]
+    todo = [
+        (path, name) for path, name in mine if not _is_done(lines.entries.get(str(path)), output, formats)
+    ]
+    # the files of an entry are the earlier run's
+    new = [name for path, name in todo if "error" in lines.entries.get(str(path), {"error": ""})]
+    targets = [output / name for name in new if draw]
+    for name in new if formats else ():
+        empty = {"image": "", "name": name, "width": 0, "height": 0, "detections": ()}
+        targets += [output / file for file in files_of(empty, formats)]
     if not lines.entries:
-        targets.append(listing)
+        targets += [listing, *([coco] if "coco" in formats else [])]
     _refuse_to_overwrite(targets, [path for path, _ in found.images])
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file: name a folder")
@@ -160,11 +177,12 @@ def detect(
                 height, width = image.content.shape[:2]
                 entry = {"image": str(image.path), "width": width, "height": height}
                 entry["detections"] = listed.to_json()
+                entry |= {"drawing": str(image.target)} if draw else {}
+                entry |= {"name": str(image.target)} if formats else {}
                 # The line goes first: an image whose line is there, but not its drawing, is done again.
-                lines.add({**entry, "drawing": str(image.target)} if draw else entry)
-                if draw:
-                    drawing = output / image.target
-                    drawings.append(artist.submit(_draw, drawing, listed, image.content, min_score))
+                lines.add(entry)
+                if draw or formats:
+                    drawings.append(artist.submit(_write, output, entry, formats, listed, image.content))
                 while len(drawings) > AHEAD:
                     drawings.popleft().result()
             if stop.requested and done < len(mine):
@@ -177,6 +195,9 @@ def detect(
     seconds = time.perf_counter() - started
     entries = list(lines.entries.values())
     replace_text(listing, json.dumps(entries, indent=1) + "\n")
+    if "coco" in formats:
+        coco.parent.mkdir(exist_ok=True)
+        replace_text(coco, coco_results(entries))
     return DetectResult(
         listing,
         lines.path,
@@ -201,14 +222,21 @@ def check_options(
         raise OptionError(f"shard={shard[0]}/{shard[1]}: shards of N go from 1/N to N/N")
 
 
-def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tuple[Path, Path]]:
+def _named(
+    images: list[tuple[Path, Path]], entries: dict[str, dict], formats: Sequence[Format]
+) -> list[tuple[Path, Path]]:
     """Each image with its drawing: an earlier run's, else a name that no other drawing has.
 
     Equal names from different folders get a number. Names that differ in case only are equal, as they are
-    for some file systems.
+    for some file systems; where a format has its own suffix, so are names that differ in theirs only.
     """
-    before = {image: entry["drawing"] for image, entry in entries.items() if "drawing" in entry}
-    taken = {name.lower() for name in before.values()}
+
+    def key(name: str | Path) -> str:
+        return str(Path(name).with_suffix("") if {"yolo", "voc"} & {*formats} else name).lower()
+
+    names = {image: entry.get("drawing", entry.get("name")) for image, entry in entries.items()}
+    before = {image: name for image, name in names.items() if name is not None}
+    taken = {key(name) for name in before.values()}
     result = []
     for path, relative in images:
         if str(path) in before:
@@ -217,17 +245,17 @@ def _named(images: list[tuple[Path, Path]], entries: dict[str, dict]) -> list[tu
         if relative.suffix.lower() not in DRAWN_AS_THEY_ARE:
             relative = relative.with_name(f"{relative.name}.png")
         target, number = relative, 2
-        while str(target).lower() in taken:
+        while key(target) in taken:
             target = relative.with_stem(f"{relative.stem}_{number}")
             number += 1
-        taken.add(str(target).lower())
+        taken.add(key(target))
         result.append((path, target))
     return result
 
 
 def _is_entry(entry: dict) -> bool:
     """Whether `detect` can have written it; its drawing is an image file below the output."""
-    image, drawing = entry.get("image"), entry.get("drawing", "a.png")
+    image, drawing = entry.get("image"), entry.get("drawing", entry.get("name", "a.png"))
     if not (isinstance(image, str) and isinstance(drawing, str)) or "\0" in image + drawing:
         return False
     path = Path(drawing)
@@ -238,6 +266,9 @@ def _is_entry(entry: dict) -> bool:
         and path.suffix.lower() in DRAWN_AS_THEY_ARE
         and (isinstance(entry.get("error"), str) or isinstance(entry.get("detections"), list))
         and all(isinstance(one, dict) for one in found)
+        # these raise for what they cannot be made of
+        and ("name" not in entry or bool(files_of(entry, ("yolo", "crops")) and coco_results([entry])))
+        and entry.get("name", drawing) == drawing
     )
 
 
@@ -246,10 +277,11 @@ def _digest(images: Sequence[tuple[Path, Path]]) -> str:
     return hashlib.sha256(b"\n".join(os.fsencode(path) for path, _ in images)).hexdigest()
 
 
-def _is_done(entry: dict | None, output: Path) -> bool:
-    if entry is None or "error" in entry:
+def _is_done(entry: dict | None, output: Path, formats: Sequence[Format]) -> bool:
+    if entry is None or "error" in entry or (formats and "name" not in entry):
         return False
-    return "drawing" not in entry or (output / entry["drawing"]).exists()
+    files = [*(files_of(entry, formats) if formats else ()), entry.get("drawing", ".")]
+    return all((output / file).exists() for file in files)
 
 
 def _refuse_to_overwrite(targets: Iterable[Path], images: Sequence[Path]) -> None:
@@ -264,16 +296,33 @@ def _refuse_to_overwrite(targets: Iterable[Path], images: Sequence[Path]) -> Non
         )
 
 
-def _draw(path: Path, found: Detections, image: np.ndarray, min_score: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(
+    output: Path, entry: dict, formats: Sequence[Format], found: Detections, image: np.ndarray
+) -> None:
+    """An image's drawing and its files of other formats."""
+    crops = found.crops(image) if "crops" in formats else ()
+    files = files_of(entry, formats, crops) if formats else {}
+    if "drawing" in entry:
+        files[Path(entry["drawing"])] = found.draw(image, 0)
+    for name, content in files.items():
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = content if isinstance(content, bytes) else _encoded(path, content)
+        # what crops are called shows only now; those of an image that is done again are the same
+        if name.parts[0] == "crops" and path.exists() and path.read_bytes() != content:
+            raise FileExistsError(errno.EEXIST, "exists and is not overwritten: choose another output", path)
+        try:
+            with replacing(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _encoded(path: Path, pixels: np.ndarray) -> bytes:
     try:
-        drawn, content = cv2.imencode(path.suffix, found.draw(image, min_score))
+        drawn, content = cv2.imencode(path.suffix, pixels)
     except cv2.error as error:
         raise OSError(f"{path}: the annotated image cannot be encoded ({error})") from None
     if not drawn:
         raise OSError(f"{path}: the annotated image cannot be encoded")
-    try:
-        with replacing(path) as file:
-            file.write(content.tobytes())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    return content.tobytes()

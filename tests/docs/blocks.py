@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +16,7 @@ from frcnn.command_line import _check, options
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[^\n`]*)$")
 NOT_RUN = re.compile(r"<!-- not run here: (?P<reason>[^>]+?) -->")
+NEEDS = re.compile(r"<!-- needs: (?P<packages>[\w ]+) -->")
 PYTHON, SHELL = {"python"}, {"sh", "bash"}
 TEXT = {"text", "json", "toml", "yaml", "markdown", "cpp"}
 """Languages of blocks that are shown, not run."""
@@ -39,7 +41,8 @@ def pages() -> list[Path]:
 
 
 def blocks_of(page: Path, text: str | None = None) -> list[Block]:
-    """Every fenced block, in order. A comment `<!-- not run here: reason -->` speaks of the block below it.
+    """Every fenced block, in order. A comment `<!-- not run here: reason -->` speaks of the block below it,
+    and so does `<!-- needs: packages -->`: that block runs where these are installed.
 
     Raises AssertionError, naming the line, for a block without a language, an unknown one, or no end.
     """
@@ -51,7 +54,7 @@ def blocks_of(page: Path, text: str | None = None) -> list[Block]:
         if opening is None:
             comment = NOT_RUN.search(lines[number])
             if comment or lines[number].strip():
-                reason = comment["reason"] if comment else ""
+                reason = comment["reason"] if comment else missing(lines[number])
             number += 1
             continue
         end = next((n for n in range(start, len(lines)) if lines[n].strip() == opening["fence"]), None)
@@ -62,6 +65,13 @@ def blocks_of(page: Path, text: str | None = None) -> list[Block]:
         found.append(Block(page, start, language, code, reason))
         number, reason = end + 1, ""
     return found
+
+
+def missing(line: str) -> str:
+    """Why the block below a line is not run: packages that it needs are not installed."""
+    needs = NEEDS.search(line)
+    absent = [name for name in needs["packages"].split() if find_spec(name) is None] if needs else []
+    return f"{', '.join(absent)} not installed" if absent else ""
 
 
 def check(block: Block) -> None:

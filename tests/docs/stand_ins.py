@@ -45,6 +45,7 @@ def prepare(folder: Path) -> None:
     """Write what the examples start from: a data set, an image, checkpoints; everything from fixed seeds."""
     install(folder)
     import torch
+    from numbered_clip import write_clip
     from tiny_coco import write_tiny
 
     import frcnn
@@ -62,6 +63,7 @@ def prepare(folder: Path) -> None:
     shutil.move(images, folder / "images")
     shutil.copy(folder / "images" / "1.png", folder / "street.jpg")  # read by its content, not by its name
     shutil.rmtree(folder / "data")
+    write_clip(folder / "clip.mp4")
 
     torch.manual_seed(0)
     frcnn.build("small_r18_fpn", class_names=("bar", "square")).save(folder / "mine.pth")

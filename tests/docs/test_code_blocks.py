@@ -115,6 +115,16 @@ def test_a_malformed_block_is_found_without_running_it(text, capsys):
             check(block)
 
 
+def test_a_block_runs_where_its_packages_are():
+    text = (
+        "<!-- needs: torch -->\n```sh\ntrue\n```\n<!-- needs: torch no_such_package -->\n```sh\ntrue\n```\n"
+    )
+    assert [block.reason for block in blocks_of(Path("planted.md"), text)] == [
+        "",
+        "no_such_package not installed",
+    ]
+
+
 def test_reasons_stand_directly_above_their_blocks():
     text = (
         UNRUN + "\n```sh\nmake test\n```\n\n```sh\nmake lint\n```\n" + UNRUN + "text\n```sh\nmake demo\n```\n"

@@ -46,6 +46,7 @@ def test_folders_keep_their_structure_and_boxes_are_in_pixels(folder, out):
         assert drawn.shape == source.shape and (drawn != source).any()
     assert result.boxes == 3 and not result.failed
     settings = {"model": "weights", "size": [1333, 800], "min_score": 0.3, "draw": True, "classes": None}
+    settings["formats"] = None
     assert lines_of(out) == [{"frcnn_detect": settings}, *entries]
 
 
