@@ -15,6 +15,7 @@
 #              .venv); one with CUDA, and nvcc, give a wheel that has CUDA
 # make test-wheel    builds the wheel with the torch of SECOND_CONSTRAINTS (default: the oldest of everything), in an
 #              environment that SECOND_VENV names (several GB), and tries it under that torch and .venv's
+# make test-newer-torch    tries the extension that .venv's torch compiled under the newer torch of GPU_VENV
 # make sdist    builds dist/*.tar.gz
 # make docs    builds the site of docs/ into build/site; a warning is an error
 # make lint    checks style, types and workflows; make format applies the style
@@ -45,7 +46,7 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
 CPP := $(shell find csrc examples tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 .PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report docs lint format \
-    cuda-check cuda-link wheel test-wheel second-torch emulated-torch sdist install clean
+    cuda-check cuda-link wheel test-wheel test-newer-torch second-torch emulated-torch sdist install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -187,6 +188,12 @@ define TRY_WHEEL
 	    -p no:cacheprovider -k "not compiles and not opcheck and not registration and not gradcheck" $(TEST_ARGS)
 	cd build/wheel && $(1) -m frcnn verify $(WHEEL_CASES)
 endef
+# The extension that .venv's torch has compiled, under the newer one of GPU_VENV: the same file for both.
+test-newer-torch: $(INSTALLED) $(GPU_VENV)/.installed
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(GPU_BIN)/python -m pytest $(WHEEL_TESTS) -n auto --dist loadfile \
+	    -p no:cacheprovider -k "not compiles and not opcheck and not registration and not gradcheck" $(TEST_ARGS)
+	PYTHONPATH=$(CURDIR) $(GPU_BIN)/python -m frcnn verify $(WHEEL_CASES)
+
 # Built with the second torch, as the oldest has the fewest headers. For CPUs, unless FORCE_CUDA=1 asks for the CUDA that
 # both that torch and nvcc have.
 test-wheel: export FORCE_CUDA ?= 0

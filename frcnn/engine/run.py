@@ -22,7 +22,6 @@ from frcnn.checkpoint.run_state import random_state, seed_everything
 from frcnn.config import Recipe
 from frcnn.data import CocoDataset, TrainingBatches, running, training_loader
 from frcnn.data.loader import BadImage
-from frcnn.detector import FasterRCNN
 from frcnn.engine.bad_images import BadImages
 from frcnn.engine.callbacks import Callback
 from frcnn.engine.distributed import Processes
@@ -91,16 +90,14 @@ class TrainingRun:
         schedule = self.recipe.schedule
         seed_everything(settings.seed + processes.rank)
         self.learner = Learner(self.model, schedule, settings.precision, processes)
-        self.average = self.learner.average
+        average = self.learner.average.model if self.learner.average else None
         bad_images = BadImages(dataset, max_bad_images)
-        self.state = RunState(
-            self.model, self.learner.optimizer, bad_images, self.learner.scale, self.average
-        )
+        self.state = RunState(self.model, self.learner.optimizer, bad_images, self.learner.scale, average)
         self.validation: Validation | None = None
         if validation is not None:
-            evaluated = self.model if self.average is None else self.average.module
-            assert isinstance(evaluated, FasterRCNN)
-            self.validation = Validation(evaluated, validation, val_losses, schedule, self.state.history)
+            self.validation = Validation(
+                average or self.model, validation, val_losses, schedule, self.state.history
+            )
         self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
         self.saved = self.state.steps
         if settings.mode == "graph":
@@ -207,8 +204,8 @@ class TrainingRun:
         batches = [batch for batch, _ in parts]
         with self.processes.waiting(f"the gradients of step {iteration + 1}"):
             numbers = self.step([batch.to(self.device, non_blocking=True) for batch in batches], lr)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        if self.learner.average is not None:
+            self.learner.average.update(self.model)
         images = [
             (self.dataset.image_path(i), int(self.dataset.image_ids[i]))
             for _, indices in parts

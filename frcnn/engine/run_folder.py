@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from frcnn.checkpoint.load import CheckpointError, check_numbers, compare
 from frcnn.checkpoint.plain import to_plain
@@ -37,7 +36,7 @@ class RunState:
     optimizer: torch.optim.Optimizer
     bad_images: BadImages
     loss_scale: LossScale | None = None
-    average: AveragedModel | None = None
+    average: FasterRCNN | None = None
     """With the averages of the weights, if there are any."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every evaluation, and its epoch."""
@@ -136,7 +135,7 @@ class RunFolder:
         """Write last.pth, and best.pth if this is the best. random_states: of every process."""
         names = self.dataset.class_names
         weights = state.model.state_dict()
-        average = None if state.average is None else state.average.module.state_dict()
+        average = None if state.average is None else state.average.state_dict()
         content = weights_content(weights, self.recipe, names, epoch=epoch, iter=state.steps)
         if best:
             save_checkpoint(self.best, content if average is None else {**content, "state_dict": average})
@@ -178,8 +177,7 @@ class RunFolder:
         with reading(self.last, remedy_for(self.last)):
             _restore_weights(state.model, content["state_dict"], "state_dict")
             if state.average is not None:
-                _restore_weights(state.average.module, training["average"] or {}, "training.average")
-                state.average.n_averaged.fill_(content["meta"]["iter"])
+                _restore_weights(state.average, training["average"] or {}, "training.average")
             _restore_optimizer(state.optimizer, content["optimizer"]["state"])
             set_random_state(training["random_states"][rank])
             state.bad_images.restore(training["bad_images"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from frcnn.config import ScheduleConfig
+from frcnn.detector import FasterRCNN
 from frcnn.engine.distributed import Processes
 from frcnn.engine.loss_scale import LossScale
 from frcnn.inference.hardware import DTYPES, Precision, float32_arithmetic
@@ -40,6 +42,23 @@ class Numbers:
         return dict(zip(self.names, values, strict=True)), bool(broken)
 
 
+class WeightAverage:
+    """A copy of a model whose weights are their running averages, by torch's rule, from what they are now on.
+
+    torch's AveragedModel asks the device for its number of steps, which a host would wait for.
+    """
+
+    def __init__(self, model: FasterRCNN, decay: float):
+        self.model = deepcopy(model)
+        self._update = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """After a step of the model."""
+        self._update([*self.model.parameters()], [*model.parameters()], None)
+        torch._foreach_copy_([*self.model.buffers()], [*model.buffers()])
+
+
 Forward = Callable[[], tuple[dict[str, Tensor], Tensor]]
 """The losses of a batch, and the accuracy."""
 
@@ -57,15 +76,13 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, schedule: ScheduleConfig, precision: Precision, processes: Processes
+        self, model: FasterRCNN, schedule: ScheduleConfig, precision: Precision, processes: Processes
     ):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(self.parameters, schedule)
         for parameter in self.parameters:
             _keep_layout(parameter)
-        self.average: AveragedModel | None = None
-        if schedule.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
+        self.average = WeightAverage(model, schedule.ema) if schedule.ema else None
         self.clip_grad_norm = schedule.clip_grad_norm
         self.precision = precision
         self.processes = processes

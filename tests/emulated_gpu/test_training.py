@@ -82,6 +82,29 @@ def test_a_step_waits_for_nothing(entry, precision, clip):
     assert not broken and all(np.isfinite(list(values.values())))
 
 
+def test_several_batches_adamw_and_averages_wait_for_nothing_either(entry):
+    torch.manual_seed(0)
+    model = FasterRCNN(entry.model, entry.data).to(DEVICE).to(memory_format=torch.channels_last).train()
+    learner = Learner(model, replace(entry.schedule, optimizer="adamw", ema=0.75), "float32", Processes())
+
+    def step():
+        numbers = learner.step(model, [batch_of(), batch_of()], 0.001)
+        learner.average.update(model)
+        return numbers
+
+    step().read()
+    before = [average.cpu() for average in learner.average.model.parameters()]
+    numbers, rows = record(step)
+    assert sum(row.kind == "sync" for row in rows) == 0 and not numbers.values.is_there()
+    assert not [row for row in rows if row.kind == "memcpy" and row.name.startswith("pageable")]
+    _, broken = numbers.read()
+    assert not broken
+    for old, average, weight in zip(
+        before, learner.average.model.parameters(), model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(average.cpu(), 0.75 * old + 0.25 * weight.detach().cpu())
+
+
 def test_the_rpn_masks_its_gradient_in_place():
     """The same gradients as with a masked copy, and less memory at the peak, which is training's."""
     torch.manual_seed(0)

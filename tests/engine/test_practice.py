@@ -112,8 +112,10 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_kept_as_the_best(
     learn = run_module.TrainingRun._learn
 
     def recorded(self, *rest):
-        learn(self, *rest)
-        weights.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        for when in ("before", "after")[bool(weights) :]:
+            if when == "after":
+                learn(self, *rest)
+            weights.append({name: value.clone() for name, value in self.model.state_dict().items()})
 
     monkeypatch.setattr(run_module.TrainingRun, "_learn", recorded)
     result = train(scheduled(recipe, ema=0.75, epochs=1), *tiny, *tiny, work_dir=tmp_path / "run")
@@ -126,6 +128,8 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_kept_as_the_best(
     torch.testing.assert_close(averaged[name], wanted[name])
     assert torch.equal(best[name], averaged[name])
     assert torch.equal(last[name], weights[-1][name]) and not torch.equal(last[name], best[name])
+    statistics = "backbone.layer1.0.bn1.running_mean"
+    assert torch.equal(best[statistics], last[statistics]) and last[statistics].any()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
