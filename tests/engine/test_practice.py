@@ -14,6 +14,7 @@ from frcnn.checked import OptionError
 from frcnn.checkpoint.load import CheckpointError
 from frcnn.checkpoint.run_state import read_training_state
 from frcnn.data.combine import from_samples
+from frcnn.data.convert import convert
 from frcnn.engine import run as run_module
 from frcnn.engine import train as train_module
 from frcnn.engine import validation
@@ -252,6 +253,21 @@ def test_rare_classes_are_seen_more_often(recipe, tiny, tmp_path):
     of_rare, of_others = images**0.5, (images / (images - 1)) ** 0.5
     expected = [of_rare if number == rare else of_others for number in dataset.image_ids.tolist()]
     assert shares.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("format", ["voc", "yolo"])
+def test_another_format_of_the_data_trains_to_the_same_ap(recipe, tiny, tmp_path, format):
+    """Trained on VOC's or YOLO's files, evaluated on COCO's. YOLO's boxes are fractions: rounded."""
+    converted = convert(frcnn.load_dataset(*tiny), format, tmp_path / format)
+    of_coco = train(recipe, *tiny, *tiny, work_dir=tmp_path / "of_coco")
+    of_other = train(recipe, *converted, *tiny, work_dir=tmp_path / "of_other")
+    first, second = (torch.load(result.checkpoint)["state_dict"] for result in (of_coco, of_other))
+    if format == "voc":
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert of_other.history == of_coco.history
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+    assert of_other.metrics["bbox_mAP"] == pytest.approx(of_coco.metrics["bbox_mAP"], abs=1e-3)
 
 
 class Items(torch.utils.data.Dataset):
