@@ -49,6 +49,7 @@ def prepare(folder: Path) -> None:
     from tiny_coco import write_tiny
 
     import frcnn
+    from frcnn.data.convert import convert
     from frcnn.zoo.coco import COCO_CLASSES
 
     annotations, images = write_tiny(folder / "data", images=8)
@@ -63,6 +64,16 @@ def prepare(folder: Path) -> None:
     shutil.move(images, folder / "images")
     shutil.copy(folder / "images" / "1.png", folder / "street.jpg")  # read by its content, not by its name
     shutil.rmtree(folder / "data")
+    voc = folder / "VOC"
+    (voc / "ImageSets" / "Main").mkdir(parents=True)
+    shutil.copytree(folder / "images", voc / "JPEGImages")
+    for name in of_split:
+        split = frcnn.load_dataset(folder / "annotations" / f"{name}.json", folder / "images")
+        made, _ = convert(split, "voc", folder / "made")
+        shutil.copytree(made, voc / "Annotations", dirs_exist_ok=True)
+        names = [Path(split.image_name(index)).stem for index in range(len(split))]
+        (voc / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(names) + "\n")
+        shutil.rmtree(folder / "made")
     write_clip(folder / "clip.mp4")
 
     torch.manual_seed(0)
