@@ -188,9 +188,21 @@ def main() -> None:
     check_torch(torch.__version__)
     check_compiler(*found_compiler())
     nvcc, supported = found_nvcc(CUDA_HOME)
-    cuda = use_cuda(os.environ.get("FORCE_CUDA"), torch.version.cuda, nvcc)
+    force = os.environ.get("FORCE_CUDA")
+    if given and torch.version.cuda and nvcc is None and force != "0":
+        raise BuildError(
+            f"CUDA_HOME is {given}, which has no bin/nvcc that runs; set it to a CUDA toolkit's folder, or "
+            "set FORCE_CUDA=0 to build for the CPU only."
+        )
+    cuda = use_cuda(force, torch.version.cuda, nvcc)
     if cuda:
         check_toolkit(CUDA_HOME)
+    elif torch.version.cuda and force != "0":
+        print(
+            f"frcnn is built for the CPU only, as there is no nvcc: for GPUs install a CUDA "
+            f"{version_of(torch.version.cuda)[0]} toolkit and set CUDA_HOME to its folder",
+            file=sys.stderr,
+        )
 
     csrc = ROOT / "csrc"
     sources = [*csrc.glob("bindings/*.cpp"), *csrc.glob("cpu/*.cpp")]
