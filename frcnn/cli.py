@@ -112,7 +112,7 @@ def detect(
     from frcnn.engine.detect_video import detect_video
     from frcnn.engine.interrupt import Interrupted
     from frcnn.inference.sources import in_words
-    from frcnn.inference.video import STREAMS, is_video
+    from frcnn.inference.video import is_stream, is_video
 
     if not paths:
         raise OptionError("name at least one image or folder")
@@ -124,7 +124,7 @@ def detect(
     if videos and (len(paths) > 1 or resume or shard or formats):
         raise OptionError(f"{videos[0]} is a video, which is done alone: no resume=True, shard= and formats=")
     for path in paths:
-        if not path.lower().startswith(STREAMS):
+        if not is_stream(path):
             check_exists(Path(path))
     check_folder(output)
     detector = load_detector(model, weights, device, precision, run_code, views)

@@ -29,19 +29,16 @@ class FromParts:
     """Where the images of several data sets are, by their number among all of them."""
 
     parts: tuple[CocoDataset, ...]
-
-    def _of(self, row: int) -> tuple[CocoDataset, int]:
-        ends = list(accumulate(map(len, self.parts)))
-        part = bisect_right(ends, row)
-        return self.parts[part], row - (ends[part - 1] if part else 0)
+    starts: tuple[int, ...]
+    """The number of each one's first image."""
 
     def path(self, row: int) -> Path:
-        part, index = self._of(row)
-        return part.image_path(index)
+        part = bisect_right(self.starts, row) - 1
+        return self.parts[part].image_path(row - self.starts[part])
 
     def read(self, row: int) -> np.ndarray:
-        part, index = self._of(row)
-        return part.read(index)
+        part = bisect_right(self.starts, row) - 1
+        return self.parts[part].read(row - self.starts[part])
 
     def files(self) -> Iterator[Path]:
         for part in self.parts:
@@ -98,8 +95,8 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
         field: np.concatenate([getattr(dataset, field) for dataset in datasets])
         for field in ("widths", "heights", "xywh", "areas", "crowd", "trainable")
     }
-    source = FromParts(tuple(datasets))
-    count = sum(map(len, datasets))
+    *starts, count = accumulate(map(len, datasets), initial=0)
+    source = FromParts(tuple(datasets), tuple(starts))
     names_of_images = [str(source.path(row)).encode() for row in range(count)]
     return CocoDataset(
         annotation_file=Path(" + ".join(str(dataset.annotation_file) for dataset in datasets)),

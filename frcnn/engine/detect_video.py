@@ -21,7 +21,7 @@ from frcnn.engine.detect import AHEAD, check_options
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.files import replacing
 from frcnn.inference.stream import Predictor, prepared_ahead
-from frcnn.inference.video import STREAMS, Frame, frames_of, open_video
+from frcnn.inference.video import Frame, frames_of, is_stream, open_video
 from frcnn.read_image import ImageError
 from frcnn.structures import Detections
 
@@ -77,7 +77,7 @@ def detect_video(
     check_options(min_score, size, batch_size)
     model.check_size(size)
     check_known("class", classes, model.class_names)
-    place = urlsplit(str(source)).path if str(source).lower().startswith(STREAMS) else source
+    place = urlsplit(str(source)).path if is_stream(source) else source
     name = re.sub(r"[^\w.-]", "_", Path(place).stem) or "stream"
     lines, drawn = Path(output, f"{name}.jsonl"), Path(output, f"{name}.mp4")
     for path in (lines, *([drawn] if draw else [])):

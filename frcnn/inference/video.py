@@ -39,7 +39,12 @@ class Frame(np.ndarray):
 def is_video(source: str | Path) -> bool:
     """By its suffix; an address (http, https, rtsp) and a camera's device (/dev/video0) always are."""
     text = str(source).lower()
-    return text.startswith((*STREAMS, CAMERA)) or Path(text).suffix in SUFFIXES
+    return is_stream(source) or text.startswith(CAMERA) or Path(text).suffix in SUFFIXES
+
+
+def is_stream(source: str | Path) -> bool:
+    """Whether it is an address."""
+    return str(source).lower().startswith(STREAMS)
 
 
 def video(source: str | Path, ahead: int = 8) -> Generator[Frame, None, None]:
@@ -59,7 +64,7 @@ def open_video(source: str | Path) -> InputContainer:
         import av
     except ImportError as error:
         raise ImportError(f"{source}: videos need the package av: pip install av ({error})") from None
-    address, live = str(source), str(source).lower().startswith(STREAMS)
+    address, live = str(source), is_stream(source)
     if not live:
         address = os.path.abspath(address)  # nothing in it is a protocol's name
         if not os.path.exists(address):

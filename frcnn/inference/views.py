@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 import frcnn_ops
-from frcnn.checked import OptionError, check_whole
+from frcnn.checked import OptionError
 from frcnn.config import ViewConfig
-from frcnn.inference.hardware import available_cpus
-from frcnn.inference.stream import Extra, Item, Predictor, batched, prepared_ahead
+from frcnn.inference.stream import Extra, Item, Predictor, prepared_ahead
 from frcnn.preprocess import Prepared, fit_size, prepare
 from frcnn.read_image import Image, as_bgr
 from frcnn.structures import Detections, upload
@@ -78,9 +77,7 @@ class ViewsDetector(Predictor):
         """As `Predictor.results`; details are not merged, so they raise OptionError."""
         if details:
             raise OptionError("details=True is for one view of an image")
-        on_cpu = self.device.type == "cpu"
-        threads = threads or (1 if on_cpu else min(8, available_cpus()))
-        check_whole("batch_size", batch_size, 1)
+        threads, batch_size = self.model._settled(threads, batch_size)
 
         def seen(item: Item) -> tuple[list[Part], Extra]:
             image, extra = read(item)
@@ -96,8 +93,7 @@ class ViewsDetector(Predictor):
                     for part in parts:
                         yield self.model._shaped(part.image), (extra, part, part is parts[-1])
 
-        launch = self.model._launch_prepared
-        stream = batched(one_by_one(), launch, 1 if on_cpu else batch_size, overlap=not on_cpu)
+        stream = self.model._detected(one_by_one(), batch_size)
         found: list[tuple[Part, Detections]] = []
         with closing(stream):
             for (extra, part, last), detections in stream:

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from huge_png import huge_png
-from quarter_finder import Model
+from quarter_finder import Model, Stopped, stop_at
 
 from frcnn import cli
 from frcnn.checked import OptionError
@@ -199,18 +199,6 @@ def test_options_are_checked_before_anything_is_made(folder, out, options, messa
     with pytest.raises(ValueError, match=message):
         detect(Model(), [folder], out, **options)
     assert not out.exists()
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_at(number):
-    def before(seen):
-        if seen == number:
-            raise Stopped
-
-    return before
 
 
 @pytest.mark.parametrize("draw", [True, False])

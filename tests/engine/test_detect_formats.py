@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
-from quarter_finder import Model
+from quarter_finder import Model, Stopped, stop_at
 
 from frcnn import cli, load_dataset
 from frcnn.checked import OptionError
@@ -55,18 +55,6 @@ def test_nothing_found_is_an_empty_file(folder, out):
     assert (out / "yolo" / "a.txt").read_bytes() == b"" and not (out / "crops").exists()
     assert "<object>" not in (out / "voc" / "a.xml").read_text()
     assert json.loads((out / "coco" / "detections.json").read_text()) == []
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_at(number):
-    def before(seen):
-        if seen == number:
-            raise Stopped
-
-    return before
 
 
 @pytest.mark.parametrize("draw", [True, False])
