@@ -1,4 +1,4 @@
-// A sum over a block, over a fixed tree: the same bits every time.
+// Sums over a block or a warp, over a fixed tree: the same bits every time.
 #pragma once
 
 #include "launch.h"
@@ -17,6 +17,35 @@ __device__ __forceinline__ double block_sum(double v, double* of_warp) {
     for (int w = 1; w < kThreads / 32; ++w) v += of_warp[w];
   }
   return v;
+}
+
+// The sum over the warp's lanes up to this one, its own included. Called by a whole warp.
+template <typename T>
+__device__ __forceinline__ T sum_through_warp(T through) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int step = 1; step < 32; step *= 2) {
+    const T other = __shfl_up_sync(kFullWarp, through, step);
+    if (lane >= step) through += other;
+  }
+  return through;
+}
+
+// The sum over the block's threads before this one, and over all. Called by a whole block; of_warp, one
+// number for each warp in shared memory, may be used again after it.
+template <int kWarps, typename T>
+__device__ __forceinline__ T sum_before_in_block(T own, T* of_warp, T* total) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const T through = sum_through_warp(own);
+  if (threadIdx.x % 32 == 31) of_warp[warp] = through;
+  __syncthreads();
+  T before = through - own, sum = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    before += w < warp ? of_warp[w] : 0;
+    sum += of_warp[w];
+  }
+  __syncthreads();
+  *total = sum;
+  return before;
 }
 
 }  // namespace frcnn

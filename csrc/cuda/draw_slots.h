@@ -9,7 +9,7 @@
 #pragma once
 
 #include "../shuffle.h"
-#include "launch.h"
+#include "block_sum.h"
 
 namespace frcnn {
 
@@ -49,11 +49,7 @@ __global__ void __launch_bounds__(kDrawThreads)
 // with a barrier.
 __device__ __forceinline__ int sum_before(int kind, int own, DrawShared& s) {
   const int t = static_cast<int>(threadIdx.x), lane = t % 32;
-  int through = own;
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(kFullWarp, through, step);
-    if (lane >= step) through += other;
-  }
+  const int through = sum_through_warp(own);
   if (lane == 31) s.of_warp[kind][t / 32] = through;
   __syncthreads();
   int total = 0;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../threshold.h"
+#include "block_sum.h"
 #include "dtypes.h"
 
 namespace frcnn {
@@ -38,11 +39,8 @@ __device__ __forceinline__ int rank_in_block(bool chosen, int& count, NmsShared&
   const unsigned votes = __ballot_sync(kFullWarp, chosen);
   if (lane == 0) s.of_warp[warp] = __popc(votes);
   __syncthreads();
-  int through = s.of_warp[lane];  // summed over the warps up to the one that the lane stands for
-  for (int step = 1; step < kNmsWarps; step *= 2) {
-    const int other = __shfl_up_sync(kFullWarp, through, step);
-    if (lane >= step) through += other;
-  }
+  const int through =
+      sum_through_warp(s.of_warp[lane]);  // over the warps up to the one that the lane stands for
   const int before = __shfl_sync(kFullWarp, through, warp > 0 ? warp - 1 : 0);
   const int rank = count + (warp > 0 ? before : 0) + __popc(votes & ((1u << lane) - 1u));
   count += __shfl_sync(kFullWarp, through, kNmsWarps - 1);

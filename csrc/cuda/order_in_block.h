@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../score_key.h"
-#include "launch.h"
+#include "block_sum.h"
 
 namespace frcnn {
 
@@ -60,11 +60,7 @@ __device__ __forceinline__ void find_digit(int count, OrderShared& s) {
   if (t < 32) {
     int own = 0;
     for (int i = 0; i < kEach; ++i) own += s.of_digit[t * kEach + i];
-    int through = own;
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(kFullWarp, through, step);
-      if (t >= step) through += other;
-    }
+    const int through = sum_through_warp(own);
     int below = through - own;
     const bool here = below < count && count <= through;
     if (here) {

@@ -71,26 +71,6 @@ struct Weights {
   int of_warp[kTile], low, high;
 };
 
-// The sum of `own` over the threads before this one, and over all; called by a whole block.
-__device__ __forceinline__ int sum_in_block(int own, int* of_warp, int* total) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  int through = own;
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(kFullWarp, through, step);
-    if (lane >= step) through += other;
-  }
-  if (lane == 31) of_warp[warp] = through;
-  __syncthreads();
-  int before = through - own, sum = 0;
-  for (int w = 0; w < kTile; ++w) {
-    before += w < warp ? of_warp[w] : 0;
-    sum += of_warp[w];
-  }
-  __syncthreads();
-  *total = sum;
-  return before;
-}
-
 // A piece of a tile, of a part that does not cover all of it: [2 * parts][kTile * kTile][channels], for each
 // part what it has of a tile that began before, and of one that goes on behind.
 template <typename C>
@@ -133,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
         if (reaches(bounds, tile)) work = roi_work(bounds, tile, ph, pw);
       }
       // How many RoIs and how much work are before: in the upper and the lower bits.
-      const int before = sum_in_block(work > 0 ? 1 << 20 | work : 0, s.of_warp, &total);
+      const int before = sum_before_in_block<kTile>(work > 0 ? 1 << 20 | work : 0, s.of_warp, &total);
       const int rank = before >> 20, found = total >> 20;
       const int64_t at = next + (before & 0xfffff), after = next + (total & 0xfffff);
       // The part's are the RoIs whose work begins in it, which follow each other.

@@ -5,6 +5,7 @@
 // that of all tiles.
 #pragma once
 
+#include "block_sum.h"
 #include "last_block.h"
 #include "roi_align.h"
 
@@ -200,17 +201,9 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const __grid_constant__ 
   const int64_t each = (tiles.count + kThreads - 1) / kThreads;
   const int64_t begin = t * each < tiles.count ? t * each : tiles.count;
   const int64_t end = begin + each < tiles.count ? begin + each : tiles.count;
-  int64_t sum = 0;
+  int64_t sum = 0, total;
   for (int64_t i = begin; i < end; ++i) sum += sorted.before[i + 1];
-  int64_t through = sum;
-  for (int step = 1; step < 32; step *= 2) {
-    const int64_t other = __shfl_up_sync(kFullWarp, through, step);
-    if (lane >= step) through += other;
-  }
-  if (lane == 31) of_warp[warp] = through;
-  __syncthreads();
-  int64_t before = through - sum;
-  for (int w = 0; w < warp; ++w) before += of_warp[w];
+  int64_t before = sum_before_in_block<kTile>(sum, of_warp, &total);
   for (int64_t i = begin; i < end; ++i) {
     before += sorted.before[i + 1];
     sorted.before[i + 1] = before;
