@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import types
@@ -65,8 +66,10 @@ def _dataclass(kind: Any, plain: Any, path: str) -> Any:
     unknown = [name for name in plain if name not in hints]
     if unknown:
         names = ", ".join(sorted(shown(name) for name in unknown[:5]))
+        near = difflib.get_close_matches(str(unknown[0])[:100], hints, n=1)
+        hint = f", or {near[0]} is meant" if near else ""
         raise CheckpointError(
-            f"{path}: {kind.__name__} has no {names}: the file comes from another version of frcnn"
+            f"{path}: {kind.__name__} has no {names}: the file comes from another version of frcnn{hint}"
         )
     values = {name: from_plain(hints[name], value, f"{path}.{name}") for name, value in plain.items()}
     try:

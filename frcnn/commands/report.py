@@ -65,7 +65,7 @@ def report(
     outputs = [html, *([json_file] if json_file is not None else [])]
     for file in outputs:
         _check_page(file)
-    if json_file is not None and json_file.absolute() == html.absolute():
+    if json_file is not None and json_file.resolve() == html.resolve():
         raise OptionError(f"json_file={json_file} is the page's file too: name another")
     check_options(batch_size, None, None)
     beside = Path(model).parent

@@ -22,7 +22,7 @@ def augment(
     size = data.size[0], int(rng.choice(data.train_short_sides))
     flip = rng.random() < data.flip
     if data.crop and rng.random() < data.crop:
-        height, width = (np.array(image.shape[:2]) * rng.uniform(0.5, 1, 2)).astype(int)
+        height, width = np.ceil(np.array(image.shape[:2]) * rng.uniform(0.5, 1, 2)).astype(int)
         image, boxes, labels = cut((image, boxes, labels), height, width, rng)
     if data.scale_jitter == (1, 1):
         resized, scale = resize(image, size)
@@ -31,7 +31,7 @@ def augment(
         resized, boxes, labels = _jittered((image, boxes, labels), size, rng.uniform(*data.scale_jitter), rng)
     if flip:
         width = resized.shape[1]
-        resized = np.ascontiguousarray(resized[:, ::-1])
+        resized = resized[:, ::-1].copy()
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     if data.color_jitter:
         resized = recolored(resized, data.color_jitter, rng)

@@ -99,6 +99,8 @@ class CocoDataset:
 
     def image_name(self, index: int) -> str:
         """The image's path below the folder, as in the file."""
+        if self.source is not None and self.rows is not None:
+            return str(self.source.path(int(self.rows[index])))
         return self.names[self.name_offsets[index] : self.name_offsets[index + 1]].tobytes().decode()
 
     def image_path(self, index: int) -> Path:

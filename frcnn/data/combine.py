@@ -97,15 +97,14 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
     }
     *starts, count = accumulate(map(len, datasets), initial=0)
     source = FromParts(tuple(datasets), tuple(starts))
-    names_of_images = [str(source.path(row)).encode() for row in range(count)]
     return CocoDataset(
         annotation_file=Path(" + ".join(str(dataset.annotation_file) for dataset in datasets)),
         image_folder=Path(),
         class_names=tuple(names),
         category_ids=tuple(range(1, len(names) + 1)),
         image_ids=np.arange(count),
-        names=np.frombuffer(b"".join(names_of_images), dtype=np.uint8),
-        name_offsets=np.cumsum([0, *map(len, names_of_images)]),
+        names=np.zeros(0, dtype=np.uint8),
+        name_offsets=np.zeros(count + 1, dtype=np.int64),
         labels=np.concatenate(labels),
         box_offsets=np.concatenate(offsets),
         report=report,
@@ -133,7 +132,11 @@ def from_samples(
     annotations: list[dict[str, Any]] = []
     for row in range(len(samples)):
         where = f"{name}[{row}]"
-        image, boxes, labels = _item(samples[row], where)
+        try:
+            item = samples[row]
+        except Exception as error:
+            raise DatasetError(f"{where}: {type(error).__name__}: {error}") from error
+        image, boxes, labels = _item(item, where)
         try:
             height, width = as_bgr(image, rgb).shape[:2]
         except (ImageError, TypeError, OSError) as error:
@@ -162,5 +165,11 @@ def _item(item: Any, where: str) -> tuple[Any, np.ndarray, np.ndarray]:
         raise DatasetError(
             f'{where}: an item is (image, boxes, labels) or (image, {{"boxes": …, "labels": …}})'
         ) from None
-    as_array = [np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=float) for v in (boxes, labels)]
-    return image, as_array[0].reshape(-1, 4) if as_array[0].size == 0 else as_array[0], as_array[1]
+    numbers = []
+    for kind, value in (("boxes", boxes), ("labels", labels)):
+        try:
+            found = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+            numbers.append(found.astype(float, casting="same_kind") if found.size else found.astype(float))
+        except (TypeError, ValueError):
+            raise DatasetError(f"{where}: {kind} are real numbers, one shape for all of them") from None
+    return image, numbers[0].reshape(-1, 4) if numbers[0].size == 0 else numbers[0], numbers[1]

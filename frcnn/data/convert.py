@@ -28,8 +28,14 @@ def convert(dataset: CocoDataset, format: Format, output: str | Path) -> list[Pa
 
     Coordinates are written as they are, in VOC counted from 1. Of what reading left out, nothing is written.
     Returns what `load_dataset` takes of it: the annotations and the folder of the images. Raises ValueError
-    where the output exists, DatasetError for what the format cannot hold.
+    where the output exists, DatasetError for what the format cannot hold, and for a data set made of others,
+    whose images are in no one folder.
     """
+    if dataset.source is not None:
+        raise DatasetError(
+            f"{dataset.annotation_file} has no folder of images of its own: convert each data set that was "
+            "read from files"
+        )
     output = Path(output)
     if os.path.lexists(output):
         raise ValueError(f"{output} exists, and nothing in it is to be overwritten: choose a new folder")

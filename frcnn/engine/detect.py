@@ -27,7 +27,7 @@ from frcnn.checked import OptionError, check_known, check_whole
 from frcnn.engine.formats import FORMATS, Format, coco_results, files_of
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
-from frcnn.files import replace_text, replacing
+from frcnn.files import check_folder, replace_text, replacing
 from frcnn.inference.sources import RESULTS, find_images
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import Prepared, check_size
@@ -145,6 +145,8 @@ def detect(
     if not lines.entries:
         targets += [listing, *([coco] if "coco" in formats else [])]
     _refuse_to_overwrite(targets, [path for path, _ in found.images])
+    for kind in formats:
+        check_folder(output / kind)
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file: name a folder")
     output.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.files import replacing
 from frcnn.inference.stream import Predictor, prepared_ahead
 from frcnn.inference.video import Frame, frames_of, is_stream, open_video
+from frcnn.preprocess import Prepared
 from frcnn.read_image import ImageError
 from frcnn.structures import Detections
 
@@ -90,7 +91,14 @@ def detect_video(
     boxes: list[int] = []
     error = None
     frames = frames_of(container, source)
-    results = model.results(frames, lambda frame: (model.prepare(frame, size), frame), batch_size)
+
+    def read(frame: Frame) -> tuple[Prepared, Frame]:
+        try:
+            return model.prepare(frame, size), frame
+        except ImageError as error:
+            raise ImageError(f"{source}, frame {frame.number}: {error}") from None
+
+    results = model.results(frames, read, batch_size)
     stopping = StopRequest("this frame", "at once; the lines of the frames before are kept")
     writing = _annotated(drawn, rate) if draw else nullcontext(lambda frame, pixels: None)
     with (

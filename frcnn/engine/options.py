@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 from frcnn.checked import OptionError, check_whole
+from frcnn.config import ScheduleConfig
+from frcnn.data.coco import CocoDataset
+from frcnn.engine.callbacks import Callback
 from frcnn.inference.hardware import Precision, available_cpus, check_precision, resolve_device
 
 
@@ -17,6 +20,8 @@ def check_options(
     reinit_heads: bool,
     files: dict[str, tuple[object, object, object]],
     val_losses: bool,
+    schedule: ScheduleConfig,
+    callbacks: object,
     max_bad_images: float,
     timeout: float,
     workers: int,
@@ -46,8 +51,19 @@ def check_options(
             )
         if dataset is not None and of_boxes:
             raise OptionError(f"{name}={name} and {name}_annotations are two data sets: give one of them")
+        if not isinstance(dataset, (CocoDataset, type(None))):
+            raise OptionError(
+                f"{name}={type(dataset).__name__}: it is what frcnn.load_dataset or frcnn.data.combine returns"
+            )
     if not any(files["train"]):
         raise OptionError("there is nothing to train on: name train_annotations and train_images, or train")
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(one, Callback) for one in callbacks):
+        raise OptionError("callbacks are a list of objects of classes derived from frcnn.Callback")
+    for field in ("patience", "ema"):
+        if getattr(schedule, field) and not any(files["val"]):
+            raise OptionError(
+                f"schedule.{field} works on evaluations: name val_annotations and val_images, or leave it out"
+            )
     if val_losses and not any(files["val"]):
         raise OptionError("val_losses=True needs a validation set: name val_annotations and val_images")
     check_precision(precision, resolve_device(device))

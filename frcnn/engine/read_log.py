@@ -52,11 +52,13 @@ def read_run(path: Path, name: str) -> Run:
     if len(lines) == 1 and isinstance(lines[0].get("run"), dict):
         told = lines[0]["run"]
         try:
-            curves = {
-                name: [(float(x), float(y)) for x, y in told["curves"][name]] for name in told["curves"]
-            }
-            return Run(name, curves, dict(told["figures"]), dict(told["settings"]), [str(path)])
-        except (KeyError, TypeError, ValueError):
+            curves = {key: [(x, y) for x, y in points] for key, points in told["curves"].items()}
+            figures = {key: value for key, value in told["figures"].items() if value is not None}
+            numbers = [number for points in curves.values() for point in points for number in point]
+            if not all(map(_is_number, [*numbers, *figures.values()])):
+                raise ValueError("numbers that are none")
+            return Run(name, curves, figures, dict(told["settings"]), [str(path)])
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(f"{path}: its run is none that `frcnn report` wrote; write it anew") from None
     curves, figures = _curves(lines)
     if not curves:
@@ -115,8 +117,8 @@ def _curves(lines: Sequence[dict[str, Any]]) -> tuple[Curves, dict[str, float | 
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is one, and finite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+    """Whether a value is one, and of a size that can be reckoned with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e100 < value < 1e100
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

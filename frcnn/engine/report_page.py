@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,13 @@ class Chart:
     x: str
     lines: dict[str, list[tuple[float, float]]]
     bold: str = ""
+
+    @staticmethod
+    def step(most: float, ticks: int) -> float:
+        """Between the marks of an axis that ends at `most`: 1, 2 or 5 times a power of ten, so that they are
+        `ticks` at most."""
+        power = 10.0 ** math.floor(math.log10(most / ticks))
+        return next(digit * power for digit in (1, 2, 5, 10) if most / (digit * power) < ticks)
 
 
 def report_page(title: str, content: dict[str, Any], run: Run) -> str:

@@ -222,6 +222,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[s
                 raise CheckpointError(f"optimizer.state.{index}.{name}: of another kind than its parameter")
             if not entry[name].isfinite().all():
                 raise CheckpointError(f"optimizer.state.{index}.{name} is not finite")
+            if name in ("step", "exp_avg_sq") and (entry[name] < 0).any():
+                raise CheckpointError(f"optimizer.state.{index}.{name} is negative")
             own.copy_(entry[name])
 
 

@@ -108,6 +108,8 @@ def train(
             "val": (val, val_annotations, val_images),
         },
         val_losses=val_losses,
+        schedule=recipe.schedule,
+        callbacks=callbacks,
         max_bad_images=max_bad_images,
         timeout=timeout,
         workers=workers,

@@ -125,7 +125,7 @@ class Predictor:
         check_whole("batch_size", batch_size, 1)
         if is_one_image(images):
             self.check_size(size)
-            return self._launch_prepared([self._shaped(self.prepare(images, size, rgb))], details)()[0]
+            return self._one(self.prepare(images, size, rgb), details)
         return list(self.stream(images, size, batch_size, rgb=rgb, details=details))
 
     def stream(
@@ -207,6 +207,10 @@ class Predictor:
     def prepare(self, image: Image, size: tuple[int, int] | None = None, rgb: bool = False) -> Prepared:
         """Read an image and resize it for this detector; as `frcnn.preprocess.prepare`."""
         return prepare(image, self.data, size, rgb, self.shape)
+
+    def _one(self, image: Prepared, details: bool) -> Detections:
+        """Detections of an image, without threads."""
+        return self._launch_prepared([self._shaped(image)], details)()[0]
 
     def _shaped(self, image: Prepared) -> Prepared:
         """With few shapes: padded to the smallest that holds it, if it has the recipe's size at most."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frcnn.inference.stream import prepared_ahead
-from frcnn.read_image import ImageError
+from frcnn.read_image import MAX_PIXELS, ImageError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -76,10 +76,16 @@ def open_video(source: str | Path) -> InputContainer:
         container = av.open(address, format=kind, timeout=TIMEOUT, options=options)
         if not container.streams.video:
             raise ValueError("nothing to see in it")
+        _check_pixels(container.streams.video[0])
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{source} is no video, or a damaged one ({reason})") from None
     return container
+
+
+def _check_pixels(frame: Any) -> None:
+    if frame.width * frame.height > MAX_PIXELS:
+        raise ValueError(f"{frame.width}x{frame.height} are more than {MAX_PIXELS} pixels")
 
 
 def frames_of(container: InputContainer, source: str | Path, ahead: int = 8) -> Generator[Frame, None, None]:
@@ -100,6 +106,7 @@ def _decoded(container: InputContainer, source: str | Path) -> Generator[Frame, 
         step = float(1 / (stream.average_rate or 25))
         try:
             for frame in container.decode(stream):
+                _check_pixels(frame)
                 first = (frame.time or 0.0) if first is None else first
                 pixels = np.rot90(frame.to_ndarray(format="bgr24"), frame.rotation // 90)
                 shown = np.ascontiguousarray(pixels).view(Frame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from typing import NamedTuple
 
@@ -11,23 +11,25 @@ import torch
 
 import frcnn_ops
 from frcnn.checked import OptionError
-from frcnn.config import ViewConfig
+from frcnn.config import MAX_INPUT, ViewConfig
 from frcnn.inference.stream import Extra, Item, Predictor, prepared_ahead
 from frcnn.preprocess import Prepared, fit_size, prepare
-from frcnn.read_image import Image, as_bgr
+from frcnn.read_image import Image, ImageError, as_bgr
 from frcnn.structures import Detections, upload
 
+MOST_VIEWS = 4096
+"""Of an image."""
 
-class Part(NamedTuple):
-    """A view, and how its boxes lie in the image."""
 
-    image: Prepared
-    corner: tuple[int, int]
-    """(x, y) of its first pixel."""
+class View(NamedTuple):
+    """What of an image the network sees, and how."""
+
+    region: tuple[int, int, int, int]
+    """x1, y1, x2, y2 in its pixels."""
     inner: tuple[float, float, float, float]
-    """Where its own borders are borders within the image: x1, y1, x2, y2; infinite at the image's."""
-    mirror: int | None
-    """The width, where it is mirrored."""
+    """Where the region's borders are borders within the image: x1, y1, x2, y2; infinite at the image's."""
+    scale: float
+    mirrored: bool
 
 
 class ViewsDetector(Predictor):
@@ -37,14 +39,19 @@ class ViewsDetector(Predictor):
     are left out: another tile or the whole image has the object whole. On the device, NMS per class over all
     views leaves as many as the model's max_detections.
 
-    Raises OptionError for a model that has its own way through images, as exported ones of a fixed shape.
+    Raises OptionError for a scale that makes the input too large, and for a model that has its own way
+    through images, as exported ones of a fixed shape.
     """
 
     def __init__(self, model: Predictor, views: ViewConfig):
         if model.shape is not None or type(model).results is not Predictor.results:
             raise OptionError(
-                "views are for models that take images of any shape: not for this exported file"
+                "views are for models that take images of any shape, unlike this exported file: export it "
+                "with dynamic=True, or name the checkpoint"
             )
+        for scale in views.scales:
+            if model.data.size[0] * model.data.size[1] * scale**2 > MAX_INPUT:
+                raise OptionError(f"views.scales={scale}: the network's input has at most {MAX_INPUT} pixels")
         self.model, self.views = model, views
         self.config, self.data, self.class_names = model.config, model.data, model.class_names
 
@@ -60,10 +67,20 @@ class ViewsDetector(Predictor):
             raise OptionError("size= and views exclude each other: views have scales")
 
     def prepare(self, image: Image, size: tuple[int, int] | None = None, rgb: bool = False) -> Prepared:
-        """The image as it is: the views are made of it. Raises ImageError where one of them would vanish."""
+        """The image as it is: the views are made of it. Raises ImageError where one of them would vanish,
+        or where they would be too many."""
         pixels = as_bgr(image, rgb)
+        height, width = pixels.shape[:2]
         for scale in self.views.scales:
-            fit_size(pixels.shape[0], pixels.shape[1], self._size(scale))
+            fit_size(height, width, self._size(scale))
+        tile = self.views.tile or max(height, width)
+        step = max(1, int(tile * (1 - self.views.overlap)))
+        each = len(self.views.scales) * (1 + self.views.flip)
+        if (1 + -(-width // step) * -(-height // step)) * each > MOST_VIEWS:
+            raise ImageError(
+                f"an image of {width}x{height} pixels has more than {MOST_VIEWS} views: choose a larger "
+                f"views.tile than {tile}, or less overlap"
+            )
         return Prepared(pixels, pixels.shape[:2], pixels.shape[:2], (1.0, 1.0))
 
     def results(
@@ -78,39 +95,49 @@ class ViewsDetector(Predictor):
         if details:
             raise OptionError("details=True is for one view of an image")
         threads, batch_size = self.model._settled(threads, batch_size)
+        # one thread reads an image, others make its views: no more of them are held than are ahead
+        whole = prepared_ahead(items, read, threads, ahead=threads)
 
-        def seen(item: Item) -> tuple[list[Part], Extra]:
-            image, extra = read(item)
-            return [] if image is None else list(self._parts(image.pixels)), extra
+        def each() -> Generator[tuple[Prepared | None, View | None, bool, Extra], None, None]:
+            for image, extra in whole:
+                views = [None] if image is None else self._views_of(image)
+                for view in views:
+                    yield image, view, view is views[-1], extra
 
-        ready = prepared_ahead(items, seen, threads, ahead=2 * threads)
+        def seen(
+            one: tuple[Prepared | None, View | None, bool, Extra],
+        ) -> tuple[Prepared | None, tuple[Extra, View | None, bool]]:
+            image, view, last, extra = one
+            if image is None or view is None:
+                return None, (extra, None, last)
+            return self.model._shaped(self._seen(image.pixels, view)), (extra, view, last)
 
-        def one_by_one() -> Generator[tuple[Prepared | None, tuple[Extra, Part | None, bool]], None, None]:
-            with closing(ready):
-                for parts, extra in ready:
-                    if not parts:
-                        yield None, (extra, None, True)
-                    for part in parts:
-                        yield self.model._shaped(part.image), (extra, part, part is parts[-1])
-
-        stream = self.model._detected(one_by_one(), batch_size)
-        found: list[tuple[Part, Detections]] = []
-        with closing(stream):
-            for (extra, part, last), detections in stream:
-                if part is not None and detections is not None:
-                    found.append((part, detections))
+        of_views = each()
+        ready = prepared_ahead(of_views, seen, threads, ahead=2 * max(threads, batch_size))
+        stream = self.model._detected(ready, batch_size)
+        found: list[tuple[View, Detections]] = []
+        with closing(whole), closing(of_views), closing(stream):
+            for (extra, view, last), detections in stream:
+                if view is not None and detections is not None:
+                    found.append((view, detections))
                 if last:
                     yield extra, self._merged(found) if found else None
                     found = []
+
+    def _one(self, image: Prepared, details: bool) -> Detections:
+        with closing(self.results([image], lambda whole: (whole, None), details=details)) as results:
+            found = next(results)[1]
+        assert found is not None  # there is an image
+        return found
 
     def _size(self, scale: float) -> tuple[int, int]:
         long, short = self.data.size
         return max(1, int(long * scale)), max(1, int(short * scale))
 
-    def _parts(self, pixels: np.ndarray) -> Iterator[Part]:
-        height, width = pixels.shape[:2]
+    def _views_of(self, image: Prepared) -> list[View]:
+        height, width = image.size
+        views = []
         for x1, y1, x2, y2 in regions(width, height, self.views):
-            region = pixels[y1:y2, x1:x2]
             inner = (
                 0.0 if x1 > 0 else -np.inf,
                 0.0 if y1 > 0 else -np.inf,
@@ -118,19 +145,27 @@ class ViewsDetector(Predictor):
                 y2 - y1 if y2 < height else np.inf,
             )
             for scale in self.views.scales:
-                for mirror in (None, x2 - x1)[: 1 + self.views.flip]:
-                    view = np.ascontiguousarray(region if mirror is None else region[:, ::-1])
-                    yield Part(prepare(view, self.data, self._size(scale)), (x1, y1), inner, mirror)
+                for mirrored in (False, True)[: 1 + self.views.flip]:
+                    views.append(View((x1, y1, x2, y2), inner, scale, mirrored))
+        return views
 
-    def _merged(self, found: list[tuple[Part, Detections]]) -> Detections:
+    def _seen(self, pixels: np.ndarray, view: View) -> Prepared:
+        x1, y1, x2, y2 = view.region
+        region = pixels[y1:y2, x1:x2]
+        return prepare(
+            (region[:, ::-1] if view.mirrored else region).copy(), self.data, self._size(view.scale)
+        )
+
+    def _merged(self, found: list[tuple[View, Detections]]) -> Detections:
         boxes, kept = [], []
-        for part, detections in found:
+        for view, detections in found:
             box = detections.boxes.clone()
-            if part.mirror is not None:
-                box[:, [0, 2]] = part.mirror - box[:, [2, 0]]
-            inner = torch.tensor(part.inner)
+            x1, y1, x2, _ = view.region
+            if view.mirrored:
+                box[:, [0, 2]] = x2 - x1 - box[:, [2, 0]]
+            inner = torch.tensor(view.inner)
             whole = ((box[:, :2] >= inner[:2] + 1) & (box[:, 2:] <= inner[2:] - 1)).all(1)
-            boxes.append(box[whole] + torch.tensor(part.corner * 2))
+            boxes.append(box[whole] + torch.tensor((x1, y1) * 2))
             kept.append(detections[whole])
         scores = torch.cat([each.scores for each in kept])
         labels = torch.cat([each.labels for each in kept])

@@ -35,6 +35,7 @@ WRONG = [
     ({"name": "x" * 1001}, r"recipe\.name is x+…, not a short text"),
     ({"name": "x", "model": []}, r"recipe\.model is a list, not the fields of a ModelConfig"),
     ({"name": "x", "color": 1}, "recipe: Recipe has no color: the file comes from another version"),
+    ({"nam": "x"}, "recipe: Recipe has no nam: .* another version of frcnn, or name is meant$"),
     ({"name": "x", 5: 1}, "recipe: Recipe has no 5"),
     ({"name": "x", "published": {"box_ap": "high"}}, r"recipe\.published\.box_ap is high"),
     ({"name": "x", "data": {"size": [1333]}}, r"recipe\.data\.size has 1 values, not 2"),

@@ -45,6 +45,18 @@ def test_the_box_stays_on_its_pixels_when_flipped():
     assert boxes.tolist() == [[76, 16, 108, 40]] == [bright_extent(image)]
 
 
+def test_thin_images_are_flipped_and_cropped_to_arrays_that_torch_takes():
+    """numpy calls a mirrored column contiguous, which torch does not take; half of a pixel is one."""
+    for crop in (0.0, 1.0):
+        for height, width in ((300, 1), (1, 300), (1, 1)):
+            column = np.full((height, width, 3), 7, dtype=np.uint8)
+            for seed in range(20):
+                data = replace(PLAIN, size=(height, width), train_short_sides=(1,), flip=1.0, crop=crop)
+                rng = np.random.default_rng(seed)
+                image, _, _ = augment(column, BOX[:0], LABEL[:0], data, rng)
+                assert image.numel() and (image == 7).all()
+
+
 def test_half_of_the_images_are_flipped():
     flipped = [run(replace(PLAIN, flip=0.5), seed=seed)[1][0, 0].item() == 76 for seed in range(200)]
     assert 70 < sum(flipped) < 130

@@ -40,6 +40,7 @@ def test_images_boxes_and_classes_are_those_of_the_parts(two):
     for index, (part, own) in enumerate(places):
         assert classes_and_boxes(whole, index) == classes_and_boxes(part, own)
         assert whole.image_path(index) == part.image_path(own)
+        assert whole.image_name(index) == str(part.image_path(own))
         assert np.array_equal(whole.read(index), part.read(own))
     assert "1 boxes of an unknown image id" in " ".join(whole.report.lines())
     assert {*whole.files()} == {file for part in parts for file in part.files()}
@@ -117,11 +118,29 @@ def test_items_of_every_kind(kind):
         ((IMAGE, BOXES, [0, 0.5]), "label 0.5 is none of 2 classes"),
         ((IMAGE[..., :2], BOXES, [0, 1]), "an image array is uint8"),
         (("nowhere.png", BOXES, [0, 1]), "nowhere.png"),
+        ((IMAGE, [[1, 2], [3]], [0, 1]), "boxes are real numbers, one shape for all of them"),
+        ((IMAGE, [[1j, 2, 3, 4]] * 2, [0, 1]), "boxes are real numbers"),
+        ((IMAGE, BOXES, ["cat", "dog"]), "labels are real numbers"),
+        ((IMAGE, [object()] * 2, [0, 1]), "boxes are real numbers"),
     ],
 )
 def test_an_item_that_is_none_is_named(item, said):
     with pytest.raises(DatasetError, match=rf"^samples\[1\]: .*{said}"):
         from_samples([(IMAGE, BOXES, [0, 1]), item], ["cat", "dog"])
+
+
+def test_a_data_sets_own_error_names_the_item():
+    class Failing(list):
+        def __getitem__(self, row):
+            return super().__getitem__(row) if row == 0 else 1 / 0
+
+    with pytest.raises(DatasetError, match=r"^samples\[1\]: ZeroDivisionError: division by zero"):
+        from_samples(Failing([(IMAGE, BOXES, [0, 1])] * 2), ["cat", "dog"])
+
+
+def test_tensors_with_a_gradient_are_read():
+    boxes = torch.tensor(BOXES, requires_grad=True)
+    assert from_samples([(IMAGE, boxes, [0, 1])], ["cat", "dog"]).boxes_of(0)[0].tolist() == BOXES
 
 
 def test_a_box_that_is_no_number_is_named():

@@ -8,6 +8,7 @@ from test_formats import contents
 from tiny_coco import read_content, write_content, write_tiny
 
 from frcnn.data import DatasetError, load_dataset
+from frcnn.data.combine import concatenate, from_samples
 from frcnn.data.convert import convert
 from frcnn.data.sheet import CELL, annotated, sheet
 
@@ -51,6 +52,18 @@ def test_a_folder_that_exists_is_left_alone(data, tmp_path):
     with pytest.raises(ValueError, match=r"out exists.*choose a new folder"):
         convert(load_dataset(*data), "coco", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_what_was_made_of_other_data_sets_is_not_written(data, tmp_path, format):
+    """Their images have paths outside the new folder."""
+    before = sorted((path, path.read_bytes()) for path in data[1].rglob("*.png"))
+    read = load_dataset(*data)
+    for made in (concatenate([read, read]), from_samples([(np.zeros((9, 9, 3), np.uint8), [], [])], ["a"])):
+        with pytest.raises(DatasetError, match="has no folder of images of its own: convert each"):
+            convert(made.for_training() if len(made) > 1 else made, format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert sorted((path, path.read_bytes()) for path in data[1].rglob("*.png")) == before
 
 
 @pytest.mark.parametrize("format", ["voc", "yolo"])

@@ -98,6 +98,15 @@ def test_no_existing_file_is_overwritten(folder, out, name):
     assert model.seen == 0 and contents(out) == {name: b"somebody's"}
 
 
+def test_a_file_where_a_formats_folder_would_be_is_named_before_work(folder, out):
+    out.mkdir()
+    (out / "yolo").write_text("somebody's")
+    model = Model()
+    with pytest.raises(NotADirectoryError, match=r"out/yolo: a file is there"):
+        detect(model, [folder], out, formats=FORMATS)
+    assert model.seen == 0 and contents(out) == {"yolo": b"somebody's"}
+
+
 def test_no_crop_of_others_is_overwritten(folder, out):
     crop = out / "crops" / "b" / "deep" / "a.png-1.png"
     crop.parent.mkdir(parents=True)

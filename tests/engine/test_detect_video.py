@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -68,6 +69,15 @@ def test_times_between_frames_stay(tmp_path, out):
 def test_without_an_encoder_of_h264_it_is_mpeg4(clip, out, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
     assert described(detect_video(Model(), clip, out).video) == ("mpeg4", (96, 64), 10, 30)
+
+
+def test_a_frame_that_cannot_be_prepared_is_named(tmp_path, out):
+    """Shrunk to the model's size, a sliver has no row left."""
+    clip = write_clip(tmp_path / "clip.mkv", frames=3, size=(4096, 48), codec="ffv1")
+    model = Model()
+    model.data = replace(model.data, size=(64, 64))
+    with pytest.raises(ImageError, match=r"clip\.mkv, frame 0: .*vanishes"):
+        detect_video(model, clip, out)
 
 
 def test_options_are_those_of_images(clip, out, tmp_path):

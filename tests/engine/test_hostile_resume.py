@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,19 @@ def test_content_that_training_never_writes_is_refused(recipe, tiny, tmp_path):
         assert len(said) < 3000 and said.replace("\n", "").isprintable(), place
     save_checkpoint(run / "last.pth", good)
     train(recipe, *tiny, work_dir=run, resume=True)
+
+
+@pytest.mark.parametrize("name", ["step", "exp_avg_sq"])
+def test_a_negative_count_or_mean_of_squares_is_refused(recipe, tiny, tmp_path, name):
+    """AdamW divides by their roots: the first step would write NaN into every weight."""
+    adamw = replace(recipe, schedule=replace(recipe.schedule, optimizer="adamw"))
+    run = tmp_path / "run"
+    train(adamw, *tiny, work_dir=run)
+    content = read_training_state(run / "last.pth")
+    content["optimizer"]["state"][0][name] -= 1e6
+    save_checkpoint(run / "last.pth", content)
+    with pytest.raises(CheckpointError, match=rf"optimizer\.state\.0\.{name} is negative"):
+        train(adamw, *tiny, work_dir=run, resume=True)
 
 
 def test_what_is_no_checkpoint_is_called_what_it_is(recipe, tiny, tmp_path):

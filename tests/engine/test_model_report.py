@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from command import run
+from hypothesis import given
+from hypothesis import strategies as st
 from test_evaluate import Oracle, truth_of
 from test_read_log import OURS, train, val, write
 from tiny_coco import write_tiny
@@ -19,6 +21,7 @@ from tiny_coco import write_tiny
 from frcnn.checkpoint import download
 from frcnn.checkpoint.plain import to_plain
 from frcnn.engine.read_log import read_run
+from frcnn.engine.report_page import Chart
 from frcnn.structures import Detections
 
 pytest.importorskip("jinja2")
@@ -148,6 +151,10 @@ def test_a_report_refuses_before_it_works(mistaken, tmp_path, monkeypatch, capsy
         (["--html", mistaken[2] / "3.png"], "would overwrite"),
         (["--html", tmp_path / "r.html", "--json-file", tmp_path / "run" / "log.jsonl"], "would overwrite"),
         (["--html", tmp_path / "r", "--json-file", tmp_path / "r"], "is the page's file too"),
+        (
+            ["--html", tmp_path / "r", "--json-file", tmp_path / "run" / ".." / "r"],
+            "is the page's file too",
+        ),
         (["--html", tmp_path / "none" / "r.html"], "there is no folder"),
         (["--html", tmp_path / "r.html", "--run", tmp_path / "data"], "has no training log"),
         (["--html", tmp_path / "r.html", "--min-score", "2"], "--min-score 2.0: it is a number from 0 to 1"),
@@ -224,6 +231,22 @@ def test_curves_as_a_drawing_and_as_a_page(runs, tmp_path, capsys):
         assert (points >= [50, 35]).all() and (points <= [388, 230]).all()
     names = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
     assert names.count(str(runs[0])) == 5 and names.count(str(runs[2])) == 2
+
+
+@pytest.mark.parametrize("loss", [1e-9, 1.0, 1e10, 9e99])
+def test_axes_hold_losses_of_every_size(tmp_path, loss):
+    log = write(tmp_path / "log.jsonl", train(1, 1, loss), train(1, 2, loss / 3))
+    assert run("plot", log, "--output", tmp_path / "p.svg") == 0
+    texts = xml.etree.ElementTree.parse(tmp_path / "p.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
+    marks = [float(one.text) for one in texts if one.get("text-anchor") == "end"]
+    assert 0.5 * loss < max(marks) <= loss * 1.001 and len(marks) <= 14
+
+
+@given(st.floats(1e-99, 1e99), st.integers(2, 9))
+def test_the_marks_of_an_axis_are_few_and_round(most, ticks):
+    step = Chart.step(most, ticks)
+    assert most / step < ticks and most / step >= ticks / 2.51
+    assert f"{step:.0e}"[0] in "125"
 
 
 def test_a_plot_refuses(runs, tmp_path, capsys):

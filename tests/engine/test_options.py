@@ -1,5 +1,7 @@
 """Training's options are checked before any work."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,32 @@ def test_a_precision_is_refused_where_it_would_be_slow(recipe, tiny, tmp_path, m
     monkeypatch.setattr("frcnn.inference.hardware.cpu_computes", lambda precision: False)
     with pytest.raises(ValueError, match=rf"has no {precision} arithmetic .*use precision=float32$"):
         train(recipe, *tiny, work_dir=tmp_path / "run", device="cpu", precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "message"),
+    [
+        (
+            {"patience": 2},
+            {},
+            r"schedule\.patience works on evaluations: name val_annotations and val_images",
+        ),
+        ({"ema": 0.9}, {}, r"schedule\.ema works on evaluations"),
+        (
+            {},
+            {"callbacks": [print]},
+            "callbacks are a list of objects of classes derived from frcnn.Callback",
+        ),
+        ({}, {"callbacks": frcnn.Callback()}, "callbacks are a list"),
+        ({}, {"callbacks": [frcnn.Callback]}, "callbacks are a list"),
+        ({}, {"val": "a.json"}, "val=str: frcnn.load_dataset and frcnn.data.combine return what it is"),
+    ],
+)
+def test_what_would_do_nothing_or_fail_late_is_refused(recipe, tiny, tmp_path, schedule, options, message):
+    changed = replace(recipe, schedule=replace(recipe.schedule, **schedule))
+    with pytest.raises(ValueError, match=message):
+        train(changed, *tiny, work_dir=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_devices():

@@ -169,10 +169,12 @@ def test_a_resumed_run_with_all_of_it_is_the_uninterrupted_one(
 
 
 def test_a_run_of_another_optimizer_or_average_is_not_gone_on_with(recipe, tiny, tmp_path):
-    train(scheduled(recipe, ema=0.9), *tiny, work_dir=tmp_path / "run", epochs=1)
+    train(scheduled(recipe, ema=0.9), *tiny, *tiny, work_dir=tmp_path / "run", epochs=1)
     for changes in ({"optimizer": "adamw", "ema": 0.9}, {"ema": 0.0}, {"ema": 0.9, "accumulate": 2}):
         with pytest.raises(CheckpointError, match="comes from a run with other settings"):
-            train(scheduled(recipe, **changes), *tiny, work_dir=tmp_path / "run", epochs=1, resume=True)
+            train(
+                scheduled(recipe, **changes), *tiny, *tiny, work_dir=tmp_path / "run", epochs=1, resume=True
+            )
 
 
 def test_training_ends_after_evaluations_without_a_better_ap(recipe, tiny, tmp_path, monkeypatch, capsys):

@@ -116,7 +116,21 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
         read_run(tmp_path, "x")
 
 
-@pytest.mark.parametrize("run", [{}, {"curves": {"loss": 3}, "figures": {}, "settings": {}}, {"curves": []}])
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        {"curves": {"loss": 3}, "figures": {}, "settings": {}},
+        {"curves": []},
+        {"curves": [], "figures": {}, "settings": {}},
+        {"curves": {"loss": [[1, "2"]]}, "figures": {}, "settings": {}},
+        {"curves": {"loss": [[1, float("nan")]]}, "figures": {}, "settings": {}},
+        {"curves": {"loss": [[1, 1e308]]}, "figures": {}, "settings": {}},
+        {"curves": {}, "figures": {"steps": "many"}, "settings": {}},
+        {"curves": {}, "figures": [], "settings": {}},
+        {"curves": {}, "figures": {}, "settings": 3},
+    ],
+)
 def test_a_report_that_somebody_changed_is_refused(tmp_path, run):
     (tmp_path / "r.json").write_text(json.dumps({"run": run}, indent=1))
     with pytest.raises(ValueError, match=r"r\.json: its run is none that `frcnn report` wrote"):

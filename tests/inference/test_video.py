@@ -98,6 +98,19 @@ def test_a_format_that_does_not_say_its_length_ends_where_it_ends(tmp_path):
     assert 10 < len(list(frcnn.video(clip))) < 60
 
 
+def test_frames_of_too_many_pixels_are_named(tmp_path, monkeypatch):
+    """A header of some bytes can ask for gigabytes; a stream may change its frames' size on the way."""
+    clip = write_clip(tmp_path / "clip.mp4")
+    monkeypatch.setattr(module, "MAX_PIXELS", 96 * 64 - 1)
+    with pytest.raises(ImageError, match=r"clip\.mp4 is no video, .*\(96x64 are more than 6143 pixels\)"):
+        frcnn.video(clip)
+    monkeypatch.setattr(module, "MAX_PIXELS", 96 * 64)
+    frames = frcnn.video(clip)
+    monkeypatch.setattr(module, "MAX_PIXELS", 96 * 64 - 1)
+    with pytest.raises(ImageError, match=r"clip\.mp4.*96x64 are more than 6143 pixels"):
+        list(frames)
+
+
 def test_what_is_no_video_is_refused_at_once(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no such video: .*absent\.mp4"):
         frcnn.video(tmp_path / "absent.mp4")

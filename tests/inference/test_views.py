@@ -13,6 +13,7 @@ from frcnn.checked import OptionError
 from frcnn.config import DataConfig, ModelConfig, ViewConfig
 from frcnn.data import load_dataset
 from frcnn.engine.evaluate import evaluate
+from frcnn.inference import views as views_module
 from frcnn.inference.stream import Predictor
 from frcnn.inference.views import ViewsDetector, regions
 from frcnn.read_image import ImageError
@@ -152,6 +153,37 @@ def test_one_view_is_the_image_as_it_is(small_model):
     assert torch.equal(viewed.boxes, plain.boxes) and torch.equal(viewed.labels, plain.labels)
 
 
+def test_an_image_alone_is_seen_as_one_of_many_is(small_model):
+    image = np.random.default_rng(1).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    detector = ViewsDetector(small_model, ViewConfig(tile=90, flip=True))
+    (many,), alone = detector.predict([image]), detector.predict(image)
+    assert len(alone) and torch.equal(alone.boxes, many.boxes) and torch.equal(alone.scores, many.scores)
+
+
+def test_views_are_made_as_they_are_needed(monkeypatch):
+    """A view has the network's input size: of a large image, all at once do not fit into memory."""
+    made, most, ahead = 0, 0, []
+    plain = views_module.prepare
+
+    def counted(*arguments):
+        nonlocal made
+        made += 1
+        return plain(*arguments)
+
+    monkeypatch.setattr(views_module, "prepare", counted)
+    detector = Bright()
+    inner = detector._run
+
+    def run(*arguments):
+        ahead.append(made - len(ahead))
+        return inner(*arguments)
+
+    detector._run = run
+    image = image_of((10, 10, 40, 40), size=(1000, 1000))
+    ViewsDetector(detector, ViewConfig(tile=100)).predict([image], threads=2)
+    assert len(ahead) > 150 and max(ahead) <= 12
+
+
 def test_a_data_set_is_evaluated_in_views(tmp_path, small_model):
     from tiny_coco import write_tiny
 
@@ -169,6 +201,10 @@ def test_what_views_cannot_do_is_said():
         detector.predict([image_of()], details=True)
     with pytest.raises(ImageError, match="vanishes"):
         detector.predict([np.zeros((1, 5000, 3), np.uint8)])
+    with pytest.raises(ImageError, match=r"1000x900 pixels has more than 4096 views: choose a larger"):
+        ViewsDetector(Bright(), ViewConfig(tile=10)).predict([np.zeros((900, 1000, 3), np.uint8)])
+    with pytest.raises(OptionError, match=r"views.scales=200: the network's input has at most"):
+        ViewsDetector(Bright(), ViewConfig(scales=(1.0, 200.0)))
     fixed = Bright()
     fixed.shape = (64, 64)
     with pytest.raises(OptionError, match="images of any shape"):
