@@ -25,3 +25,12 @@ def without_faults():
     expected = []
     yield expected
     assert emulated_gpu.faults() == before + len(expected), "the emulated device has reported faults"
+
+
+@pytest.fixture(autouse=True)
+def on_the_default_stream():
+    """torch leaves its stream current where a capture fails."""
+    import torch
+
+    yield
+    torch.cuda.set_stream(torch.cuda.default_stream())
