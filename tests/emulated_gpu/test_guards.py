@@ -1,4 +1,4 @@
-"""Every operator works on its arguments' device and that device's current stream, whatever device is current."""
+"""Every operator works on its arguments' device and that device's current stream, whichever is current."""
 
 import pytest
 import torch
