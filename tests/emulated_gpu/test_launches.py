@@ -197,3 +197,31 @@ def test_a_refused_launch_is_the_fault_of_its_operator_alone(tmp_path):
     environment = {**os.environ, "EMULATED_GPU_ARCH": "9.0", "EMULATED_GPU_RESOURCES": str(table)}
     child = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr[-3000:]
+
+
+TOO_MUCH = """
+import torch, frcnn_ops
+def call(most):
+    logits, deltas = torch.randn(1, 3, 40, 40, device="cuda"), torch.randn(1, 12, 40, 40, device="cuda")
+    sizes, ones = torch.full((1, 2), 320.0, device="cuda"), (1.0, 1.0, 1.0, 1.0)
+    grid = [8], (8.0,), (0.5, 1.0, 2.0), ones
+    return frcnn_ops.select_proposals([logits], [deltas], sizes, *grid, 0.0, 0.7, most, 50)
+try:
+    call(4096)
+except RuntimeError as error:
+    wanted = "select_proposals: a block of the CUDA kernel needs more shared memory or registers than"
+    assert wanted in str(error) and "TORCH_CUDA_ARCH_LIST" in str(error), error
+else:
+    raise SystemExit("the launch was not refused")
+torch.cuda.synchronize()
+"""
+
+
+def test_more_than_a_block_of_a_small_gpu_holds_is_said_so(tmp_path):
+    """Compute capability 7.5 has no room for 4096 boxes; "invalid argument" would say nothing."""
+    script = tmp_path / "too_much.py"
+    script.write_text(TOO_MUCH)
+    environment = {**os.environ, "EMULATED_GPU_ARCH": "7.5", "EMULATED_GPU_RESOURCES": str(resources("7.5"))}
+    child = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "emulated GPU" not in child.stderr  # nothing was launched that the GPU has to refuse
