@@ -244,5 +244,6 @@ def _optional(package: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"Detections.to_{package} needs the package {package}: pip install {package} ({error})"
+            f"Detections.to_{package} needs the package {package}: pip install {package}, or frcnn with its "
+            f"extra {package} ({error})"
         ) from error
