@@ -33,7 +33,6 @@ from frcnn.commands.model import (
     RunCode,
     Views,
     Weights,
-    check_exists,
     default,
     files_of,
     load_detector,
@@ -70,7 +69,8 @@ def detect(
             tuple[str, ...],
             arg(
                 metavar="PATH [PATH …]",
-                help="Images and folders; or one video: a file, http://, https://, rtsp:// or /dev/video0.",
+                help="Images, folders, patterns and images' URLs; or one video: a file, an http or rtsp URL, "
+                "/dev/video0.",
                 help_behavior_hint="(required)",
             ),
         ]
@@ -111,8 +111,8 @@ def detect(
     from frcnn.engine.detect import check_options, detect
     from frcnn.engine.detect_video import detect_video
     from frcnn.engine.interrupt import Interrupted
-    from frcnn.inference.sources import in_words
-    from frcnn.inference.video import is_stream, is_video
+    from frcnn.inference.sources import check_there, in_words
+    from frcnn.inference.video import is_video
 
     if not paths:
         raise OptionError("name at least one image or folder")
@@ -123,9 +123,7 @@ def detect(
     videos = [path for path in paths if is_video(path)]
     if videos and (len(paths) > 1 or resume or shard or formats):
         raise OptionError(f"{videos[0]} is a video, which is done alone: no resume=True, shard= and formats=")
-    for path in paths:
-        if not is_stream(path):
-            check_exists(Path(path))
+    check_there(paths)
     check_folder(output)
     detector = load_detector(model, weights, device, precision, run_code, views)
     try:

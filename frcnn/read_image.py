@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -74,6 +75,11 @@ class ImageError(ValueError):
 def is_url(path: str | Path) -> bool:
     """Whether `read_image` asks the network for it: a text that begins with http:// or https://."""
     return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
+
+
+def is_image_address(path: str | Path) -> bool:
+    """Whether it is a URL of a file that is named as images are; others may be of videos."""
+    return is_url(path) and Path(urlsplit(str(path)).path).suffix.lower() in image_suffixes()
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -44,7 +44,7 @@ AHEAD = 4
 class _Image(NamedTuple):
     """An image, where its drawing goes, and its pixels (HWC uint8 BGR), or why it cannot be used."""
 
-    path: Path
+    path: str | Path
     target: Path
     content: np.ndarray | str
 
@@ -144,14 +144,14 @@ def detect(
         targets += [output / file for file in files_of(empty, formats)]
     if not lines.entries:
         targets += [listing, *([coco] if "coco" in formats else [])]
-    _refuse_to_overwrite(targets, [path for path, _ in found.images])
+    _refuse_to_overwrite(targets, [path for path, _ in found.images if isinstance(path, Path)])
     for kind in formats:
         check_folder(output / kind)
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file: name a folder")
     output.mkdir(parents=True, exist_ok=True)
 
-    def read(item: tuple[Path, Path]) -> tuple[Prepared | None, _Image]:
+    def read(item: tuple[str | Path, Path]) -> tuple[Prepared | None, _Image]:
         path, target = item
         try:
             pixels = read_image(path)
@@ -225,8 +225,8 @@ def check_options(
 
 
 def _named(
-    images: list[tuple[Path, Path]], entries: dict[str, dict], formats: Sequence[Format]
-) -> list[tuple[Path, Path]]:
+    images: list[tuple[str | Path, Path]], entries: dict[str, dict], formats: Sequence[Format]
+) -> list[tuple[str | Path, Path]]:
     """Each image with its drawing: an earlier run's, else a name that no other drawing has.
 
     Equal names from different folders get a number. Names that differ in case only are equal, as they are
@@ -239,7 +239,7 @@ def _named(
     names = {image: entry.get("drawing", entry.get("name")) for image, entry in entries.items()}
     before = {image: name for image, name in names.items() if name is not None}
     taken = {key(name) for name in before.values()}
-    result = []
+    result: list[tuple[str | Path, Path]] = []
     for path, relative in images:
         if str(path) in before:
             result.append((path, Path(before[str(path)])))
@@ -274,7 +274,7 @@ def _is_entry(entry: dict) -> bool:
     )
 
 
-def _digest(images: Sequence[tuple[Path, Path]]) -> str:
+def _digest(images: Sequence[tuple[str | Path, Path]]) -> str:
     """Of the images' names and order."""
     return hashlib.sha256(b"\n".join(os.fsencode(path) for path, _ in images)).hexdigest()
 

@@ -156,7 +156,7 @@ def real_images(paths: str | Path | Sequence[str | Path], most: int, channels: i
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise ExportError("images: an export is checked on real images, so name a folder of some")
-    return [path for path, _ in find_images(paths, channels=channels).images][:most]
+    return [path for path, _ in find_images(paths, channels=channels).images if isinstance(path, Path)][:most]
 
 
 def prepared(detector: ExportedDetector, images: Sequence[Path]) -> list[Prepared]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from frcnn.read_image import Image, image_suffixes, is_one_image, is_url
 
@@ -28,10 +29,10 @@ HEADER = "frcnn_detect"
 
 @dataclass(frozen=True)
 class FoundImages:
-    """images: each with the path of its drawing below the output folder. not_read: suffix -> files of formats
-    that are not supported, left out."""
+    """images: each file or URL with the path of its drawing below the output folder. not_read: suffix ->
+    files of formats that are not supported, left out."""
 
-    images: list[tuple[Path, Path]]
+    images: list[tuple[str | Path, Path]]
     not_read: Counter[str] = field(default_factory=Counter)
 
 
@@ -64,12 +65,22 @@ def _named_by(image: Image, channels: int) -> Sequence[Image]:
         return [image]
     if Path(image).is_dir():
         return [path for path, _ in find_images([image], channels=channels).images]
-    suffixes = image_suffixes(channels)
-    matches = sorted(map(Path, glob.glob(str(image), recursive=True)))
+    return _matches(image, image_suffixes(channels))
+
+
+def _matches(pattern: str | Path, suffixes: frozenset[str]) -> list[Path]:
+    matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
     files = [path for path in matches if path.suffix.lower() in suffixes and path.is_file()]
     if not files:
-        raise FileNotFoundError(f"{image}: no image matches this pattern")
+        raise FileNotFoundError(f"{pattern}: no image matches this pattern")
     return files
+
+
+def check_there(paths: Iterable[str | Path]) -> None:
+    """Raises FileNotFoundError for what is no file, folder or address, and no pattern either."""
+    for path in paths:
+        if not ("://" in str(path) or Path(path).exists() or glob.has_magic(str(path))):
+            raise FileNotFoundError(f"{path}: no such file or folder")
 
 
 def _names_several(path: str | Path) -> bool:
@@ -81,18 +92,21 @@ def _names_several(path: str | Path) -> bool:
 def find_images(
     paths: Sequence[str | Path], output: str | Path | None = None, channels: int = 3
 ) -> FoundImages:
-    """The images of files and, recursively, folders, each once however it is spelled.
+    """The images of files, URLs, patterns and, recursively, folders, each once however it is spelled.
 
     What `frcnn detect` has written into a folder is left out: `output`, if it lies inside, and inner folders
     that hold the results of earlier runs.
 
-    Raises FileNotFoundError for a path that does not exist or a folder without images.
+    Raises FileNotFoundError for a path that does not exist and a folder or a pattern without images.
     """
     suffixes = image_suffixes(channels)
-    found: dict[str, tuple[Path, Path]] = {}
+    found: dict[str, tuple[str | Path, Path]] = {}
     not_read: Counter[str] = Counter()
-    for path in map(Path, paths):
-        if path.is_dir():
+    for named in paths:
+        path = Path(named)
+        if is_url(named):
+            found.setdefault(str(named), (named, Path(Path(urlsplit(str(named)).path).name or "image")))
+        elif path.is_dir():
             listings = path.rglob(f"{RESULTS}*.jsonl")
             results = {listing.parent for listing in listings if _of_detection(listing)} - {path}
             if output is not None and path.resolve() in Path(output).resolve().parents:
@@ -109,6 +123,9 @@ def find_images(
                 found.setdefault(os.path.abspath(p), (p, p.relative_to(path)))
         elif path.exists():
             found.setdefault(os.path.abspath(path), (path, Path(path.name)))
+        elif glob.has_magic(str(path)):
+            for p in _matches(path, suffixes):
+                found.setdefault(os.path.abspath(p), (p, Path(p.name)))
         else:
             raise FileNotFoundError(f"{path}: no such image or folder")
     return FoundImages(list(found.values()), not_read)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frcnn.inference.stream import prepared_ahead
-from frcnn.read_image import MAX_PIXELS, ImageError
+from frcnn.read_image import MAX_PIXELS, ImageError, is_image_address
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -43,8 +43,8 @@ def is_video(source: str | Path) -> bool:
 
 
 def is_stream(source: str | Path) -> bool:
-    """Whether it is an address."""
-    return str(source).lower().startswith(STREAMS)
+    """Whether it is an address, other than an image's."""
+    return str(source).lower().startswith(STREAMS) and not is_image_address(source)
 
 
 def video(source: str | Path, ahead: int = 8) -> Generator[Frame, None, None]:

@@ -168,6 +168,8 @@ def test_a_playlist_in_a_file_does_not_reach_the_network(tmp_path, server):
         ("A.MOV", True),
         ("rtsp://camera/1", True),
         ("https://site/live", True),
+        ("https://site/a.mp4", True),
+        ("https://site/a.JPG?width=3", False),
         ("/dev/video0", True),
         ("a.jpg", False),
         ("a.gif", False),
