@@ -178,7 +178,7 @@ def evaluate(
     run_code: RunCode = False,
     views: Views = ViewConfig(),  # noqa: B008
 ) -> int:
-    """Evaluate a model on a data set of COCO's, VOC's or YOLO's format with pycocotools.
+    """Evaluate a model on a data set of COCO's, VOC's or YOLO's format, with pycocotools' numbers.
 
     Args:
         per_class: Also print AP and AP50 of every class.

@@ -50,6 +50,15 @@ class Processes:
             distributed.all_gather_object(values, value)
         return values
 
+    def gather_in_first(self, value: Any, what: str) -> list[Any]:
+        """Every process's value, in the first process; nothing in the others."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count if self.first else []
+        with self.waiting(what):
+            distributed.gather_object(value, values if self.first else None)
+        return values
+
     def highest(self, values: Sequence[int], what: str) -> list[int]:
         """The maximum of each value over all processes, in every process; no GPU takes part in it."""
         return self.highest_on_device(torch.tensor(values), what).tolist()

@@ -1,19 +1,17 @@
-"""COCO box metrics by pycocotools."""
+"""COCO box metrics by hotcoco, which are pycocotools' to the last digit."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from hotcoco import COCO, COCOeval
 from tqdm import tqdm
 
 from frcnn.checked import OptionError, check_whole
@@ -41,7 +39,7 @@ class Evaluation:
     class without objects. losses: where they were asked for, loss_rpn_cls, loss_rpn_bbox, loss_cls and
     loss_bbox, as training has them, and their sum, loss. failed: path of an image that could not be used ->
     why; nothing is detected on it, and its objects count as missed. seconds_per_image: of this process,
-    reading and resizing included. evaluator: pycocotools', in the first process: detections, matches,
+    reading and resizing included. evaluator: hotcoco's, in the first process: detections, matches,
     precisions.
     """
 
@@ -125,13 +123,12 @@ def evaluate(
     began = time.perf_counter()
     part = _detect(model, dataset, category_ids, share, batch_size, threads, progress, stop, of_images)
     seconds = (time.perf_counter() - began) / max(1, len(share))
-    results: list[dict] = []
+    found, *told = part
     failed: dict[str, str] = {}
     parts: list[dict[str, list[float]]] = []
-    for found, unusable, complete, values in processes.gather(part, "the detections of the other processes"):
+    for unusable, complete, values in processes.gather(told, "the other processes' end of the evaluation"):
         if not complete:
             raise KeyboardInterrupt
-        results += found
         failed |= unusable
         parts.append(values)
     if len(failed) == len(dataset):
@@ -139,6 +136,7 @@ def evaluate(
             f"none of the {len(dataset)} images of {dataset.annotation_file} can be used: "
             + next(iter(failed.values()))
         )
+    results = list(chain(*processes.gather_in_first(found, "the detections of the other processes")))
     if output is not None and processes.first:
         replace_text(output, json.dumps(results))
     scored = score(dataset, results) if processes.first else None
@@ -249,15 +247,22 @@ def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...
 
 def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
     """COCO metrics of detections in COCO's results form against a data set's annotations."""
-    truth = _coco(dataset, dataset.entries())
-    found = _coco(dataset, [{**result, "area": result["bbox"][2] * result["bbox"][3]} for result in results])
-    evaluator = COCOeval(truth, found, iouType="bbox")
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    statistics = evaluator.stats.tolist()
-    metrics = dict(zip((*STATISTICS, *RECALLS), statistics, strict=True))
+    truth = COCO(
+        {
+            "images": [{"id": image_id} for image_id in dataset.image_ids.tolist()],
+            "categories": [
+                {"id": category_id, "name": str(category_id)} for category_id in dataset.category_ids
+            ],
+            # ids count from 1: a match with annotation 0 could be taken for no match
+            "annotations": [{**entry, "id": number} for number, entry in enumerate(dataset.entries(), 1)],
+        }
+    )
+    evaluator = COCOeval(truth, truth.load_res(results), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summary_lines()  # computes the statistics
+    metrics = dict(zip((*STATISTICS, *RECALLS), map(float, evaluator.stats), strict=True))
+    assert evaluator.eval is not None
 
     precision = evaluator.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections]
     per_class = {}
@@ -270,16 +275,3 @@ def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
 def _mean(precision: np.ndarray) -> float:
     known = precision[precision > -1]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _coco(dataset: CocoDataset, annotations: list[dict]) -> COCO:
-    """A COCO index. Ids count from 1: COCOeval takes a match with annotation 0 for no match."""
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image_id} for image_id in dataset.image_ids.tolist()],
-        "categories": [{"id": category_id} for category_id in dataset.category_ids],
-        "annotations": [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(annotations, 1)],
-    }
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        coco.createIndex()
-    return coco

@@ -136,7 +136,7 @@ def train(
                     None if val is None and not val_annotations else _read(val, val_annotations, val_images),
                     val_losses,
                     folder_of(work_dir, recipe),
-                    Settings(seed, precision, mode, processes.count),
+                    Settings(seed, precision, mode, schedule.accumulate * processes.count),
                     workers,
                     max_bad_images,
                     Start(weights, reinit_heads, resume),
