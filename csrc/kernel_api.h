@@ -188,12 +188,20 @@ FRCNN_KERNEL(iou_loss_backward, int64_t type, const void* grad, const void* pred
              const void* weight, const void* boxes, const double* stds, int64_t n, int64_t mode, double eps,
              double beta, int64_t reduction, void* grad_pred);
 
-// boxes [n, 4] with box_batch_stride 0, or [B, n, 4] with n * 4; ignore and ignore_counts may be null.
-// workspace: [B, G] numbers of `type`
-FRCNN_KERNEL(assign_max_iou, int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n,
-             const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g, const void* ignore,
-             const int64_t* ignore_counts, int64_t i, double pos_iou, double neg_iou, double min_pos_iou,
-             bool match_low_quality, double ignore_iof, void* workspace, int64_t* gt_index, void* max_iou);
+// Boxes and the ground truths of a batch of images, all of one type.
+struct FrcnnAssignment {
+  const void* boxes;  // [n, 4] with box_batch_stride 0, or [batch, n, 4] with n * 4
+  const void* gts;    // [batch, g, 4], of which gt_counts [batch] are there
+  const int64_t* gt_counts;
+  const void* ignore;  // [batch, i, 4], of which ignore_counts [batch] are there; may be null
+  const int64_t* ignore_counts;
+  int64_t batch, n, g, i, box_batch_stride;
+  double pos_iou, neg_iou, min_pos_iou, ignore_iof;
+  bool match_low_quality;
+};
+// workspace: [batch, g] numbers of `type`; gt_index and max_iou [batch, n]
+FRCNN_KERNEL(assign_max_iou, int64_t type, const FrcnnAssignment* assignment, void* workspace,
+             int64_t* gt_index, void* max_iou);
 
 // Convolutions whose norm is an affine map of each filter; all of one layer, and `layers` of them.
 struct FrcnnNorm {

@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> assign_max_iou(const Tensor& boxes, const Tensor& gts
 
   const Device device = boxes.device();
   const OnDevice guard(device);
-  expect_at_most(op, "images", device, batch, 65535);
+  expect_images(op, device, batch);
   const int64_t n = boxes.size(boxes.dim() - 2);
   const Tensor box_rows = contiguous(boxes), gt_rows = contiguous(gts), counts = contiguous(gt_counts);
   const OptionalTensor regions = contiguous_or_none(ignore),
@@ -62,11 +62,24 @@ std::tuple<Tensor, Tensor> assign_max_iou(const Tensor& boxes, const Tensor& gts
   Tensor gt_index = empty({batch, n}, ScalarType::Long, boxes.device());
   Tensor max_iou = empty({batch, n}, boxes);
   const Tensor gt_best = empty({batch, g}, boxes);
-  FRCNN_RUN(assign_max_iou, device, type_of(boxes), box_rows.const_data_ptr(), boxes.dim() == 3 ? n * 4 : 0,
-            n, gt_rows.const_data_ptr(), counts.const_data_ptr<int64_t>(), batch, g, pointer_or_null(regions),
-            pointer_or_null<int64_t>(region_counts), i, pos_iou, neg_iou, min_pos_iou, match_low_quality,
-            ignore_iof, gt_best.mutable_data_ptr(), gt_index.mutable_data_ptr<int64_t>(),
-            max_iou.mutable_data_ptr());
+  FrcnnAssignment assignment{};
+  assignment.boxes = box_rows.const_data_ptr();
+  assignment.gts = gt_rows.const_data_ptr();
+  assignment.gt_counts = counts.const_data_ptr<int64_t>();
+  assignment.ignore = pointer_or_null(regions);
+  assignment.ignore_counts = pointer_or_null<int64_t>(region_counts);
+  assignment.batch = batch;
+  assignment.n = n;
+  assignment.g = g;
+  assignment.i = i;
+  assignment.box_batch_stride = boxes.dim() == 3 ? n * 4 : 0;
+  assignment.pos_iou = pos_iou;
+  assignment.neg_iou = neg_iou;
+  assignment.min_pos_iou = min_pos_iou;
+  assignment.ignore_iof = ignore_iof;
+  assignment.match_low_quality = match_low_quality;
+  FRCNN_RUN(assign_max_iou, device, type_of(boxes), &assignment, gt_best.mutable_data_ptr(),
+            gt_index.mutable_data_ptr<int64_t>(), max_iou.mutable_data_ptr());
   return {gt_index, max_iou};
 }
 

@@ -118,11 +118,24 @@ inline Tensor workspace(int64_t bytes, const Tensor& like) {
   return empty({bytes}, ScalarType::Byte, like.device());
 }
 
-// What only the CUDA kernels limit.
+// What only the CUDA kernels limit: the images of a batch are a dimension of a grid, pixels and packs are
+// counted in 32 bits.
 inline void expect_at_most(const char* op, const char* name, const Device& device, int64_t count,
-                           int64_t most) {
+                           int64_t most, const char* remedy = "split the call") {
   FRCNN_CHECK(!device.is_cuda() || count <= most, op, ": ", count, " ", name,
-              " are more than the CUDA kernel takes (", most, "); split the call");
+              " are more than the CUDA kernel takes (", most, "); ", remedy);
+}
+inline void expect_images(const char* op, const Device& device, int64_t images) {
+  expect_at_most(op, "images", device, images, 65535);
+}
+// What a block of the current GPU keeps in shared memory.
+inline void expect_in_block(const char* op, const char* name, const Device& device, int64_t count,
+                            const char* remedy) {
+#ifdef FRCNN_CUDA
+  int64_t most = 0;
+  if (device.is_cuda()) expect_launched(op, frcnn_cuda_nms_block(&most));
+  expect_at_most(op, name, device, count, most, remedy);
+#endif
 }
 
 }  // namespace frcnn

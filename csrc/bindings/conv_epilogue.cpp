@@ -20,6 +20,9 @@ Tensor conv_epilogue(const Tensor& x, const Tensor& bias, const OptionalTensor& 
     FRCNN_CHECK(add->numel() > 0 || x.numel() == 0, op, ": add has shape ", add->sizes(),
                 ", which has no cell for those of x, ", x.sizes());
   }
+  const int64_t pack = 16 / static_cast<int64_t>(x.element_size());
+  expect_at_most(op, "packs of x of 16 bytes", x.device(), x.numel() / (x.size(1) % pack == 0 ? pack : 1),
+                 INT32_MAX, "give it fewer images");
   const OnDevice guard(x.device());
   const Tensor cells = contiguous(x, kChannelsLast), shifts = contiguous(bias);
   const OptionalTensor others = contiguous_or_none(add, kChannelsLast);

@@ -34,7 +34,7 @@ Tensor grid_anchors(Ints sizes, Floats strides, Floats scales, Floats ratios, do
                 ", where the anchors are made");
     shape.insert(shape.begin(), image_sizes->size(0));
     expect_elements(op, "the result", {image_sizes->size(0), count, 4});
-    expect_at_most(op, "images", device, image_sizes->size(0), 65535);
+    expect_images(op, device, image_sizes->size(0));
   }
   Tensor anchors = empty(shape, ScalarType::Float, device);
   if (shape_only || anchors.numel() == 0) return anchors;  // no image has no pointer either

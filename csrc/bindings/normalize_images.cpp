@@ -15,6 +15,8 @@ Tensor normalize_images(const Tensor& images, const Tensor& sizes, Floats mean, 
   expect_normalization(mean, std);
   const bool known = dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   FRCNN_CHECK(known, op, ": dtype is ", dtype, ", expected float32, float16 or bfloat16");
+  expect_at_most(op, "pixels of images", images.device(),
+                 product({images.size(0), images.size(1), images.size(2)}), INT32_MAX);
   const OnDevice guard(images.device());
   const Tensor rows = contiguous(images), limits = contiguous(sizes);
   Tensor out = empty({images.size(0), 3, images.size(1), images.size(2)}, dtype, images.device(),

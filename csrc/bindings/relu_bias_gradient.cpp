@@ -20,6 +20,8 @@ Tensor run(const Tensor& grad, const Tensor& out, void* masked) {
   const OnDevice guard(grad.device());
   const Tensor gradients = contiguous(grad, kChannelsLast), results = contiguous(out, kChannelsLast);
   const int64_t channels = grad.size(1), cells = grad.size(0) * grad.size(2) * grad.size(3);
+  expect_at_most("relu_bias_gradient", "cells of grad", grad.device(), cells, INT32_MAX - 1024,
+                 "give it fewer images");
   Tensor by_bias = empty({channels}, grad);
   Tensor memory =
       workspace(FRCNN_WORKSPACE_OF(relu_bias_gradient, grad.device(), type_of(grad), cells, channels), grad);

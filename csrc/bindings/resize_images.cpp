@@ -26,6 +26,8 @@ Tensor resize_images(const Tensors& images, Ints sizes, int64_t height, int64_t 
   }
   const int64_t batch = static_cast<int64_t>(images.size());
   expect_elements(op, "the result", {batch, height, width, 3});
+  expect_at_most(op, "pixels (height times width)", images[0].device(), product({height, width}), INT32_MAX,
+                 "lower height or width");
   Tensor out = empty({batch, height, width, 3}, images[0]);
   FRCNN_RUN(resize_images, images[0].device(), listed.data(), batch, height, width,
             out.mutable_data_ptr<uint8_t>());

@@ -75,6 +75,13 @@ Tensor roi_align(const Tensors& features, const Tensor& rois, Ints output_size, 
   if (device.is_cpu()) check_images_on_cpu(rois, features[0].size(0));
   const OnDevice guard(device);
   const bool channels_last = is_channels_last(features[0]) && !features[0].is_contiguous();
+  for (const Tensor& feature : features) {
+    expect_at_most(op, "bytes in a row of channels-last features", device,
+                   channels_last ? product({feature.size(3), feature.size(1),
+                                            static_cast<int64_t>(feature.element_size())})
+                                 : 0,
+                   UINT32_MAX, "give it narrower maps");
+  }
   const auto wanted = channels_last ? kChannelsLast : MemoryFormat::Contiguous;
   Tensors maps;
   std::vector<const void*> pointers;

@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor> sample_anchors(const Tensor& gt_index, const Tensor& 
   expect_samples(op, samples, most_positive);
   const int64_t batch = gt_index.size(0), n = gt_index.size(1), slots = std::min(samples, n);
   const Device device = gt_index.device();
-  expect_at_most(op, "images", device, batch, 65535);
+  expect_images(op, device, batch);
   const OnDevice guard(device);
   const Tensor rows = contiguous(gt_index);
   Tensor index = empty({batch, slots}, rows), counts = empty({batch, 2}, rows);

@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_proposals(const Tensor& propos
   const int64_t slots = std::min(samples, g + p);
   expect_elements(op, "the result", {batch, slots, 5});
   const Device device = proposals.device();
-  expect_at_most(op, "images", device, batch, 65535);
+  expect_images(op, device, batch);
   const OnDevice guard(device);
   const Tensor rows[] = {contiguous(proposals), contiguous(scores),    contiguous(gt_index),
                          contiguous(gts),       contiguous(gt_labels), contiguous(gt_counts)};

@@ -32,10 +32,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select_detections(
   FRCNN_CHECK(product({count, classes}) <= kMostAlongOne, op, ": probabilities hold ", count, " x ", classes,
               " scores per image, expected at most ", kMostAlongOne);
   const Device device = probabilities.device();
-  expect_at_most(op, "proposals per image", device, count, kFrcnnNmsBlock);
-  expect_at_most(op, "detections per image", device, max_detections, kFrcnnNmsBlock);
-
   const OnDevice guard(device);
+  expect_images(op, device, batch);
+  expect_in_block(op, "proposals per image", device, count, "give it fewer");
+  expect_in_block(op, "detections per image (max_detections)", device, max_detections,
+                  "lower max_detections");
+
   const Tensor rows_of[] = {contiguous(probabilities), contiguous(deltas), contiguous(proposals),
                             contiguous(sizes),         contiguous(scales), contiguous(present)};
   FrcnnSelection selection{};

@@ -36,10 +36,11 @@ std::tuple<Tensor, Tensor> select_proposals(const Tensors& logits, const Tensors
   }
   expect_elements(op, "the result", {batch, count, 4});
   const Device device = image_sizes.device();
-  expect_at_most(op, "anchors before NMS (pre_nms)", device, pre_nms, kFrcnnNmsBlock);
-  expect_at_most(op, "proposals (count)", device, count, kFrcnnNmsBlock);
-
   const OnDevice guard(device);
+  expect_images(op, device, batch);
+  expect_in_block(op, "anchors before NMS (pre_nms)", device, pre_nms, "lower pre_nms");
+  expect_in_block(op, "proposals (count)", device, count, "lower count");
+
   const AnchorArrays arrays(op, device, strides, scales, ratios, center_offset);
   const Tensor sizes = contiguous(image_sizes);
   FrcnnProposals proposals{};

@@ -193,33 +193,31 @@ std::vector<Box<T>> boxes_of(const T* rows, int64_t count) {
 }  // namespace
 }  // namespace frcnn
 
-void frcnn_cpu_assign_max_iou(int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n,
-                              const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g,
-                              const void* ignore, const int64_t* ignore_counts, int64_t i, double pos_iou,
-                              double neg_iou, double min_pos_iou, bool match_low_quality, double ignore_iof,
-                              void* workspace, int64_t* gt_index, void* max_iou) {
+void frcnn_cpu_assign_max_iou(int64_t type, const FrcnnAssignment* assignment, void* workspace,
+                              int64_t* gt_index, void* max_iou) {
   using namespace frcnn;
+  const FrcnnAssignment& a = *assignment;
   for_box_type(type, [&](auto number) {
     using T = decltype(number);
-    for (int64_t image = 0; image < batch; ++image) {
-      const auto own_gts = boxes_of(static_cast<const T*>(gts) + image * g * 4, gt_counts[image]);
+    for (int64_t image = 0; image < a.batch; ++image) {
+      const auto own_gts = boxes_of(static_cast<const T*>(a.gts) + image * a.g * 4, a.gt_counts[image]);
       std::vector<Box<T>> regions;
-      if (ignore && ignore_iof > 0) {
-        regions = boxes_of(static_cast<const T*>(ignore) + image * i * 4, ignore_counts[image]);
+      if (a.ignore && a.ignore_iof > 0) {
+        regions = boxes_of(static_cast<const T*>(a.ignore) + image * a.i * 4, a.ignore_counts[image]);
       }
-      const Problem<T> problem{static_cast<const T*>(boxes) + image * box_batch_stride,
-                               n,
+      const Problem<T> problem{static_cast<const T*>(a.boxes) + image * a.box_batch_stride,
+                               a.n,
                                own_gts.data(),
                                static_cast<int32_t>(own_gts.size()),
                                regions.data(),
                                static_cast<int64_t>(regions.size()),
-                               static_cast<T>(pos_iou),
-                               static_cast<T>(neg_iou),
-                               static_cast<T>(min_pos_iou),
-                               static_cast<T>(ignore_iof),
-                               match_low_quality};
-      assign(problem, static_cast<T*>(workspace) + image * g, gt_index + image * n,
-             static_cast<T*>(max_iou) + image * n);
+                               static_cast<T>(a.pos_iou),
+                               static_cast<T>(a.neg_iou),
+                               static_cast<T>(a.min_pos_iou),
+                               static_cast<T>(a.ignore_iof),
+                               a.match_low_quality};
+      assign(problem, static_cast<T*>(workspace) + image * a.g, gt_index + image * a.n,
+             static_cast<T*>(max_iou) + image * a.n);
     }
   });
 }

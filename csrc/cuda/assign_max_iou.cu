@@ -192,39 +192,36 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 }  // namespace frcnn
 
-extern "C" int frcnn_cuda_assign_max_iou(int64_t type, const void* boxes, int64_t box_batch_stride, int64_t n,
-                                         const void* gts, const int64_t* gt_counts, int64_t batch, int64_t g,
-                                         const void* ignore, const int64_t* ignore_counts, int64_t i,
-                                         double pos_iou, double neg_iou, double min_pos_iou,
-                                         bool match_low_quality, double ignore_iof, void* workspace,
+extern "C" int frcnn_cuda_assign_max_iou(int64_t type, const FrcnnAssignment* assignment, void* workspace,
                                          int64_t* gt_index, void* max_iou, cudaStream_t stream) {
   using namespace frcnn;
-  if (n * batch == 0) return cudaSuccess;
-  if (batch > 65535) return cudaErrorInvalidValue;
-  const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(n, kThreads)), static_cast<unsigned>(batch));
+  const FrcnnAssignment& a = *assignment;
+  if (a.n * a.batch == 0) return cudaSuccess;
+  if (a.batch > 65535) return cudaErrorInvalidValue;
+  const dim3 blocks(static_cast<unsigned>(div_up<int64_t>(a.n, kThreads)), static_cast<unsigned>(a.batch));
   return for_box_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const bool ignores = ignore != nullptr && ignore_iof > 0;
-    const Problem<T> problem{static_cast<const T*>(boxes),
-                             box_batch_stride,
-                             n,
-                             static_cast<const T*>(gts),
-                             gt_counts,
-                             g,
-                             ignores ? static_cast<const T*>(ignore) : nullptr,
-                             ignore_counts,
-                             i,
-                             static_cast<T>(pos_iou),
-                             static_cast<T>(neg_iou),
-                             static_cast<T>(min_pos_iou),
-                             static_cast<T>(ignore_iof)};
+    const bool ignores = a.ignore != nullptr && a.ignore_iof > 0;
+    const Problem<T> problem{static_cast<const T*>(a.boxes),
+                             a.box_batch_stride,
+                             a.n,
+                             static_cast<const T*>(a.gts),
+                             a.gt_counts,
+                             a.g,
+                             ignores ? static_cast<const T*>(a.ignore) : nullptr,
+                             a.ignore_counts,
+                             a.i,
+                             static_cast<T>(a.pos_iou),
+                             static_cast<T>(a.neg_iou),
+                             static_cast<T>(a.min_pos_iou),
+                             static_cast<T>(a.ignore_iof)};
     cudaError_t error = cudaSuccess;
-    if (batch * g > 0)
-      error = cudaMemsetAsync(workspace, 0, static_cast<size_t>(batch * g) * sizeof(T), stream);
+    if (a.batch * a.g > 0)
+      error = cudaMemsetAsync(workspace, 0, static_cast<size_t>(a.batch * a.g) * sizeof(T), stream);
     if (error != cudaSuccess) return error;
     error = launch(best_kernel<T>, blocks, dim3(kThreads), 0, stream, problem,
                    static_cast<typename Ordered<T>::type*>(workspace), gt_index, static_cast<T*>(max_iou));
-    if (error != cudaSuccess || !match_low_quality || g == 0) return error;
+    if (error != cudaSuccess || !a.match_low_quality || a.g == 0) return error;
     return launch(claim_kernel<T>, blocks, dim3(kThreads), 0, stream, problem,
                   static_cast<const T*>(workspace), static_cast<const T*>(max_iou), gt_index);
   });

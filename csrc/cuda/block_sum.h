@@ -1,4 +1,5 @@
-// Sums over a block or a warp, over a fixed tree: the same bits every time.
+// Sums and ranks over a block or a warp; of floating-point numbers over a fixed tree: the same bits every
+// time.
 #pragma once
 
 #include "launch.h"
@@ -46,6 +47,23 @@ __device__ __forceinline__ T sum_before_in_block(T own, T* of_warp, T* total) {
   __syncthreads();
   *total = sum;
   return before;
+}
+
+// The number of threads before this one for which `chosen` holds, and of all. Called by a whole block of up
+// to 32 warps; of_warp as above.
+template <int kWarps>
+__device__ __forceinline__ int rank_in_block(bool chosen, int* of_warp, int* total) {
+  static_assert(kWarps <= 32);
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
+  const unsigned votes = __ballot_sync(kFullWarp, chosen);
+  if (lane == 0) of_warp[warp] = __popc(votes);
+  __syncthreads();
+  // Over the warps up to the one that the lane stands for.
+  const int through = sum_through_warp(lane < kWarps ? of_warp[lane] : 0);
+  const int before = __shfl_sync(kFullWarp, through, warp > 0 ? warp - 1 : 0);
+  *total = __shfl_sync(kFullWarp, through, 31);
+  __syncthreads();
+  return (warp > 0 ? before : 0) + __popc(votes & ((1u << lane) - 1u));
 }
 
 }  // namespace frcnn

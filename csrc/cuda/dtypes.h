@@ -75,7 +75,8 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
   } else {
     uint4 word;
     memcpy(&word, &pack, sizeof(word));
-    __stwb(reinterpret_cast<uint4*>(p), word);  // nvcc splits some plain stores of 16 bytes
+    // A store as any other (write-back is the default): nvcc splits some plain ones of 16 bytes, never this.
+    __stwb(reinterpret_cast<uint4*>(p), word);
   }
 }
 

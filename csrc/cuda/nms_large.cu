@@ -22,12 +22,13 @@ constexpr int kMostBlocks = 528;  // that share the segments, where only the dev
 // float64 takes twice the memory, and old GPUs have half of it (boxes_in_block).
 constexpr int kLeastChunk = kFrcnnNmsBlock / 4;
 
-__device__ __forceinline__ int key_of(float score) {
+// As score_key(), but signed, as torch sorts no unsigned numbers, and of float64 too.
+__device__ __forceinline__ int signed_key(float score) {
   if (!(score == score)) return INT32_MAX;
   const int bits = __float_as_int(score == 0.0f ? 0.0f : score);
   return bits < 0 ? bits & INT32_MAX : -bits;
 }
-__device__ __forceinline__ int64_t key_of(double score) {
+__device__ __forceinline__ int64_t signed_key(double score) {
   if (!(score == score)) return INT64_MAX;
   const int64_t bits = __double_as_longlong(score == 0.0 ? 0.0 : score);
   return bits < 0 ? bits & INT64_MAX : -bits;
@@ -37,7 +38,7 @@ template <typename T, typename Key>
 __global__ void __launch_bounds__(kKeyThreads)
     keys_kernel(const T* __restrict__ scores, int64_t n, Key* __restrict__ keys) {
   const int64_t i = int64_t{blockIdx.x} * kKeyThreads + threadIdx.x;
-  if (i < n) keys[i] = key_of(scores[i]);
+  if (i < n) keys[i] = signed_key(scores[i]);
 }
 
 __global__ void __launch_bounds__(kKeyThreads)
@@ -140,7 +141,9 @@ __global__ void __launch_bounds__(kNmsThreads) chunk_kernel(Sorted<T> p, int64_t
         chosen = round == 0 || (p.dropped[chunk / 32 + segment + i / 32] >> (i % 32) & 1u) == 0;
         if (p.scores != nullptr && p.scores[row] == -static_cast<T>(INFINITY)) chosen = false;
       }
-      const int rank = rank_in_block(chosen, count, s);
+      int found;
+      const int rank = count + rank_in_block<kNmsWarps>(chosen, s.of_warp, &found);
+      count += found;
       if (chosen) {
         boxes[rank] = load_box(p.boxes + row * 4);
         places[rank] = i;

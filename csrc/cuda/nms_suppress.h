@@ -30,24 +30,6 @@ struct NmsShared {
   int of_warp[kNmsWarps];
 };
 
-// Places for the threads that are `chosen`, in their order: the calling thread's is `count` and on, and
-// `count` grows by how many are chosen. Called by a whole block; has barriers before and after it uses
-// s.of_warp.
-__device__ __forceinline__ int rank_in_block(bool chosen, int& count, NmsShared& s) {
-  static_assert(kNmsWarps == 32);
-  const int t = static_cast<int>(threadIdx.x), lane = t % 32, warp = t / 32;
-  const unsigned votes = __ballot_sync(kFullWarp, chosen);
-  if (lane == 0) s.of_warp[warp] = __popc(votes);
-  __syncthreads();
-  const int through =
-      sum_through_warp(s.of_warp[lane]);  // over the warps up to the one that the lane stands for
-  const int before = __shfl_sync(kFullWarp, through, warp > 0 ? warp - 1 : 0);
-  const int rank = count + (warp > 0 ? before : 0) + __popc(votes & ((1u << lane) - 1u));
-  count += __shfl_sync(kFullWarp, through, kNmsWarps - 1);
-  __syncthreads();
-  return rank;
-}
-
 // Decides about up to 64 candidates from `first` on, of `count`: `dropped` by boxes kept before, or by those
 // of each other that a lane knows to suppress its own two, the better of the 64 only. Moves what is kept to
 // the front, behind s.kept boxes, and returns it as bits. Called by one warp.

@@ -1,7 +1,8 @@
 // Pixels to the network's input: a thread per pixel reads three bytes and writes three numbers.
 //
-// Bound by bytes: 3 read and 6 (12 in float32) written per pixel, for one image of 800x1344 modeled 2.9 us at
-// 3.35 TB/s in bfloat16. Nothing was measured on a GPU.
+// Bound by the issue of instructions, a modeled 5.3 us for one image of 800x1344 in bfloat16: three bytes are
+// three loads. The bytes, 3 read and 6 (12 in float32) written per pixel, take a modeled 2.9 us at 3.35 TB/s
+// (docs/performance.md). Nothing was measured on a GPU.
 #include "dtypes.h"
 
 namespace frcnn {

@@ -1,8 +1,9 @@
 // Images resized as cv2 does (resize.h), each at the top left of its place in a batch: a thread makes a pixel
 // of the result from four of its image, whose bytes L1 and L2 share among neighbors.
 //
-// Bound by bytes: an image of 640x480 to 1067x800 reads 0.9 MB and writes 3.2, modeled 1.2 us at 3.35 TB/s;
-// the weights in float64 take longer where a GPU is slow at it. Nothing was measured on a GPU.
+// Bound by the issue of instructions, a modeled 3.5 us for an image of 600x1000 to 800x1333; the bytes take a
+// modeled 1.5 us at 3.35 TB/s (docs/performance.md). The weights are in float64, which takes longer where a
+// GPU is slow at it. Nothing was measured on a GPU.
 #include "../resize.h"
 #include "launch.h"
 

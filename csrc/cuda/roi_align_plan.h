@@ -123,23 +123,6 @@ __device__ __forceinline__ int64_t map_of(const Pyramid<C>& pyramid, const C* ro
   return place.level * pyramid.batch + place.image;
 }
 
-// The number of threads before this one for which `chosen` holds, and of all; called by a whole block.
-template <int kWarps>
-__device__ __forceinline__ int rank_in_block(bool chosen, int* of_warp, int* total) {
-  const int t = static_cast<int>(threadIdx.x), warp = t / 32, lane = t % 32;
-  const unsigned votes = __ballot_sync(kFullWarp, chosen);
-  if (lane == 0) of_warp[warp] = __popc(votes);
-  __syncthreads();
-  int before = 0, sum = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    before += w < warp ? of_warp[w] : 0;
-    sum += of_warp[w];
-  }
-  __syncthreads();
-  *total = sum;
-  return before + __popc(votes & ((1u << lane) - 1u));
-}
-
 // grid: maps. Each block finds where its map starts by counting the RoIs of lower maps.
 template <typename C>
 __global__ void __launch_bounds__(kSortThreads)

@@ -4,7 +4,8 @@
 // work follows the number that do.
 //
 // Bound by latency: 1000 proposals x 81 classes are 0.3 MB of probabilities, of which a class reads one
-// number per row, a sector each: 2.6 MB, a modeled 1 us at 3.35 TB/s. What follows is a few hundred boxes.
+// number per row, a sector each: 2.6 MB, a modeled 1 us at 3.35 TB/s. What follows is a few hundred boxes, a
+// modeled 3 and 6 us in the longest block (docs/performance.md). Nothing was measured on a GPU.
 #include "../selection.h"
 #include "nms_suppress.h"
 #include "order_in_block.h"

@@ -6,7 +6,8 @@
 // level plus how many are better in each other level, which a search in that sorted level tells.
 //
 // Bound by latency: the logits of a 800x1344 image, 268,569 anchors, are 1.1 MB and read twice, a modeled 1
-// us at 3.35 TB/s; everything after is a thousand anchors per level.
+// us at 3.35 TB/s; everything after is a thousand anchors per level, of which the longest block takes a
+// modeled 19 us (docs/performance.md). Nothing was measured on a GPU.
 #include "anchors.h"
 #include "nms_spread.h"
 #include "order_in_block.h"
@@ -140,7 +141,9 @@ __global__ void __launch_bounds__(kNmsThreads, 1)
                  image_sizes[image * 2 + 1]);
       valid = box.width() > min_size && box.height() > min_size;
     }
-    const int rank = rank_in_block(valid, count, suppression.in_block);
+    int found;
+    const int rank = count + rank_in_block<kNmsWarps>(valid, suppression.in_block.of_warp, &found);
+    count += found;
     if (valid) {
       store_box(&boxes[rank].x1, box);
       places[rank] = static_cast<int>(own >> 32);

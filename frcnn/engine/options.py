@@ -51,12 +51,13 @@ def check_options(
             )
         if dataset is not None and of_boxes:
             raise OptionError(f"{name}={name} and {name}_annotations are two data sets: give one of them")
-        if not isinstance(dataset, (CocoDataset, type(None))):
-            raise OptionError(
-                f"{name}={type(dataset).__name__}: it is what frcnn.load_dataset or frcnn.data.combine returns"
-            )
     if not any(files["train"]):
         raise OptionError("there is nothing to train on: name train_annotations and train_images, or train")
+    for name, (dataset, _, _) in files.items():
+        if not isinstance(dataset, (CocoDataset, type(None))):
+            raise OptionError(
+                f"{name}={type(dataset).__name__}: frcnn.load_dataset or frcnn.data.combine returns it"
+            )
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(one, Callback) for one in callbacks):
         raise OptionError("callbacks are a list of objects of classes derived from frcnn.Callback")
     for field in ("patience", "ema"):

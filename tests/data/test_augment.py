@@ -51,7 +51,13 @@ def test_thin_images_are_flipped_and_cropped_to_arrays_that_torch_takes():
         for height, width in ((300, 1), (1, 300), (1, 1)):
             column = np.full((height, width, 3), 7, dtype=np.uint8)
             for seed in range(20):
-                data = replace(PLAIN, size=(height, width), train_short_sides=(1,), flip=1.0, crop=crop)
+                data = replace(
+                    PLAIN,
+                    size=(max(height, width), min(height, width)),
+                    train_short_sides=(1,),
+                    flip=1.0,
+                    crop=crop,
+                )
                 rng = np.random.default_rng(seed)
                 image, _, _ = augment(column, BOX[:0], LABEL[:0], data, rng)
                 assert image.numel() and (image == 7).all()

@@ -59,7 +59,10 @@ def test_what_was_made_of_other_data_sets_is_not_written(data, tmp_path, format)
     """Their images have paths outside the new folder."""
     before = sorted((path, path.read_bytes()) for path in data[1].rglob("*.png"))
     read = load_dataset(*data)
-    for made in (concatenate([read, read]), from_samples([(np.zeros((9, 9, 3), np.uint8), [], [])], ["a"])):
+    for made in (
+        concatenate([read, read]),
+        from_samples([(np.zeros((9, 9, 3), np.uint8), [[1, 1, 8, 8]], [0])], ["a"]),
+    ):
         with pytest.raises(DatasetError, match="has no folder of images of its own: convert each"):
             convert(made.for_training() if len(made) > 1 else made, format, tmp_path / "out")
     assert not (tmp_path / "out").exists()

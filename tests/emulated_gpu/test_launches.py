@@ -149,6 +149,16 @@ for n, dtype in ((2500, torch.float32), (1500, torch.float64)):
     wanted = frcnn_ops.nms_padded(boxes, scores, 0.5, 1000)
     found = frcnn_ops.nms_padded(boxes.cuda(), scores.cuda(), 0.5, 1000)
     assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, wanted)), n
+
+rpn = [torch.rand(1, 3, 8, 8).cuda()], [torch.rand(1, 12, 8, 8).cuda()], torch.full((1, 2), 64.0).cuda()
+settings = [8.0], [8.0], [0.5, 1.0, 2.0], [1.0] * 4, 0.0, 0.7
+for most, said in (((2048, 2048), ""), ((2049, 10), "lower pre_nms"), ((10, 2049), "lower count")):
+    try:
+        frcnn_ops.select_proposals(*rpn, *settings, *most)
+        error = ""
+    except RuntimeError as refused:
+        error = str(refused)
+    assert (said in error and "2049" in error and "(2048)" in error) if said else not error, (most, error)
 """
 
 

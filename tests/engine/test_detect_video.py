@@ -75,7 +75,7 @@ def test_a_frame_that_cannot_be_prepared_is_named(tmp_path, out):
     """Shrunk to the model's size, a sliver has no row left."""
     clip = write_clip(tmp_path / "clip.mkv", frames=3, size=(4096, 48), codec="ffv1")
     model = Model()
-    model.data = replace(model.data, size=(64, 64))
+    model.data = replace(model.data, size=(32, 32))
     with pytest.raises(ImageError, match=r"clip\.mkv, frame 0: .*vanishes"):
         detect_video(model, clip, out)
 

@@ -235,7 +235,7 @@ def test_curves_as_a_drawing_and_as_a_page(runs, tmp_path, capsys):
 
 @pytest.mark.parametrize("loss", [1e-9, 1.0, 1e10, 9e99])
 def test_axes_hold_losses_of_every_size(tmp_path, loss):
-    log = write(tmp_path / "log.jsonl", train(1, 1, loss), train(1, 2, loss / 3))
+    log = write(tmp_path / "log.jsonl", *(train(1, step, loss / step) | {"lr": None} for step in (1, 2)))
     assert run("plot", log, "--output", tmp_path / "p.svg") == 0
     texts = xml.etree.ElementTree.parse(tmp_path / "p.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
     marks = [float(one.text) for one in texts if one.get("text-anchor") == "end"]

@@ -56,17 +56,17 @@ def test_a_precision_is_refused_where_it_would_be_slow(recipe, tiny, tmp_path, m
         (
             {"patience": 2},
             {},
-            r"schedule\.patience works on evaluations: name val_annotations and val_images",
+            r"schedule\.patience works on evaluations: name val_annotations",
         ),
         ({"ema": 0.9}, {}, r"schedule\.ema works on evaluations"),
         (
             {},
             {"callbacks": [print]},
-            "callbacks are a list of objects of classes derived from frcnn.Callback",
+            "callbacks are a list of objects of classes derived from frcnn",
         ),
         ({}, {"callbacks": frcnn.Callback()}, "callbacks are a list"),
         ({}, {"callbacks": [frcnn.Callback]}, "callbacks are a list"),
-        ({}, {"val": "a.json"}, "val=str: frcnn.load_dataset and frcnn.data.combine return what it is"),
+        ({}, {"val": "a.json"}, "val=str: frcnn.load_dataset or frcnn.data.combine returns it"),
     ],
 )
 def test_what_would_do_nothing_or_fail_late_is_refused(recipe, tiny, tmp_path, schedule, options, message):

@@ -162,7 +162,7 @@ def test_an_image_alone_is_seen_as_one_of_many_is(small_model):
 
 def test_views_are_made_as_they_are_needed(monkeypatch):
     """A view has the network's input size: of a large image, all at once do not fit into memory."""
-    made, most, ahead = 0, 0, []
+    made, ahead = 0, []
     plain = views_module.prepare
 
     def counted(*arguments):
@@ -180,7 +180,8 @@ def test_views_are_made_as_they_are_needed(monkeypatch):
 
     detector._run = run
     image = image_of((10, 10, 40, 40), size=(1000, 1000))
-    ViewsDetector(detector, ViewConfig(tile=100)).predict([image], threads=2)
+    viewed = ViewsDetector(detector, ViewConfig(tile=100))
+    assert len(list(viewed.results([image], lambda one: (viewed.prepare(one), None), threads=2))) == 1
     assert len(ahead) > 150 and max(ahead) <= 12
 
 
@@ -203,7 +204,7 @@ def test_what_views_cannot_do_is_said():
         detector.predict([np.zeros((1, 5000, 3), np.uint8)])
     with pytest.raises(ImageError, match=r"1000x900 pixels has more than 4096 views: choose a larger"):
         ViewsDetector(Bright(), ViewConfig(tile=10)).predict([np.zeros((900, 1000, 3), np.uint8)])
-    with pytest.raises(OptionError, match=r"views.scales=200: the network's input has at most"):
+    with pytest.raises(OptionError, match=r"views.scales=200.0: the network's input has at most"):
         ViewsDetector(Bright(), ViewConfig(scales=(1.0, 200.0)))
     fixed = Bright()
     fixed.shape = (64, 64)

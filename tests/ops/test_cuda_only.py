@@ -200,6 +200,72 @@ def test_too_many_images_are_named():
         OPS.assign_max_iou(gts[0], gts, counts, None, None, 0.5, 0.4, 0.3, True, 0.5)
 
 
+def empty(*shape, **like):
+    return torch.empty(shape, device="cuda", **like)
+
+
+def one_number(*shape, dtype=torch.float32):
+    """A tensor of many elements that are one in memory."""
+    return torch.zeros((), dtype=dtype, device="cuda").expand(shape)
+
+
+def proposals(images, pre_nms=10, count=10):
+    OPS.select_proposals(
+        [one_number(images, 1, 1, 1)], [one_number(images, 4, 1, 1)], one_number(images, 2), [4.0], [8.0],
+        [1.0], 0.0, [1.0] * 4, 0.0, 0.7, pre_nms, count,
+    )  # fmt: skip
+
+
+def detections(images, each=1, most=10):
+    OPS.select_detections(
+        one_number(images, each, 2), one_number(images, each, 4), one_number(images, each, 4),
+        one_number(images, each, dtype=torch.bool), one_number(images, 2), one_number(images, 2), [1.0] * 4,
+        0.05, 0.5, most,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: proposals(65536), r"select_proposals: 65536 images .*\(65535\); split the call"),
+        (lambda: proposals(1, 4097), r"4097 anchors before NMS \(pre_nms\) .*\(4096\); lower pre_nms"),
+        (lambda: proposals(1, 10, 4097), r"4097 proposals \(count\) .*\(4096\); lower count"),
+        (lambda: detections(65536), r"select_detections: 65536 images .*\(65535\); split the call"),
+        (lambda: detections(1, 4097), r"4097 proposals per image .*\(4096\); give it fewer"),
+        (lambda: detections(1, 1, 4097), r"4097 detections per image .*; lower max_detections"),
+        (
+            lambda: OPS.normalize_images(
+                one_number(1, 65536, 32769, 3, dtype=torch.uint8), one_number(1, 2), [0.0] * 3, [1.0] * 3,
+                False, torch.float32,
+            ),
+            r"normalize_images: 2147549184 pixels of images .*\(2147483647\); split the call",
+        ),
+        (
+            lambda: OPS.resize_images([one_number(2, 2, 3, dtype=torch.uint8)], [2, 2], 32766, 65600),
+            r"resize_images: 2149449600 pixels .*; lower height or width",
+        ),
+        (
+            lambda: OPS.conv_epilogue(one_number(1, 1, 65536, 32769), one_number(1), None, True),
+            r"conv_epilogue: 2147549184 packs of x .*; give it fewer images",
+        ),
+        (
+            lambda: OPS.relu_bias_gradient(one_number(1, 1, 65536, 32769), one_number(1, 1, 65536, 32769)),
+            r"relu_bias_gradient: 2147549184 cells of grad .*; give it fewer images",
+        ),
+        (
+            lambda: OPS.roi_align(
+                [empty(1, 2, 1, 2**29 + 1, memory_format=torch.channels_last)], one_number(1, 5), [1, 1],
+                [1.0], 0, True, 56.0,
+            ),
+            r"roi_align: 4294967304 bytes in a row of channels-last features .*; give it narrower maps",
+        ),
+    ],
+)  # fmt: skip
+def test_a_limit_is_named_with_its_argument_and_a_remedy(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
 def test_too_many_levels_scales_and_ratios_are_named():
     sizes = [1, 1] * 17
     for name, strides, scales, ratios in [

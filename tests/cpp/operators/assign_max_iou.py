@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import emulated
 import numpy as np
 from arrays import Case, boxes, wild_boxes
-from emulated import Double, kind_of
+from emulated import Double, Int, Pointer, kind_of
 
 
 def assign_max_iou_cases(seed: int) -> Iterator[Case]:
@@ -36,6 +36,15 @@ def assign_max_iou_cases(seed: int) -> Iterator[Case]:
         }  # fmt: skip
 
 
+class Assignment(ctypes.Structure):
+    _fields_ = (
+        ("boxes", Pointer), ("gts", Pointer), ("gt_counts", Pointer), ("ignore", Pointer),
+        ("ignore_counts", Pointer), ("batch", Int), ("n", Int), ("g", Int), ("i", Int),
+        ("box_batch_stride", Int), ("pos_iou", Double), ("neg_iou", Double), ("min_pos_iou", Double),
+        ("ignore_iof", Double), ("match_low_quality", ctypes.c_bool),
+    )  # fmt: skip
+
+
 def assign_max_iou(
     boxes, gts, gt_counts, ignore, ignore_counts, pos_iou, neg_iou, min_pos_iou, match_low_quality,
     ignore_iof, seed=0,
@@ -44,13 +53,14 @@ def assign_max_iou(
     n = boxes.shape[-2]
     with emulated.device(seed) as d:
         gt_index, max_iou = d.empty((batch, n), np.int64), d.empty((batch, n), boxes.dtype)
-        regions = (
-            (None, None, 0) if ignore is None else (d.put(ignore), d.put(ignore_counts), ignore.shape[1])
-        )
+        assignment = Assignment(
+            *(None if array is None else d.put(array).address
+              for array in (boxes, gts, gt_counts, ignore, ignore_counts)),
+            batch, n, g, 0 if ignore is None else ignore.shape[1], n * 4 if boxes.ndim == 3 else 0,
+            pos_iou, neg_iou, min_pos_iou, ignore_iof, match_low_quality,
+        )  # fmt: skip
         d.call(
-            "frcnn_cuda_assign_max_iou", kind_of(boxes), d.put(boxes), n * 4 if boxes.ndim == 3 else 0, n,
-            d.put(gts), d.put(gt_counts), batch, g, *regions, Double(pos_iou), Double(neg_iou),
-            Double(min_pos_iou), ctypes.c_bool(match_low_quality), Double(ignore_iof),
+            "frcnn_cuda_assign_max_iou", kind_of(boxes), ctypes.byref(assignment),
             d.empty((batch, g), boxes.dtype), gt_index, max_iou,
         )  # fmt: skip
         return d.get(gt_index), d.get(max_iou)
