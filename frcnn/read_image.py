@@ -92,6 +92,12 @@ def read_image(path: str | Path) -> np.ndarray:
             return _decode(file)
 
 
+def read_bytes(content: bytes, name: str) -> np.ndarray:
+    """What `read_image` makes of a file of this content. Raises ImageError, with the name."""
+    with _read_from(name):
+        return _decode(io.BytesIO(content))
+
+
 def _read_url(address: str) -> np.ndarray:
     from frcnn.checkpoint.transfer import BrokenTransfer, DownloadError, fetch
 

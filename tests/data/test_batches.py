@@ -56,9 +56,11 @@ def test_the_batches_of_a_step_do_not_depend_on_the_number_of_processes(processe
     of_each = [iter(indices(part)) for part in parts]
     for step in range(2 * alone.steps_per_epoch):
         expected = [next(of_alone) for _ in range(alone.batches_of(step))]
-        dealt = [[next(one) for _ in range(part.batches_of(step))] for part, one in zip(parts, of_each, strict=True)]
+        both = zip(parts, of_each, strict=True)
+        dealt = [[next(one) for _ in range(part.batches_of(step))] for part, one in both]
         weights = [part.weight(step) for part in parts]
-        counted = [batch for batches, weight in zip(dealt, weights, strict=True) for batch in batches if weight]
+        mine = zip(dealt, weights, strict=True)
+        counted = [batch for batches, weight in mine for batch in batches if weight]
         assert sorted(counted) == sorted(expected)
         # none is idle, for all take part in every step; who has none of its own learns nothing
         assert all(dealt) and all(batches[0] in expected for batches in dealt)
