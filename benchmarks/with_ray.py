@@ -1,8 +1,8 @@
-"""Images per second of detection in a pipeline of Ray Data, by one actor and by two; torchvision's detector in the
-same pipeline, where it is installed. python benchmarks/with_ray.py --images 6
+"""Images per second of detection in a pipeline of Ray Data, by one actor and by two.
 
+python benchmarks/with_ray.py --images 6; torchvision's detector runs beside it where it is installed.
 The rate is that of the images between the first and the last count of two runs, so that starting Ray and its
-actors is not in it. Networks have random weights, so detections are few; every actor computes with one thread.
+actors is not in it. Networks have random weights, so detections are few; an actor computes with one thread.
 """
 
 from __future__ import annotations

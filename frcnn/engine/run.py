@@ -24,7 +24,7 @@ from frcnn.data import CocoDataset, TrainingBatches, running, training_loader
 from frcnn.data.loader import BadImage
 from frcnn.engine.bad_images import BadImages
 from frcnn.engine.callbacks import Callback
-from frcnn.engine.distributed import Processes
+from frcnn.engine.distributed import Processes, notes_on_restarts
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
@@ -98,7 +98,7 @@ class TrainingRun:
             self.validation = Validation(
                 average or self.model, validation, val_losses, schedule, self.state.history
             )
-        self.notes = self.folder.resume(self.state) if begin.resume else []
+        self.notes = notes_on_restarts() + (self.folder.resume(self.state) if begin.resume else [])
         self.saved = self.state.steps
         if settings.mode == "graph":
             self.step = StepGraphs(self.model, self.learner).step
