@@ -54,7 +54,7 @@ def all_reduce(size: float, processes: int, link: Link) -> float:
 
 
 def seconds(step: Step, links: list[Link], counts: list[int]) -> float:
-    """Of one step. links and counts: of each ring that a bucket goes through, in a machine and between them."""
+    """Of one step. links and counts: of each ring that a bucket goes through, in a machine and between."""
     buckets = max(1, round(step.gradients / BUCKET))
     size = step.gradients / buckets
     cost = sum(all_reduce(size, count, link) for count, link in zip(counts, links, strict=True))

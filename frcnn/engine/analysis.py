@@ -69,9 +69,8 @@ def analyze(dataset: CocoDataset, result: Evaluation, min_score: float = 0.3) ->
     if evaluator is None or evaluator.eval is None or not len(objects):
         raise ValueError(f"{dataset.annotation_file}: it has no objects, or the result has no evaluator")
     found = evaluator.cocoDt.dataset["annotations"]
-    places = {number: index for index, number in enumerate(dataset.image_ids.tolist())}
-    image = np.array([places[one["image_id"]] for one in found], int)
-    label = np.searchsorted(dataset.category_ids, [one["category_id"] for one in found])
+    image = np.argsort(dataset.image_ids)[np.array([one["image_id"] for one in found], int)]
+    label = np.array([one["category_id"] for one in found], int)
     xywh = np.array([one["bbox"] for one in found], float).reshape(-1, 4)
     score = np.array([one["score"] for one in found], float)
     match, counted = _matches(evaluator, len(found))

@@ -40,7 +40,7 @@ class Evaluation:
     loss_bbox, as training has them, and their sum, loss. failed: path of an image that could not be used ->
     why; nothing is detected on it, and its objects count as missed. seconds_per_image: of this process,
     reading and resizing included. evaluator: hotcoco's, in the first process: detections, matches,
-    precisions.
+    precisions; an image's id in it is its place in the order of ids, a category's its label.
     """
 
     metrics: dict[str, float]
@@ -247,17 +247,23 @@ def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...
 
 def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
     """COCO metrics of detections in COCO's results form against a data set's annotations."""
+    # hotcoco takes no negative ids: places in their order stand for them, which ties are broken by
+    image_of = {number: place for place, number in enumerate(sorted(dataset.image_ids.tolist()))}
+    label_of = {number: label for label, number in enumerate(dataset.category_ids)}
+
+    def numbered(entry: dict) -> dict:
+        places = {"image_id": image_of[entry["image_id"]], "category_id": label_of[entry["category_id"]]}
+        return {**entry, **places}
+
     truth = COCO(
         {
-            "images": [{"id": image_id} for image_id in dataset.image_ids.tolist()],
-            "categories": [
-                {"id": category_id, "name": str(category_id)} for category_id in dataset.category_ids
-            ],
+            "images": [{"id": place} for place in image_of.values()],
+            "categories": [{"id": label, "name": str(label)} for label in label_of.values()],
             # ids count from 1: a match with annotation 0 could be taken for no match
-            "annotations": [{**entry, "id": number} for number, entry in enumerate(dataset.entries(), 1)],
+            "annotations": [{**numbered(one), "id": n} for n, one in enumerate(dataset.entries(), 1)],
         }
     )
-    evaluator = COCOeval(truth, truth.load_res(results), "bbox")
+    evaluator = COCOeval(truth, truth.load_res([*map(numbered, results)]), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summary_lines()  # computes the statistics
@@ -266,8 +272,8 @@ def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
 
     precision = evaluator.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections]
     per_class = {}
-    for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
-        column = precision[:, :, evaluator.params.catIds.index(category_id), 0, -1]
+    for label, name in enumerate(dataset.class_names):
+        column = precision[:, :, label, 0, -1]
         per_class[name] = (_mean(column), _mean(column[0]))
     return Evaluation(metrics, per_class, evaluator=evaluator)
 
