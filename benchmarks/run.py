@@ -156,7 +156,7 @@ def main(settings: Settings) -> Path | None:
             except KeyboardInterrupt:
                 tqdm.write("stopped; the recipes that were done are kept", file=sys.stderr)
     if file is not None:
-        plot = "and .png" if plots() else "(a plot needs matplotlib: pip install matplotlib)"
+        plot = "and .png" if plots() else "(a plot needs matplotlib, of the extra plots)"
         print(f"\n{file.with_suffix('.md').read_text()}\nwritten to {file} and beside it as .md {plot}")
     return file
 

@@ -146,11 +146,13 @@ FRCNN_WORKSPACE(select_detections, const FrcnnSelection* selection);
 FRCNN_KERNEL(select_detections, const FrcnnSelection* selection, void* workspace, float* boxes, float* scores,
              int64_t* labels, int64_t* rows, int64_t* counts);
 
-// images [B, H, W, 3], BGR; sizes [B, 2], (height, width) of each, beyond which the result is zero; mean and
-// std: host, three, in the result's order; reverse: the result is RGB -> out [B, H, W, 3] of `type`, one of
-// float, half and bfloat16
+// images [B, H, W, channels]; sizes [B, 2], (height, width) of each, beyond which the result is zero; mean
+// and std: host, one for each channel, in the result's order; reverse: of three, BGR becomes RGB
+// -> out [B, H, W, channels] of `type`, one of float, half and bfloat16
+enum { kFrcnnMostImageChannels = 32 };
 FRCNN_KERNEL(normalize_images, int64_t type, const uint8_t* images, const float* sizes, const double* mean,
-             const double* std, bool reverse, int64_t batch, int64_t height, int64_t width, void* out);
+             const double* std, bool reverse, int64_t batch, int64_t height, int64_t width, int64_t channels,
+             void* out);
 
 // An image of resize_images, in host memory but for its pixels [height, width, 3]. On CUDA a launch takes
 // kFrcnnImages of them, none longer than kFrcnnLongestSide.

@@ -12,16 +12,15 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 import tyro
-from digits import write_digits
 
 import frcnn
 from frcnn.config import Recipe
@@ -30,8 +29,15 @@ from frcnn.engine.log import duration
 from frcnn.engine.train import TrainResult
 from frcnn.zoo.build import load
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+try:
+    import matplotlib.pyplot as plt
+    from digits import write_digits
+except ImportError as error:
+    sys.exit(
+        "examples/demo.py needs matplotlib and scikit-learn: pip install matplotlib scikit-learn, or frcnn "
+        f"with its extra demo ({error})"
+    )
+plt.switch_backend("Agg")  # files only
 
 TRAIN_IMAGES, HELD_OUT_IMAGES = 700, 150
 DRAWN_FROM = 0.5

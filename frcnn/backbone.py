@@ -83,13 +83,13 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """[B, 3, H, W] -> four feature maps with strides 4, 8, 16, 32; their widths are `channels`."""
+    """[B, C, H, W] -> four feature maps with strides 4, 8, 16, 32; their widths are `channels`."""
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self, config: BackboneConfig, image_channels: int = 3):
         super().__init__()
         self.config = config
         block = BasicBlock if config.depth < 50 else Bottleneck
-        self.conv1 = Conv(3, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = Conv(image_channels, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         in_channels, stages = 64, []
         for blocks, channels in zip(STAGE_BLOCKS[config.depth], STAGE_CHANNELS, strict=True):

@@ -152,11 +152,12 @@ class DataConfig(Checked):
     """(long side, short side) that an image is shrunk or enlarged to fit, keeping its aspect ratio."""
     train_short_sides: Annotated[tuple[Pixels, ...], Range(1, 1000)] = (800,)
     """Short sides drawn at random while training (multi-scale training)."""
-    mean: tuple[Level, Level, Level] = (123.675, 116.28, 103.53)
-    """Per channel, in the order the network sees them."""
-    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+    mean: Annotated[tuple[Level, ...], Range(1, 32)] = (123.675, 116.28, 103.53)
+    """Per channel, in the order the network sees them. As many numbers as the images have channels: other
+    than three are of arrays and .npy files, in their order."""
+    std: Annotated[tuple[Positive, ...], Range(1, 32)] = (58.395, 57.12, 57.375)
     rgb: bool = True
-    """Whether the network sees RGB (pytorch style) or BGR (caffe style)."""
+    """Whether the network sees RGB (pytorch style) or BGR (caffe style), or other channels as they come."""
     pad_divisor: Annotated[int, Range(1, 1024)] = 32
     flip: Fraction = 0.5
     """Probability of a horizontal flip while training."""
@@ -180,8 +181,17 @@ class DataConfig(Checked):
         super().__post_init__()
         self._expect(self.size[0] >= self.size[1], "size", "the long side first")
         self._expect(self.size[0] * self.size[1] <= MAX_INPUT, "size", f"at most {MAX_INPUT} pixels in all")
+        other = "mean" if len(self.std) == 3 else "std"
+        self._expect(len(self.std) == len(self.mean), other, "as many numbers in mean as in std")
+        self._expect(self.channels == 3 or not self.rgb, "rgb", "False for other than three channels")
+        self._expect(self.channels == 3 or not self.color_jitter, "color_jitter", "0 but for three channels")
         self._expect(self.scale_jitter[0] <= self.scale_jitter[1], "scale_jitter", "the smaller factor first")
         self._expect(self.scale_jitter[1] <= 4, "scale_jitter", "factors of at most 4")
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return len(self.mean)
 
 
 @dataclass(frozen=True)

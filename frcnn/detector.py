@@ -60,7 +60,7 @@ class FasterRCNN(nn.Module, Predictor):
         self.config = config
         self.data = data or DataConfig()
         self.class_names = tuple(class_names)
-        self.backbone = ResNet(config.backbone)
+        self.backbone = ResNet(config.backbone, self.data.channels)
         self.neck = FPN(self.backbone.channels, config.fpn_channels)
         self.rpn_head = RPNHead(config.fpn_channels, config.strides, config.rpn)
         self.roi_head = RoIHead(config.fpn_channels, config.strides[:-1], config.num_classes, config.roi_head)
@@ -137,7 +137,7 @@ class FasterRCNN(nn.Module, Predictor):
         Nothing waits for the device and no shape depends on the data, so a call can be captured as one CUDA
         graph and compiled as a whole.
 
-        images: [B, 3, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, 3] BGR, which is
+        images: [B, C, H, W] float32 as `frcnn.preprocess` makes it, or uint8 [B, H, W, C] (BGR), which is
         normalized here; sizes: float32 [B, 2], each image's (height, width) without padding; scales:
         float32 [B, 2], (x, y) factors that boxes are divided by.
         Returns boxes [B, D, 4], scores [B, D] (0 where unused), labels int64 [B, D] (-1), counts int64 [B];

@@ -48,6 +48,7 @@ def _processor() -> str:
 def _packages() -> list[tuple[str, str]]:
     """What frcnn needs beside torch, then what its extras add for users."""
     rows = []
+    seen = {"torch"}  # has a row of its own
     try:
         requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -55,12 +56,13 @@ def _packages() -> list[tuple[str, str]]:
     for requirement in requirements:
         name = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        if name is None or name[0] == "torch" or (extra and extra[1] in ("demo", "docs", "test")):
+        if name is None or name[0] in seen or (extra and extra[1] in ("demo", "docs", "test")):
             continue
+        seen.add(name[0])  # several extras may have it
         try:
             version = metadata.version(name[0])
         except metadata.PackageNotFoundError:
-            version = f"missing (pip install {name[0]})" if extra else "missing"
+            version = f"missing (extra {extra[1]}: pip install {name[0]})" if extra else "missing"
         rows.append((name[0], version))
     return rows
 

@@ -14,7 +14,7 @@ def page(template: str, **values: Any) -> str:
     try:
         import jinja2
     except ImportError:
-        raise ImportError("a page needs the package jinja2: pip install jinja2") from None
+        raise ImportError("a page needs jinja2: pip install jinja2, or frcnn with its extra report") from None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("frcnn", "pages"),
         autoescape=True,

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from frcnn.checked import OptionError
 from frcnn.config import DataConfig
-from frcnn.read_image import Image, ImageError, as_bgr
+from frcnn.read_image import Image, ImageError, as_pixels
 
 
 class Prepared(NamedTuple):
     """An image on its way to the network."""
 
     pixels: np.ndarray
-    """HWC uint8 BGR, resized."""
+    """HWC uint8, resized; three channels are BGR."""
     size: tuple[int, int]
     """(height, width) after resizing."""
     padded_size: tuple[int, int]
@@ -41,11 +41,11 @@ def prepare(
     rgb: bool = False,
     shape: tuple[int, int] | None = None,
 ) -> Prepared:
-    """Read an image and resize it to fit `size`, by default the recipe's. Raises as as_bgr and resize do.
+    """Read an image and resize it to fit `size`, by default the recipe's. Raises as as_pixels and resize do.
 
     shape: (height, width) of the only input that the network takes, which the image is made to fit too.
     """
-    pixels = as_bgr(image, rgb)
+    pixels = as_pixels(image, data.channels, rgb)
     try:
         pixels, scale = resize(pixels, size or data.size, shape)
     except ImageError as error:
@@ -86,12 +86,17 @@ def resize(
     height, width = image.shape[:2]
     new_height, new_width = fit_size(height, width, size, shape)
     if (new_height, new_width) != (height, width):
-        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+        image = bilinear(image, new_height, new_width)
     return image, (new_width / width, new_height / height)
 
 
+def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An HWC uint8 image of this size, as cv2 makes it, which leaves out a dimension of one channel."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+
+
 def normalize(image: np.ndarray | Tensor, data: DataConfig) -> Tensor:
-    """HWC uint8 BGR -> [3, H, W] float32 in the channel order, mean and scale that the network expects.
+    """HWC uint8 (BGR) -> [C, H, W] float32 in the channel order, mean and scale that the network expects.
 
     The result is a channels-last view: its memory stays HWC, as the convolutions want it.
     """
@@ -109,7 +114,7 @@ def padded(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 
 def pad_pixels(images: Sequence[Tensor], divisor: int) -> Tensor:
-    """Stack HWC uint8 images, zero-padded to the largest of them and to a multiple of divisor: [B, H, W, 3],
+    """Stack HWC uint8 images, zero-padded to the largest of them and to a multiple of divisor: [B, H, W, C],
     which the network normalizes on its device."""
     largest = max(len(image) for image in images), max(image.shape[1] for image in images)
     return stack_pixels(images, len(images), padded(largest, divisor))
@@ -118,15 +123,15 @@ def pad_pixels(images: Sequence[Tensor], divisor: int) -> Tensor:
 def stack_pixels(
     images: Sequence[Tensor], count: int, size: tuple[int, int], pin_memory: bool = False
 ) -> Tensor:
-    """HWC uint8 images, each at the top left of its [H, W, 3] of zeros: [count, H, W, 3] for a (H, W)."""
-    stacked = torch.zeros(count, *size, 3, dtype=torch.uint8, pin_memory=pin_memory)
+    """HWC uint8 images, each at the top left of its [H, W, C] of zeros: [count, H, W, C] for a (H, W)."""
+    stacked = torch.zeros(count, *size, images[0].shape[2], dtype=torch.uint8, pin_memory=pin_memory)
     for target, image in zip(stacked, images, strict=False):
         target[: image.shape[0], : image.shape[1]] = image
     return stacked
 
 
 def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
-    """Stack [3, H, W] tensors, zero-padded to the largest of them and to a multiple of divisor."""
+    """Stack [C, H, W] tensors, zero-padded to the largest of them and to a multiple of divisor."""
     height, width = padded(
         (max(image.shape[1] for image in images), max(image.shape[2] for image in images)), divisor
     )

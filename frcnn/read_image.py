@@ -1,4 +1,4 @@
-"""From a file, URL, array or Pillow image to pixels: HWC uint8 BGR.
+"""From a file, URL, array or Pillow image to pixels: HWC uint8, BGR where there are three channels.
 
 Pillow decodes: 8-bit images come out bit for bit as from cv2.imread, with which the reference reads, but a
 file that is cut short is refused. What is not 8-bit BGR becomes so by these rules, the same for files, arrays
@@ -9,12 +9,16 @@ and Pillow's images:
 - deeper integers keep their highest 8 bits, as with cv2.imread of a PNG; where almost nothing is left (12-bit
   values in a 16-bit file, say) the image is refused instead of being black;
 - floats are 0 to 1 and become 0 to 255, rounded; anything else is refused.
+
+Images of other channels (near infrared, depth) are arrays [height, width, channels] and `.npy` files of such.
+These rules hold for their numbers; nothing is done to their channels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,6 +49,8 @@ URL_SECONDS = 60.0
 
 ARRAY_TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
+MAX_CHANNELS = 32
+
 MIN_DEEP_VALUE = 16
 """A deep image is refused unless its 8-bit form somewhere reaches this: 1/16 of its range."""
 
@@ -71,7 +77,8 @@ def is_url(path: str | Path) -> bool:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image file, or a URL (http, https), to HWC uint8 BGR, turned upright by its EXIF orientation.
+    """Decode an image file, or a URL (http, https), to HWC uint8 BGR, turned upright by its EXIF orientation;
+    of a `.npy` file all channels, as they lie.
 
     The rules of this module apply. A file cut short is refused (unless Pillow's LOAD_TRUNCATED_IMAGES is
     set), and so is a PNG with a wrong checksum; bytes that were changed in the middle of other formats, which
@@ -89,7 +96,42 @@ def read_image(path: str | Path) -> np.ndarray:
         if not os.path.isfile(path):
             raise ImageError("is not a file")
         with open(path, "rb") as file:
-            return _decode(file)
+            return _array_of(file) if is_array_file(path) else _decode(file)
+
+
+def is_array_file(path: str | Path) -> bool:
+    return str(path).lower().endswith(".npy")
+
+
+def _array_header(file: BinaryIO) -> tuple[tuple[int, int, int], np.dtype]:
+    """Shape [height, width, channels] and dtype; what is no image is refused before its numbers are read."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in read:
+        raise ImageError(f"is a .npy file of version {version}: save it as version 1.0 or 2.0")
+    shape, _, dtype = read[version](file, max_header_size=4096)
+    shape = (*shape, 1) if len(shape) == 2 else shape
+    if (
+        len(shape) != 3
+        or not 1 <= shape[2] <= MAX_CHANNELS
+        or min(shape) < 1
+        or dtype.name not in ARRAY_TYPES
+    ):
+        raise ImageError(
+            f"holds {dtype} of shape {shape}: an image is uint8, uint16 or float (0 to 1), [height, width] "
+            f"or [height, width, channels], of at most {MAX_CHANNELS} channels"
+        )
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ImageError(f"is not read: {shape[1]}x{shape[0]} are more than {MAX_PIXELS} pixels")
+    return shape, dtype
+
+
+def _array_of(file: BinaryIO) -> np.ndarray:
+    shape, dtype = _array_header(file)
+    if os.fstat(file.fileno()).st_size - file.tell() < math.prod(shape) * dtype.itemsize:
+        raise ImageError("is cut short")
+    file.seek(0)
+    return np.require(_in_bytes(np.load(file, allow_pickle=False).reshape(shape)), requirements=["C", "W"])
 
 
 def read_bytes(content: bytes, name: str) -> np.ndarray:
@@ -123,8 +165,8 @@ def _read_from(name: str | Path) -> Iterator[None]:
 
 
 class Header(NamedTuple):
-    """What a file says of its image: the size of what `read_image` returns, Pillow's mode, bits per channel
-    and EXIF orientation (1: upright)."""
+    """What a file says of its image: the size of what `read_image` returns, Pillow's mode ("npy": an
+    array's), bits per channel and EXIF orientation (1: upright)."""
 
     width: int
     height: int
@@ -136,6 +178,9 @@ class Header(NamedTuple):
 def read_header(path: str | Path) -> Header:
     """Without decoding the image. Raises ImageError."""
     with _read_from(path), open(path, "rb") as file:
+        if is_array_file(path):
+            (height, width, _), dtype = _array_header(file)
+            return Header(width, height, "npy", 8 * dtype.itemsize, 1)
         image = _opened(file)
         orientation = _orientation(image)
         turned = orientation in (5, 6, 7, 8)
@@ -219,12 +264,7 @@ def _pixels(image: PIL.Image.Image, bits: int) -> np.ndarray:
 
 def _from_array(array: np.ndarray, bits: int = 16, rgb: bool = False) -> np.ndarray:
     """HWC uint8 BGR of an array [height, width] or [height, width, 1, 3 or 4] of one of the three kinds."""
-    if array.dtype.kind == "f":
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ImageError("has floats that are not all within 0 to 1: scale them, or convert to uint8")
-        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
-    elif array.dtype.itemsize == 2:
-        array = _not_black((array >> (bits - 8)).astype(np.uint8), bits)
+    array = _in_bytes(array, bits)
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1:
@@ -232,6 +272,16 @@ def _from_array(array: np.ndarray, bits: int = 16, rgb: bool = False) -> np.ndar
     array = array[..., 2::-1] if rgb else array[..., :3]
     # cv2 and torch take neither reversed nor, without a warning, read-only memory
     return np.require(array, requirements=["C", "W"])
+
+
+def _in_bytes(array: np.ndarray, bits: int = 16) -> np.ndarray:
+    if array.dtype.kind == "f":
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ImageError("has floats that are not all within 0 to 1: scale them, or convert to uint8")
+        return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    if array.dtype.itemsize == 2:
+        return _not_black((array >> (bits - 8)).astype(np.uint8), bits)
+    return array
 
 
 def _not_black(pixels: np.ndarray, bits: int) -> np.ndarray:
@@ -256,7 +306,7 @@ def as_bgr(image: Image, rgb: bool = False) -> np.ndarray:
     `read_image` raises.
     """
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        return expect_channels(read_image(image), 3, image)
     if isinstance(image, PIL.Image.Image):
         with _read_from("the Pillow image"):  # perhaps of a file that it has opened, but not decoded yet
             bits = _bits(image)
@@ -281,9 +331,64 @@ def as_bgr(image: Image, rgb: bool = False) -> np.ndarray:
         raise ImageError(f"the image array {error}") from None
 
 
-def channels_last(image: Tensor) -> Tensor:
+def as_pixels(image: Image, channels: int, rgb: bool = False) -> np.ndarray:
+    """An image as a model of so many channels takes it, HWC uint8: of three `as_bgr`, of others an array or a
+    tensor [height, width, channels] or [channels, height, width], or a `.npy` file. Raises as `as_bgr` does.
+    """
+    if channels == 3:
+        return as_bgr(image, rgb)
+    if isinstance(image, (str, Path)):
+        return expect_channels(read_image(image), channels, image)
+    if isinstance(image, PIL.Image.Image):
+        raise ImageError(f"the model takes images of {channels} channels: arrays, tensors and .npy files")
+    if isinstance(image, Tensor):
+        image = channels_last(image, (channels,))
+        image = (image.float() if image.is_floating_point() else image).cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"an image is a path, a numpy array or a tensor, not {type(image).__name__}")
+    if image.ndim == 2:
+        image = image[..., None]
+    if (
+        image.ndim != 3
+        or image.shape[2] != channels
+        or image.size == 0
+        or image.dtype.name not in ARRAY_TYPES
+    ):
+        raise ImageError(
+            f"an image array is uint8, uint16 or float (0 to 1), of shape (height, width, {channels}); got "
+            f"{image.dtype} of shape {tuple(image.shape)}"
+        )
+    try:
+        return np.require(_in_bytes(image), requirements=["C", "W"])
+    except ImageError as error:
+        raise ImageError(f"the image array {error}") from None
+
+
+def expect_channels(pixels: np.ndarray, channels: int, name: str | Path) -> np.ndarray:
+    """The pixels. Raises ImageError, which begins with the name, if they have other channels."""
+    if pixels.shape[2] != channels:
+        raise ImageError(
+            f"{name} has {pixels.shape[2]} channels, where {channels} are expected: as many as data.mean has "
+            "numbers"
+        )
+    return pixels
+
+
+def visible(image: Image, rgb: bool = False) -> np.ndarray:
+    """An image as it can be looked at, HWC uint8 BGR: `as_bgr`, and of more than three channels the first
+    three, of fewer the first."""
+    if isinstance(image, (str, Path)):
+        image = read_image(image)
+    if isinstance(image, Tensor) and image.ndim == 3 and len(image) < image.shape[2]:
+        image = image.permute(1, 2, 0)
+    if isinstance(image, (np.ndarray, Tensor)) and image.ndim == 3 and image.shape[2] not in (1, 3, 4):
+        image = image[..., : 3 if image.shape[2] > 3 else 1]
+    return as_bgr(image, rgb)
+
+
+def channels_last(image: Tensor, *wanted: tuple[int, ...]) -> Tensor:
     """A tensor with its channels (3, else 1 or 4 of them) last, where they were first."""
-    for channels in ((3,), (1, 4)):
+    for channels in wanted or ((3,), (1, 4)):
         if image.ndim == 3 and image.shape[-1] in channels:
             return image
         if image.ndim == 3 and image.shape[0] in channels:
@@ -291,8 +396,11 @@ def channels_last(image: Tensor) -> Tensor:
     return image
 
 
-def image_suffixes() -> frozenset[str]:
-    """The suffixes, in lower case, of the files that read_image decodes."""
+def image_suffixes(channels: int = 3) -> frozenset[str]:
+    """The suffixes, in lower case, of the files that are looked for in folders: of three channels those that
+    are decoded, of others `.npy`."""
+    if channels != 3:
+        return frozenset({".npy"})
     known = PIL.Image.registered_extensions().items()
     return frozenset(suffix for suffix, kind in known if kind in (*FORMATS, "MPO"))
 

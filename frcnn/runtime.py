@@ -123,8 +123,11 @@ class ExportedDetector(Predictor):
         Raises OptionError for images that it does not take, and ExportError where its runtime fails.
         """
         info = self.info
-        if images.dtype != torch.uint8:
-            raise OptionError(f"an exported file takes uint8 images [B, H, W, 3], not {images.dtype}")
+        if images.dtype != torch.uint8 or images.shape[3] != info.data.channels:
+            raise OptionError(
+                f"an exported file takes uint8 images [B, H, W, {info.data.channels}], not {images.dtype} of "
+                f"{tuple(images.shape)}"
+            )
         height, width = images.shape[1:3]
         if not info.dynamic and (height, width) != info.size:
             raise OptionError(

@@ -65,8 +65,8 @@ class Download:
 class Batch:
     """The network's input.
 
-    images: [B, 3, H, W] float32, normalized and zero-padded at the right and the bottom; or uint8
-    [B, H, W, 3] BGR, zero-padded, which the network normalizes.
+    images: [B, C, H, W] float32, normalized and zero-padded at the right and the bottom; or uint8
+    [B, H, W, C] (BGR), zero-padded, which the network normalizes.
     sizes: per image its (height, width) before padding.
     boxes, labels: per image [G, 4] and int64 [G], in pixels of the network's input (training only).
     seed: of the anchors and proposals that are sampled (training only); None takes torch's random numbers.
@@ -204,11 +204,12 @@ class Detections:
     def crops(self, image: Image, rgb: bool = False) -> list[np.ndarray]:
         """What is inside each box, HWC uint8 BGR: every pixel that the box touches, at least one.
 
-        image: the original, of any kind that `predict` takes. rgb: its array is RGB.
+        image: the original, of any kind that `predict` takes; of more than three channels, the first three.
+        rgb: its array is RGB.
         """
-        from frcnn.read_image import as_bgr
+        from frcnn.read_image import visible
 
-        pixels = as_bgr(image, rgb)
+        pixels = visible(image, rgb)
         height, width = pixels.shape[:2]
         crops = []
         for (x1, y1, x2, y2), *_ in self:
@@ -220,14 +221,15 @@ class Detections:
     def draw(self, image: Image, min_score: float = 0.3, rgb: bool = False) -> np.ndarray:
         """A copy of the image, HWC uint8 BGR, with boxes, names and scores drawn on it.
 
-        image: the original, of any kind that `predict` takes. rgb: its array is RGB.
+        image: the original, of any kind that `predict` takes; of more than three channels, the first three.
+        rgb: its array is RGB.
         """
         from frcnn.draw import draw_boxes
-        from frcnn.read_image import as_bgr
+        from frcnn.read_image import visible
 
         shown = self.above(min_score).to("cpu")
         captions = [f"{found.name}: {found.score:.2f}" for found in shown]
-        return draw_boxes(as_bgr(image, rgb), shown.boxes.numpy(), shown.labels.tolist(), captions)
+        return draw_boxes(visible(image, rgb), shown.boxes.numpy(), shown.labels.tolist(), captions)
 
     def _fields(self) -> dict[str, Tensor]:
         names = ("boxes", "scores", "labels", "probabilities", "features")
@@ -244,5 +246,6 @@ def _optional(package: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"Detections.to_{package} needs the package {package}: pip install {package} ({error})"
+            f"Detections.to_{package} needs the package {package}: pip install {package}, or frcnn with its "
+            f"extra {package} ({error})"
         ) from error

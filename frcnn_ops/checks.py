@@ -12,7 +12,7 @@ CHECKS = {
     "grid_anchors": "IFFFf",
     "maps": "sIii",
     "max_keep": "i",
-    "normalization": "FF",
+    "normalization": "FFi",
     "pooling": "sIFif",
     "proposals": "FFFfFffii",
     "resize": "Iiii",

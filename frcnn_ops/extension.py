@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 import ctypes
+import filecmp
+import importlib.util
 import sys
 from pathlib import Path
-from typing import TypedDict
+from types import ModuleType
+from typing import NoReturn, TypedDict
 
 import torch  # loads the libraries that the extension links to
 
-try:
-    import frcnn_ops._C as _C  # unlike "from . import", says which kind of failure it was
-except ModuleNotFoundError as error:
-    here = Path(__file__).resolve().parent
-    for folder in sys.path:
-        other = Path(folder or ".").resolve() / "frcnn_ops"
-        if other != here and any(other.glob("_C.*")):
-            raise ImportError(
-                f"Python found the source folder {here}, which is not compiled, before the installed "
-                f"{other}: run the command from another folder than the one that holds setup.py, or run "
-                "`pip install --no-build-isolation -e .` there, which compiles in place.",
-                name="frcnn_ops",  # by which `python -m frcnn_ops` knows that a message does, no traceback
-            ) from error
-    raise ImportError(
-        "frcnn_ops is not compiled: run `pip install --no-build-isolation .` (or `-e .` to edit it) in the "
-        "folder that holds its setup.py, with torch installed.",
-        name="frcnn_ops",
-    ) from error
-except ImportError as error:
-    raise ImportError(
-        f"the compiled part of frcnn_ops does not load with torch {torch.__version__}; it needs torch 2.10 "
-        "or later, on the kind of machine it was compiled for. Otherwise run `pip install "
-        "--no-build-isolation --no-deps --force-reinstall .` in the folder that holds its setup.py. "
-        f"The loader says: {error}",
-        name="frcnn_ops",
-    ) from error
 
+def _compiled() -> ModuleType:
+    """The extension beside this file. After a plain install a clone, which Python finds first, has none: then
+    the installed one, if it was installed from the same Python files."""
+    here = Path(__file__).resolve().parent
+    if importlib.util.find_spec("frcnn_ops._C") is None:
+        others = (Path(folder or ".").resolve() / "frcnn_ops" for folder in sys.path)
+        installed = next((other for other in others if other != here and any(other.glob("_C.*"))), None)
+        if installed is None:
+            _refuse(
+                "frcnn_ops is not compiled: run `pip install --no-build-isolation .` (or `-e .` to edit it) "
+                "in the folder that holds its setup.py, with torch installed."
+            )
+        if not _same_sources(here, installed):
+            _refuse(
+                f"Python found the source folder {here}, which is not compiled, before the installed "
+                f"{installed}, which has other sources: run `pip install --no-build-isolation .` in the "
+                "folder that holds setup.py, or the command from another folder."
+            )
+        sys.modules["frcnn_ops"].__path__.append(str(installed))
+    try:
+        return importlib.import_module("frcnn_ops._C")
+    except ImportError as error:
+        _refuse(
+            f"the compiled part of frcnn_ops does not load with torch {torch.__version__}; it needs torch "
+            "2.10 or later, on the kind of machine it was compiled for. Otherwise run `pip install "
+            "--no-build-isolation --no-deps --force-reinstall .` in the folder that holds its setup.py. "
+            f"The loader says: {error}",
+            error,
+        )
+
+
+def _same_sources(one: Path, other: Path) -> bool:
+    names = {path.name for folder in (one, other) for path in folder.glob("*.py")}
+    return filecmp.cmpfiles(one, other, names, shallow=False)[1:] == ([], [])
+
+
+def _refuse(sentence: str, cause: ImportError | None = None) -> NoReturn:
+    if sys.argv[:1] == ["-m"]:  # `python -m frcnn_ops` would put a sentence of its own around this one
+        sys.exit(sentence)
+    raise ImportError(sentence, name="frcnn_ops") from cause
+
+
+_C = _compiled()
 library = ctypes.CDLL(_C.__file__)
 """What csrc/bindings/library.cpp offers beside the operators."""
 

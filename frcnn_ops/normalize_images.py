@@ -16,14 +16,14 @@ def normalize_images(
     """(pixel - mean) / std in float32, rounded to ``dtype``; 0 in the padding.
 
     Args:
-        images: uint8 [B, H, W, 3], BGR, each image at the top left.
+        images: uint8 [B, H, W, C], each image at the top left; three channels are BGR.
         sizes: float32 [B, 2], (height, width) of each image, beyond which lies padding.
-        mean, std: three numbers each, in the order of the result's channels; std is positive.
-        rgb: the result's channels are RGB; otherwise BGR, as they come.
+        mean, std: C numbers each, 1 to 32, in the order of the result's channels; std is positive.
+        rgb: the result's three channels are RGB; otherwise they are as they come.
         dtype: float32, float16 or bfloat16.
 
     Returns:
-        [B, 3, H, W] of ``dtype``, channels-last. Not differentiable.
+        [B, C, H, W] of ``dtype``, channels-last. Not differentiable.
 
     Raises:
         RuntimeError: for other shapes, dtypes, devices or numbers.
@@ -33,10 +33,10 @@ def normalize_images(
 
 @torch.library.register_fake("frcnn_ops::normalize_images")
 def _(images, sizes, mean, std, rgb, dtype):
-    check("normalization", mean, std)
+    check("normalization", mean, std, rgb)
     batch, height, width, _ = images.shape
     return torch.empty(
-        (batch, 3, height, width),
+        (batch, len(mean), height, width),
         dtype=dtype,
         device=images.device,
         memory_format=torch.channels_last,

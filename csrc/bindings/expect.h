@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "../kernel_api.h"
 #include "../sizes.h"
 #include "tensor.h"
 
@@ -164,10 +165,13 @@ inline void expect_selection(Floats stds, double score_threshold, double iou_thr
   expect_count(op, "max_detections", max_detections, 0, kMostAlongOne);
 }
 
-inline void expect_normalization(Floats mean, Floats std) {
+inline void expect_normalization(Floats mean, Floats std, bool rgb) {
   const char* op = "normalize_images";
-  FRCNN_CHECK(mean.size() == 3 && std.size() == 3, op, ": mean and std have ", mean.size(), " and ",
-              std.size(), " numbers, expected 3 each, one per channel");
+  FRCNN_CHECK(mean.size() == std.size() && !mean.empty() && mean.size() <= kFrcnnMostImageChannels, op,
+              ": mean and std have ", mean.size(), " and ", std.size(), " numbers, expected 1 to ",
+              int{kFrcnnMostImageChannels}, " each, one per channel");
+  FRCNN_CHECK(!rgb || mean.size() == 3, op, ": rgb reverses three channels, and mean has ", mean.size(),
+              " numbers");
   for (const double value : mean) {
     FRCNN_CHECK(value == 0 || is_positive(std::abs(value)), op, ": mean holds ", value,
                 ", expected finite numbers");

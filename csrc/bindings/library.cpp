@@ -86,8 +86,8 @@ FRCNN_EXPORT const char* frcnn_check_selection(Floats stds, double score_thresho
 FRCNN_EXPORT const char* frcnn_check_samples(const char* op, int64_t samples, int64_t most_positive) {
   return complaint([&] { frcnn::expect_samples(op, samples, most_positive); });
 }
-FRCNN_EXPORT const char* frcnn_check_normalization(Floats mean, Floats std) {
-  return complaint([&] { frcnn::expect_normalization(mean, std); });
+FRCNN_EXPORT const char* frcnn_check_normalization(Floats mean, Floats std, int64_t rgb) {
+  return complaint([&] { frcnn::expect_normalization(mean, std, rgb != 0); });
 }
 FRCNN_EXPORT const char* frcnn_check_resize(Ints sizes, int64_t images, int64_t height, int64_t width) {
   return complaint([&] { frcnn::expect_resize(sizes, images, height, width); });

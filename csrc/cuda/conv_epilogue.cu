@@ -2,8 +2,8 @@
 // thread holds as many neighboring channels as fit into 16 bytes; the bias is in L1 for all of them.
 //
 // Bound by bytes: twice the map, three times with a sum, and a sum with a map of half the size reads a
-// quarter of it. FPN's finest level, 256x200x336 in bfloat16: a modeled 27 us at 3.35 TB/s for
-// these bytes, 31 with whole sectors (docs/performance.md). Nothing was measured on a GPU.
+// quarter of it. FPN's finest level, 256x200x336 in bfloat16, modeled at 3.35 TB/s: 23 us with the coarser
+// level, 31 with a map of its size. Nothing was measured on a GPU.
 #include "../nearest.h"
 #include "dtypes.h"
 

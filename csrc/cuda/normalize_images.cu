@@ -11,11 +11,13 @@ namespace {
 constexpr int kThreads = 256;
 
 struct Normalization {
-  float mean[3], std[3];
+  float mean[kFrcnnMostImageChannels], std[kFrcnnMostImageChannels];
+  int channels;
   bool reverse;
 };
 
-template <typename T>
+// kChannels: three, or 0 for any number, which the thread reads and writes one by one.
+template <typename T, int kChannels>
 __global__ void __launch_bounds__(kThreads)
     normalize_kernel(const uint8_t* __restrict__ images, const float* __restrict__ sizes,
                      const __grid_constant__ Normalization how, unsigned height, unsigned width,
@@ -25,11 +27,12 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned row = i / width, x = i - row * width, image = row / height, y = row - image * height;
   const bool inside =
       static_cast<float>(y) < sizes[2 * image] && static_cast<float>(x) < sizes[2 * image + 1];
-  const uint8_t* const own = images + int64_t{i} * 3;
+  const int channels = kChannels > 0 ? kChannels : how.channels;
+  const uint8_t* const own = images + int64_t{i} * channels;
 #pragma unroll
-  for (int c = 0; c < 3; ++c) {
-    const float value = static_cast<float>(own[how.reverse ? 2 - c : c]);
-    out[int64_t{i} * 3 + c] = narrow<T>(inside ? (value - how.mean[c]) / how.std[c] : 0.0f);
+  for (int c = 0; c < channels; ++c) {
+    const float value = static_cast<float>(own[kChannels == 3 && how.reverse ? 2 - c : c]);
+    out[int64_t{i} * channels + c] = narrow<T>(inside ? (value - how.mean[c]) / how.std[c] : 0.0f);
   }
 }
 
@@ -38,20 +41,22 @@ __global__ void __launch_bounds__(kThreads)
 
 extern "C" int frcnn_cuda_normalize_images(int64_t type, const uint8_t* images, const float* sizes,
                                            const double* mean, const double* std, bool reverse, int64_t batch,
-                                           int64_t height, int64_t width, void* out, cudaStream_t stream) {
+                                           int64_t height, int64_t width, int64_t channels, void* out,
+                                           cudaStream_t stream) {
   using namespace frcnn;
   const int64_t pixels = batch * height * width;
   if (pixels == 0) return cudaSuccess;
-  if (pixels > INT32_MAX) return cudaErrorInvalidValue;
-  Normalization how{{}, {}, reverse};
-  for (int c = 0; c < 3; ++c) {
+  if (pixels > INT32_MAX || channels > kFrcnnMostImageChannels) return cudaErrorInvalidValue;
+  Normalization how{{}, {}, static_cast<int>(channels), reverse};
+  for (int c = 0; c < how.channels; ++c) {
     how.mean[c] = static_cast<float>(mean[c]);
     how.std[c] = static_cast<float>(std[c]);
   }
   return for_half_or_float(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    return launch(normalize_kernel<T>, dim3(static_cast<unsigned>(div_up<int64_t>(pixels, kThreads))),
-                  dim3(kThreads), 0, stream, images, sizes, how, static_cast<unsigned>(height),
-                  static_cast<unsigned>(width), static_cast<unsigned>(pixels), static_cast<T*>(out));
+    return launch(channels == 3 ? normalize_kernel<T, 3> : normalize_kernel<T, 0>,
+                  dim3(static_cast<unsigned>(div_up<int64_t>(pixels, kThreads))), dim3(kThreads), 0, stream,
+                  images, sizes, how, static_cast<unsigned>(height), static_cast<unsigned>(width),
+                  static_cast<unsigned>(pixels), static_cast<T*>(out));
   });
 }

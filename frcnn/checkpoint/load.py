@@ -131,6 +131,11 @@ def check_fit(
             class_names = model.class_names
         else:
             _check_classes(tensors, class_names, model)
+        if spread_channels(tensors, "backbone.conv1.weight", wanted):
+            warned.append(
+                f"the first convolution's filters are of 3 channels and spread over {model.data.channels}: "
+                "they are to be trained"
+            )
         difference = compare(wanted, tensors)
         if difference:
             raise CheckpointError(f"the weights do not fit the model\n{difference}")
@@ -195,6 +200,19 @@ def compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     ]
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     return "\n".join(f"  {len(names)} {what}: {_some(names)}" for what, names in parts.items() if names)
+
+
+def spread_channels(tensors: dict[str, Tensor], name: str, wanted: Mapping[str, Tensor]) -> bool:
+    """Makes the filters of three channels that are called `name` those of as many as are wanted: channel c
+    gets the filter of channel c modulo 3, all of them scaled so that they add up to about what they did; one
+    channel gets the sum, as a gray image repeated would. Whether there was something to do."""
+    given, own = tensors.get(name), wanted[name]
+    if given is None or given.ndim != 4 or given.shape[1] != 3 or own.shape[1] == 3:
+        return False
+    channels = own.shape[1]
+    many = given[:, torch.arange(channels) % 3] * (3 / channels)
+    tensors[name] = given.sum(1, keepdim=True) if channels == 1 else many
+    return True
 
 
 def check_dense(tensors: Mapping[str, Tensor]) -> None:

@@ -60,7 +60,8 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
     """Fill the model's backbone with ImageNet weights; returns the file they came from.
 
     The file may be a classifier of torchvision or MMDetection's model store (its final layer is left
-    out), or a whole detector's checkpoint, of which the backbone is taken.
+    out), or a whole detector's checkpoint, of which the backbone is taken. For images of other than three
+    channels the first filters are spread over them (`frcnn.checkpoint.load.spread_channels`).
 
     Args:
         source: a path, a name in `BACKBONE_WEIGHTS`, or an http(s) address ending in -<8 hex digits>.pth;
@@ -77,6 +78,7 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
         compare,
         drop_wrapper_prefixes,
         read_checkpoint,
+        spread_channels,
     )
     from frcnn.checkpoint.torch_file import CheckpointError, reading
 
@@ -93,6 +95,7 @@ def load_backbone(model: FasterRCNN, source: str | Path | None = None, progress:
         }
     tensors = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
     wanted = model.backbone.state_dict()
+    spread_channels(tensors, "conv1.weight", wanted)
     difference = compare(wanted, tensors)
     with reading(path):
         if difference:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from frcnn.config import DataConfig
-from frcnn.preprocess import fit_size, resize
+from frcnn.preprocess import bilinear, fit_size, resize
 
 Annotated = tuple[np.ndarray, np.ndarray, np.ndarray]
 """HWC uint8 BGR image, boxes [G, 4] in its pixels, labels [G]."""
@@ -68,7 +68,7 @@ def _jittered(sample: Annotated, size: tuple[int, int], factor: float, rng: np.r
     image, boxes, labels = sample
     height, width = fit_size(image.shape[0], image.shape[1], size)
     rows, columns = max(1, round(height * factor)), max(1, round(width * factor))
-    resized = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    resized = bilinear(image, rows, columns)
     boxes = fitted(boxes, (columns / image.shape[1], rows / image.shape[0]), (rows, columns))
     return cut((resized, boxes, labels), height, width, rng) if factor > 1 else (resized, boxes, labels)
 

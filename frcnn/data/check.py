@@ -180,7 +180,7 @@ def _look(dataset: CocoDataset, index: int) -> _Seen:
     if _flat_below(pixels):
         text = "images whose lower part is one color: perhaps a file that was cut short"
         remarks.append(("warning", "flat", text, ""))
-    if header.bits > 8 or header.mode not in ("RGB", "L", "1"):
+    if header.bits > 8 or header.mode not in ("RGB", "L", "1", "npy"):
         text = "images that are converted to 8-bit color (rules: frcnn.read_image)"
         remarks.append(("note", "converted", text, f"{header.mode}, {header.bits} bits per channel"))
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16)

@@ -11,7 +11,7 @@ from frcnn.data.check import DatasetCheck, Example
 from frcnn.data.sheet import shrunk
 from frcnn.draw import draw_boxes
 from frcnn.page import inline, page
-from frcnn.read_image import ImageError, read_image
+from frcnn.read_image import ImageError, read_image, visible
 
 SHOWN = 8
 """Cases of each finding."""
@@ -33,7 +33,7 @@ def drawn(example: Example, labels: Sequence[int] | None = None) -> str:
     if not example.image:
         return ""
     with contextlib.suppress(ImageError, OSError):
-        pixels, scale = shrunk(read_image(example.image))
+        pixels, scale = shrunk(visible(read_image(example.image)))
         boxes = np.array(example.boxes).reshape(-1, 4) * scale
         return inline(draw_boxes(pixels, boxes, labels or range(len(boxes)), [""] * len(boxes)))
     return ""

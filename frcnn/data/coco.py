@@ -110,7 +110,7 @@ class CocoDataset:
         return self.image_folder / self.image_name(index)
 
     def read(self, index: int) -> np.ndarray:
-        """An image, HWC uint8 BGR. Raises as `read_image` does."""
+        """An image, HWC uint8 (BGR). Raises as `read_image` does."""
         if self.source is not None and self.rows is not None:
             return self.source.read(int(self.rows[index]))
         return read_image(self.image_path(index))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from frcnn.data.annotations import DatasetError, Report, read_annotations
 from frcnn.data.coco import CocoDataset, load_dataset
-from frcnn.read_image import ImageError, as_bgr
+from frcnn.read_image import ImageError, as_pixels
 
 
 class Samples(Protocol):
@@ -52,13 +52,14 @@ class FromSamples:
     samples: Samples
     rgb: bool
     name: str
+    channels: int
 
     def path(self, row: int) -> Path:
         """What messages call it."""
         return Path(f"{self.name}[{row}]")
 
     def read(self, row: int) -> np.ndarray:
-        return as_bgr(self.samples[row][0], self.rgb)
+        return as_pixels(self.samples[row][0], self.channels, self.rgb)
 
     def files(self) -> Iterator[Path]:
         return iter(())
@@ -115,13 +116,17 @@ def concatenate(datasets: Sequence[CocoDataset]) -> CocoDataset:
 
 
 def from_samples(
-    samples: Samples, class_names: Sequence[str], rgb: bool = False, name: str = "samples"
+    samples: Samples,
+    class_names: Sequence[str],
+    rgb: bool = False,
+    name: str = "samples",
+    channels: int = 3,
 ) -> CocoDataset:
     """A map-style data set as one to train and evaluate on: each item an (image, boxes, labels) or, as
     torchvision has it, (image, {"boxes": …, "labels": …}).
 
-    image: what `predict` takes; arrays and tensors are BGR, or RGB with `rgb`. boxes: (x1, y1, x2, y2) [G, 4]
-    in its pixels; labels: [G], places in class_names.
+    image: what `predict` takes; arrays and tensors are BGR, or RGB with `rgb`; of other than three channels
+    as many as `channels`. boxes: (x1, y1, x2, y2) [G, 4] in its pixels; labels: [G], places in class_names.
 
     Every item is read once here, for its size and boxes, which stay in memory, and again when its image is
     trained on; workers get a copy of `samples`. An item must have the same image and boxes each time.
@@ -138,7 +143,7 @@ def from_samples(
             raise DatasetError(f"{where}: {type(error).__name__}: {error}") from error
         image, boxes, labels = _item(item, where)
         try:
-            height, width = as_bgr(image, rgb).shape[:2]
+            height, width = as_pixels(image, channels, rgb).shape[:2]
         except (ImageError, TypeError, OSError) as error:
             raise DatasetError(f"{where}: {error}") from None
         images.append({"id": row, "file_name": str(row), "width": width, "height": height})
@@ -154,7 +159,7 @@ def from_samples(
     categories = [{"id": label, "name": class_name} for label, class_name in enumerate(class_names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     dataset = CocoDataset.of(Path(name), Path(), read_annotations(Path(name), content))
-    return replace(dataset, source=FromSamples(samples, rgb, name), rows=np.arange(len(dataset)))
+    return replace(dataset, source=FromSamples(samples, rgb, name, channels), rows=np.arange(len(dataset)))
 
 
 def _item(item: Any, where: str) -> tuple[Any, np.ndarray, np.ndarray]:

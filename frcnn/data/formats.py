@@ -207,7 +207,10 @@ def _yolo_names(description: Path) -> list[str]:
     try:
         import yaml
     except ImportError:
-        raise DatasetError(f"{description}: PyYAML, which reads it, is missing: pip install pyyaml") from None
+        raise DatasetError(
+            f"{description}: PyYAML, which reads it, is missing: pip install pyyaml, or frcnn with its "
+            "extra data"
+        ) from None
     try:
         names = yaml.safe_load(_text(description))["names"]
         if isinstance(names, dict):

@@ -26,7 +26,7 @@ from frcnn.data.augment import augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
 from frcnn.preprocess import pad_pixels
-from frcnn.read_image import ImageError
+from frcnn.read_image import ImageError, expect_channels
 from frcnn.structures import Batch
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -66,10 +66,10 @@ def allowed_bad_images(images: int, share: float) -> int:
     return min(images - 1, max(1, int(images * share))) if share else 0
 
 
-def read_annotated(dataset: CocoDataset, index: int) -> np.ndarray:
-    """An image of the data set, HWC uint8 BGR. Raises ImageError, also for another size than the annotation
-    file says, and OSError."""
-    image = dataset.read(index)
+def read_annotated(dataset: CocoDataset, index: int, channels: int) -> np.ndarray:
+    """An image of the data set, HWC uint8 (BGR). Raises ImageError, also for another size than the annotation
+    file says or other channels, and OSError."""
+    image = expect_channels(dataset.read(index), channels, dataset.image_path(index))
     expected = (int(dataset.heights[index]), int(dataset.widths[index]))
     if image.shape[:2] != expected:
         raise ImageError(
@@ -119,14 +119,16 @@ class TrainingImages(Dataset):
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
             boxes, labels = self.dataset.boxes_of(index, self.with_crowd)
             try:
-                image = augment(read_annotated(self.dataset, index), boxes, labels, self.data, rng)
+                image = augment(
+                    read_annotated(self.dataset, index, self.data.channels), boxes, labels, self.data, rng
+                )
             except (ImageError, OSError) as error:
                 bad.append(bad_image(self.dataset, index, error))
             else:
                 return TrainingSample(*image, index, tuple(bad), seed)
         side = min(self.data.size)
         blank = (
-            torch.zeros(side, side, 3, dtype=torch.uint8),
+            torch.zeros(side, side, self.data.channels, dtype=torch.uint8),
             torch.zeros(0, 4),
             torch.zeros(0, dtype=torch.int64),
         )

@@ -11,6 +11,7 @@ from frcnn.data.annotations import DatasetError
 from frcnn.data.coco import CocoDataset
 from frcnn.draw import draw_boxes
 from frcnn.preprocess import fit_size
+from frcnn.read_image import visible
 
 CELL = 320
 """Pixels of a cell's sides; larger images are shrunk to fit."""
@@ -52,7 +53,7 @@ def _row(images: list[np.ndarray], columns: int) -> np.ndarray:
 
 def annotated(dataset: CocoDataset, index: int) -> np.ndarray:
     """An image with its annotations, shrunk to fit a cell, HWC uint8 BGR."""
-    pixels, scale = shrunk(dataset.read(index))
+    pixels, scale = shrunk(visible(dataset.read(index)))
     rows = slice(dataset.box_offsets[index], dataset.box_offsets[index + 1])
     corners = dataset.xywh[rows].copy()
     corners[:, 2:] += corners[:, :2]

@@ -31,7 +31,7 @@ from frcnn.files import check_folder, replace_text, replacing
 from frcnn.inference.sources import RESULTS, find_images
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import Prepared, check_size
-from frcnn.read_image import ImageError, read_image
+from frcnn.read_image import ImageError, read_image, visible
 from frcnn.structures import Detections
 
 DRAWN_AS_THEY_ARE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -116,7 +116,7 @@ def detect(
     check_known("class", classes, model.class_names)
     check_known("format", formats, FORMATS)
     output = Path(output)
-    found = find_images(paths, output)
+    found = find_images(paths, output, model.data.channels)
     number, of = shard
     settings = {
         "model": model.fingerprint(),
@@ -155,7 +155,7 @@ def detect(
         path, target = item
         try:
             pixels = read_image(path)
-            return model.prepare(pixels, size), _Image(path, target, pixels)
+            return model.prepare(pixels, size), _Image(path, target, visible(pixels))
         except (ImageError, OSError) as error:
             reason = str(error) if str(path) in str(error) else f"{path}: {error}"
             return None, _Image(path, target, reason)

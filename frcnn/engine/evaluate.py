@@ -202,7 +202,7 @@ def _detect(
 
     def read(index: int) -> tuple[Prepared | None, tuple[int, Prepared] | BadImage]:
         try:
-            image = model.prepare(read_annotated(dataset, index))
+            image = model.prepare(read_annotated(dataset, index, model.data.channels))
             return image, (index, image)
         except (ImageError, OSError) as error:
             return None, bad_image(dataset, index, error)

@@ -78,7 +78,10 @@ class TrainingLog:
 
             self.board = tensorboard.SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         except ImportError:
-            self.say("no tensorboard (pip install tensorboard): curves go to log.jsonl only")
+            self.say(
+                "no tensorboard (pip install tensorboard, or frcnn with its extra tensorboard): curves go to "
+                "log.jsonl only"
+            )
         if dropped:
             self.say(f"{self.file}: lines that were cut off while being written, taken out: {dropped}")
 

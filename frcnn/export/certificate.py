@@ -150,13 +150,13 @@ def at_export(path: Path) -> AtExport:
         return AtExport()
 
 
-def real_images(paths: str | Path | Sequence[str | Path], most: int) -> list[Path]:
+def real_images(paths: str | Path | Sequence[str | Path], most: int, channels: int = 3) -> list[Path]:
     """The first images of files and folders. Raises FileNotFoundError where there is none."""
     check_whole("most_images", most, 1)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise ExportError("images: an export is checked on real images, so name a folder of some")
-    return [path for path, _ in find_images(paths).images][:most]
+    return [path for path, _ in find_images(paths, channels=channels).images][:most]
 
 
 def prepared(detector: ExportedDetector, images: Sequence[Path]) -> list[Prepared]:

@@ -78,7 +78,7 @@ def export(
     """
     path = Path(path)
     check_export(path, format, precision, size, batch, dynamic, model.data.pad_divisor)
-    chosen = real_images(images, most_images)
+    chosen = real_images(images, most_images, model.data.channels)
     if model.device.type != "cpu":
         raise ExportError(f"the model is on {model.device}: export it from the CPU (model.cpu())")
     if size is None:
@@ -233,7 +233,6 @@ def verify_file(
             f"{path}: {beside(path)} is missing or damaged, or does not say which model it was made from: "
             "name it with model=MODEL"
         )
-    chosen = real_images(images or known.images, len(known.images) or 32)
     try:
         loaded = load_model(source[0], source[1] or None, "cpu")
     except (ValueError, KeyError, OSError) as error:
@@ -241,6 +240,7 @@ def verify_file(
             text = f"{path}: its certificate says that it was made from {source[0]}, which cannot be loaded"
             raise ExportError(f"{text}: {error}; name the model with model=MODEL") from None
         raise
+    chosen = real_images(images or known.images, len(known.images) or 32, loaded.data.channels)
     with evaluating(loaded):
         return certify(detector, loaded, chosen, source)
 

@@ -49,7 +49,7 @@ def check_packages(format: Format, precision: str) -> None:
     if missing:
         raise ExportError(
             f"format={format}, precision={precision} needs {', '.join(needed)}, some of which are missing: "
-            f"pip install {' '.join(missing)}"
+            f"pip install {' '.join(missing)}, or frcnn with its extra export"
         )
 
 

@@ -1,6 +1,6 @@
 """The graph that is exported: pixels in, padded detections out, traced by torch.export.
 
-    images   uint8 [B, H, W, 3], BGR, resized, each at the top left of zeros
+    images   uint8 [B, H, W, C] (BGR), resized, each at the top left of zeros
     sizes    float32 [B, 2], (height, width) of each image without the zeros
     scales   float32 [B, 2], (x, y) factors of the resize, which boxes are divided by
 
@@ -59,7 +59,7 @@ def example(info: ExportInfo) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs of the file's shape; two images where their number is to stay open."""
     batch = 2 if info.dynamic else info.batch
     return (
-        torch.zeros(batch, *info.size, 3, dtype=torch.uint8),
+        torch.zeros(batch, *info.size, info.data.channels, dtype=torch.uint8),
         torch.tensor([info.size] * batch, dtype=torch.float32),
         torch.ones(batch, 2),
     )

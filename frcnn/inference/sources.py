@@ -35,7 +35,7 @@ class FoundImages:
     not_read: Counter[str] = field(default_factory=Counter)
 
 
-def expand(images: Image | Iterable[Image]) -> Image | Iterable[Image]:
+def expand(images: Image | Iterable[Image], channels: int = 3) -> Image | Iterable[Image]:
     """What `predict` is given, with every folder and pattern in it replaced by its images, in sorted order.
 
     A path that exists, a URL (http, https), an array, a tensor and a Pillow image stay as they are: one image
@@ -46,21 +46,25 @@ def expand(images: Image | Iterable[Image]) -> Image | Iterable[Image]:
     Raises FileNotFoundError for a folder or a pattern without images, TypeError for what is no image at all.
     """
     if is_one_image(images):
-        return _named_by(images) if isinstance(images, (str, Path)) and _names_several(images) else images
+        return (
+            _named_by(images, channels)
+            if isinstance(images, (str, Path)) and _names_several(images)
+            else images
+        )
     try:
         several = iter(images)
     except TypeError:
         kinds = "a path, URL, array, tensor or Pillow image, or an iterable of these"
         raise TypeError(f"images to predict are {kinds}, not {type(images).__name__}") from None
-    return (image for named in several for image in _named_by(named))
+    return (image for named in several for image in _named_by(named, channels))
 
 
-def _named_by(image: Image) -> Sequence[Image]:
+def _named_by(image: Image, channels: int) -> Sequence[Image]:
     if not isinstance(image, (str, Path)) or not _names_several(image):
         return [image]
     if Path(image).is_dir():
-        return [path for path, _ in find_images([image]).images]
-    suffixes = image_suffixes()
+        return [path for path, _ in find_images([image], channels=channels).images]
+    suffixes = image_suffixes(channels)
     matches = sorted(map(Path, glob.glob(str(image), recursive=True)))
     files = [path for path in matches if path.suffix.lower() in suffixes and path.is_file()]
     if not files:
@@ -74,7 +78,9 @@ def _names_several(path: str | Path) -> bool:
     return Path(path).is_dir() or (glob.has_magic(str(path)) and not Path(path).exists())
 
 
-def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -> FoundImages:
+def find_images(
+    paths: Sequence[str | Path], output: str | Path | None = None, channels: int = 3
+) -> FoundImages:
     """The images of files and, recursively, folders, each once however it is spelled.
 
     What `frcnn detect` has written into a folder is left out: `output`, if it lies inside, and inner folders
@@ -82,7 +88,7 @@ def find_images(paths: Sequence[str | Path], output: str | Path | None = None) -
 
     Raises FileNotFoundError for a path that does not exist or a folder without images.
     """
-    suffixes = image_suffixes()
+    suffixes = image_suffixes(channels)
     found: dict[str, tuple[Path, Path]] = {}
     not_read: Counter[str] = Counter()
     for path in map(Path, paths):

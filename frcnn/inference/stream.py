@@ -121,7 +121,7 @@ class Predictor:
         Returns one Detections for one image and a list for several, boxes in pixels of the originals.
         Raises ImageError or TypeError, naming it, for an image that cannot be used.
         """
-        images = expand(images)
+        images = expand(images, self.data.channels)
         check_whole("batch_size", batch_size, 1)
         if is_one_image(images):
             self.check_size(size)
@@ -150,7 +150,7 @@ class Predictor:
             with naming(item[0]):
                 return self.prepare(item[1], size, rgb), None
 
-        images = expand(images)
+        images = expand(images, self.data.channels)
         items = enumerate([images] if is_one_image(images) else images)
         return _detections_of(self.results(items, read, batch_size, threads, details))
 

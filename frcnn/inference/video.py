@@ -63,7 +63,9 @@ def open_video(source: str | Path) -> InputContainer:
     try:
         import av
     except ImportError as error:
-        raise ImportError(f"{source}: videos need the package av: pip install av ({error})") from None
+        raise ImportError(
+            f"{source}: videos need the package av: pip install av, or frcnn with its extra video ({error})"
+        ) from None
     address, live = str(source), is_stream(source)
     if not live:
         address = os.path.abspath(address)  # nothing in it is a protocol's name

@@ -14,7 +14,7 @@ from frcnn.checked import OptionError
 from frcnn.config import MAX_INPUT, ViewConfig
 from frcnn.inference.stream import Extra, Item, Predictor, prepared_ahead
 from frcnn.preprocess import Prepared, fit_size, prepare
-from frcnn.read_image import Image, ImageError, as_bgr
+from frcnn.read_image import Image, ImageError, as_pixels
 from frcnn.structures import Detections, upload
 
 MOST_VIEWS = 4096
@@ -69,7 +69,7 @@ class ViewsDetector(Predictor):
     def prepare(self, image: Image, size: tuple[int, int] | None = None, rgb: bool = False) -> Prepared:
         """The image as it is: the views are made of it. Raises ImageError where one of them would vanish,
         or where they would be too many."""
-        pixels = as_bgr(image, rgb)
+        pixels = as_pixels(image, self.data.channels, rgb)
         height, width = pixels.shape[:2]
         for scale in self.views.scales:
             fit_size(height, width, self._size(scale))

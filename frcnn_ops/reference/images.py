@@ -10,7 +10,7 @@ from ..checks import check
 
 
 def normalize_images(images, sizes, mean, std, rgb, dtype) -> Tensor:
-    check("normalization", mean, std)
+    check("normalization", mean, std, rgb)
     pixels = (images.flip(-1) if rgb else images).float()
     pixels = (pixels - pixels.new_tensor(mean)) / pixels.new_tensor(std)
     rows = torch.arange(images.shape[1], device=images.device) < sizes[:, :1]

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if EMULATED:
     sys.path.insert(0, str(ROOT / "tools" / "cuda_emulator"))
     sys.path.append(str(ROOT / "tests" / "engine"))  # its tiny recipe
+    sys.path.append(str(ROOT / "tests" / "ops"))  # its calls of the operators
     sys.path.append(str(ROOT))  # the benchmarks are not installed; frcnn is found before
 else:
     collect_ignore_glob = ["test_*.py"]
@@ -25,3 +26,12 @@ def without_faults():
     expected = []
     yield expected
     assert emulated_gpu.faults() == before + len(expected), "the emulated device has reported faults"
+
+
+@pytest.fixture(autouse=True)
+def on_the_default_stream():
+    """torch leaves its stream current where a capture fails."""
+    import torch
+
+    yield
+    torch.cuda.set_stream(torch.cuda.default_stream())

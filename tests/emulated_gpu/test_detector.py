@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -89,7 +90,9 @@ def test_a_batch_waits_once(entry):
     kinds = Counter(row.kind for row in rows)
     assert kinds["sync"] == 1
     assert kinds["layout"] == 0 and kinds["conv"] > 20
-    assert not [row for row in rows if "pageable" in row.name and row.kind == "memcpy"]
+    copies = [row for row in rows if row.kind == "memcpy"]
+    assert not [row for row in copies if "pageable" in row.name]
+    assert max(row.bytes for row in copies if row.name == "pinned to device") == 96 * 128 * 3  # as uint8
 
 
 @pytest.mark.parametrize("form", ["plain", "fast"])
@@ -125,6 +128,40 @@ def test_whole_runs_wait_once_for_each_batch(form, tmp_path, monkeypatch):
         assert other["image_id"] == one["image_id"] and other["category_id"] == one["category_id"]
         assert other["bbox"] == pytest.approx(one["bbox"], abs=1e-3)
     assert metrics_cuda == pytest.approx(metrics, abs=1e-6)
+
+
+def test_evaluation_in_graphs_with_threads(tmp_path, monkeypatch):
+    """By threads that read ahead, and by two evaluations of one model at once: what an eager model finds."""
+    monkeypatch.setattr("frcnn.backbone.STAGE_CHANNELS", STAGE_CHANNELS)
+    made = tiny_recipe()
+    rpn = replace(made.model.rpn, pre_nms_test=30, post_nms_test=20)
+    made = replace(made, model=replace(made.model, num_classes=2, rpn=rpn))
+    annotations, folder = write_tiny(tmp_path / "data", images=4)
+    plain = model(made, "cuda")
+
+    def evaluated(fast, name, **options):
+        file = tmp_path / f"{name}.json"
+        scored = evaluate(fast, annotations, folder, output=file, progress=False, **options)
+        return json.loads(file.read_text()), scored.metrics
+
+    def alike(found, wanted):
+        (entries, metrics), (wanted_entries, wanted_metrics) = found, wanted
+        assert len(entries) == len(wanted_entries) > 0
+        for one, other in zip(entries, wanted_entries, strict=True):
+            assert one["image_id"] == other["image_id"] and one["category_id"] == other["category_id"]
+            assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-3)
+        assert metrics == pytest.approx(wanted_metrics, abs=1e-6)
+
+    wanted = evaluated(plain.optimize(few_shapes=True), "eager", batch_size=1, threads=1)
+    fast = plain.optimize(mode="graph", few_shapes=True)
+    found, rows = record(lambda: evaluated(fast, "graph", batch_size=2, threads=3))
+    alike(found, wanted)
+    names = Counter(row.name for row in rows if row.kind == "graph")
+    assert 0 < names["end capture"] < names["cudaGraphLaunch"]
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(evaluated, fast, f"graph{i}", batch_size=2, threads=2) for i in range(2)]
+        for one in both:
+            alike(one.result(timeout=300), wanted)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")

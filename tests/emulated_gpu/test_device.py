@@ -106,23 +106,6 @@ def test_graphs_of_a_device_share_one_stream(monkeypatch):
     assert len(graphs) == 3 and len(made) == 1
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
-def test_operators_work_where_their_arguments_are():
-    """cuda:0 is current all the while."""
-    torch.manual_seed(0)
-    corner = torch.rand(60, 2) * 100
-    boxes = torch.cat([corner, corner + torch.rand(60, 2) * 50], 1)
-    features, rois = torch.rand(1, 8, 20, 20), torch.cat([torch.zeros(60, 1), boxes], 1)
-    calls = [
-        lambda d: frcnn_ops.box_iou(boxes.to(d), boxes.to(d)),
-        lambda d: frcnn_ops.nms(boxes.to(d), boxes[:, 0].contiguous().to(d), 0.5),
-        lambda d: frcnn_ops.roi_align(features.to(d), rois.to(d), 7, 0.2),
-        lambda d: frcnn_ops.encode_boxes(boxes.to(d), boxes.to(d) + 3),
-    ]
-    for call in calls:
-        torch.testing.assert_close(call("cuda:1").cpu(), call("cpu"))
-
-
 @pytest.mark.parametrize("n", [1024, 1025, 2048, 2049, 4096])
 def test_boxes_that_take_much_shared_memory(n):
     """Static and dynamic bytes together were more than the 48 KB of the default: no such call could run."""

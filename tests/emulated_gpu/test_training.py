@@ -166,6 +166,8 @@ def test_more_steps_are_no_more_waits(tiny, tmp_path):
         result, rows = record(lambda: train(tiny, tmp_path / f"run{batch_size}", **options))
         lines = [json.loads(line) for line in (result.work_dir / "log.jsonl").read_text().splitlines()]
         assert [line["iter"] for line in lines] == [6 // batch_size]
+        uploads = [row.bytes for row in rows if row.kind == "memcpy" and row.name == "pinned to device"]
+        assert max(uploads) == batch_size * 64 * 64 * 3  # the loader's images, as uint8
         return sum(row.kind == "sync" for row in rows)
 
     assert waits(1) == waits(2) > 0
@@ -194,6 +196,32 @@ def test_a_step_that_was_not_finite_is_found_later_and_described(tiny, tmp_path,
     assert "roi_head.bbox_head.fc_cls.weight" in evidence["parameters_with_bad_gradients"]
     assert [image["boxes"] for image in evidence["images"]] == [boxes.tolist() for boxes in calls[1].boxes]
     assert not (tmp_path / "run" / "last.pth").exists()
+
+
+def test_a_step_of_float16_that_overflows_is_skipped_without_a_wait(entry):
+    """It changes no weight and no momentum and halves the scale; the next step learns."""
+    torch.manual_seed(0)
+    model = FasterRCNN(entry.model, entry.data).to(DEVICE).to(memory_format=torch.channels_last).train()
+    learner = Learner(model, entry.schedule, "float16", Processes())
+    learner.scale.restore([256.0, 0])
+
+    def state():
+        momentum = [learner.optimizer.state[p]["momentum_buffer"] for p in learner.parameters]
+        return [tensor.detach().cpu() for tensor in (*learner.parameters, *momentum)]
+
+    learner.step(model, [batch_of()], 0.01).read()
+    before = state()
+    layer = model.roi_head.bbox_head.fc_cls.weight
+    hook = layer.register_hook(lambda gradient: gradient * float("inf"))
+    numbers, rows = record(lambda: learner.step(model, [batch_of()], 0.01))
+    hook.remove()
+    assert not any(row.kind == "sync" for row in rows)
+    values, broken = numbers.read()
+    assert not broken and values["skipped"] == 1 and values["loss_scale"] == 256
+    assert all(map(torch.equal, state(), before)) and learner.scale.state() == [128, 0]
+    values, broken = learner.step(model, [batch_of()], 0.01).read()
+    assert not broken and values["skipped"] == 0 and values["loss_scale"] == 128
+    assert not all(map(torch.equal, state(), before))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

@@ -28,6 +28,8 @@ class Fault(NamedTuple):
 DETECTOR, DEVICE = "tests/emulated_gpu/test_detector.py", "tests/emulated_gpu/test_device.py"
 TRAINING, PROCESSES = "tests/emulated_gpu/test_training.py", "tests/emulated_gpu/test_processes.py"
 LAUNCHES = "tests/emulated_gpu/test_launches.py"
+ON_CUDA = "tests/ops/test_cuda_only.py"
+GUARD = "tests/emulated_gpu/test_guards.py::test_an_operator_works_where_its_arguments_are"
 KERNELS = "tests/cpp/test_kernels.py::test_agrees_with_the_cpu_operator"
 FAULTS = [
     Fault(
@@ -42,14 +44,7 @@ FAULTS = [
         "csrc/bindings/binding.h",
         "return static_cast<FrcnnStream>(handle);",
         "return nullptr;",
-        "tests/ops/test_cuda_only.py::test_uses_the_current_stream",
-    ),
-    Fault(
-        "operators without a device guard",
-        "csrc/bindings/box_iou.cpp",
-        "  const OnDevice guard(a.device());",
-        "",
-        f"{DEVICE}::test_operators_work_where_their_arguments_are",
+        f"{ON_CUDA}::test_uses_the_current_stream",
     ),
     Fault(
         "the error of a refused launch left for the next operator",
@@ -211,6 +206,105 @@ FAULTS = [
         "  if (!last) return false;\n  __threadfence();",
         "  if (!last) return false;",
         f"{KERNELS}[iou_loss-0]",
+    ),
+    Fault(
+        "a graph for every shape",
+        "frcnn/inference/shapes.py",
+        "MOST_SHAPES = 8",
+        "MOST_SHAPES = 80",
+        f"{DETECTOR}::test_forty_shapes_need_eight_graphs_and_no_more_memory",
+    ),
+    Fault(
+        "a step of float16 that overflows and is taken",
+        "frcnn/engine/step.py",
+        "self.optimizer.found_inf = torch.maximum(self.broken, unsound)",
+        "self.optimizer.found_inf = self.broken",
+        f"{TRAINING}::test_a_step_of_float16_that_overflows_is_skipped_without_a_wait",
+    ),
+    Fault(
+        "a step of float16 that overflows and leaves the loss scale",
+        "frcnn/engine/step.py",
+        "self.scale.update(unsound > 0)",
+        "self.scale.update(unsound > 1)",
+        f"{TRAINING}::test_a_step_of_float16_that_overflows_is_skipped_without_a_wait",
+    ),
+    Fault(
+        "training images uploaded as float32",
+        "frcnn/structures.py",
+        "images=self.images.to(device, non_blocking=non_blocking)",
+        "images=self.images.float().pin_memory().to(device, non_blocking=True).byte()",
+        f"{TRAINING}::test_more_steps_are_no_more_waits",
+    ),
+    Fault(
+        "images to detect in uploaded as float32",
+        "frcnn/inference/stream.py",
+        "finish = self._launch(pixels,",
+        "finish = self._launch(pixels.float().pin_memory().to(self.device, non_blocking=True).byte(),",
+        f"{DETECTOR}::test_a_batch_waits_once",
+    ),
+    Fault(
+        "as many boxes in a block of compute capability 7.5 as in a larger one",
+        "csrc/cuda/nms_suppress.h",
+        "? kFrcnnNmsBlock : kFrcnnNmsBlock / 2;",
+        "? kFrcnnNmsBlock : kFrcnnNmsBlock;",
+        f"{LAUNCHES}::test_nms_where_a_block_has_little_shared_memory",
+    ),
+    Fault(
+        "limit of compute capability 7.5 without an error message of its own",
+        "csrc/bindings/select_proposals.cpp",
+        'expect_in_block(op, "anchors before NMS (pre_nms)", device, pre_nms, "lower pre_nms");',
+        "",
+        f"{LAUNCHES}::test_more_than_a_block_of_a_small_gpu_holds_is_said_so",
+    ),
+    Fault(
+        "limit of a grid without an error message of its own",
+        "csrc/bindings/assign_max_iou.cpp",
+        "expect_images(op, device, batch);",
+        "",
+        f"{ON_CUDA}::test_too_many_images_are_named",
+    ),
+    Fault(
+        "limit of resources without an error message of its own",
+        "csrc/bindings/binding.h",
+        "error != cudaErrorLaunchOutOfResources, op,",
+        "true, op,",
+        f"{LAUNCHES}::test_a_refused_launch_is_the_fault_of_its_operator_alone",
+    ),
+    Fault(
+        "a graph's turn that does not wait for the turn of another thread",
+        "frcnn/inference/cuda_graph.py",
+        "with self._lock:",
+        "if True:",
+        f"{DETECTOR}::test_evaluation_in_graphs_with_threads",
+    ),
+    *(
+        Fault(
+            f"{binding} without a device guard",
+            f"csrc/bindings/{binding}.cpp",
+            f"  const OnDevice guard({device});",
+            "",
+            f"{GUARD}[{call}]",
+        )
+        for binding, device, call in [
+            ("assign_max_iou", "device", "assign_max_iou"),
+            ("box_coder", "boxes.device()", "decode_boxes_backward"),
+            ("box_head_loss", "device", "box_head_loss_backward"),
+            ("box_iou", "a.device()", "box_iou"),
+            ("conv_epilogue", "x.device()", "conv_epilogue"),
+            ("fold_norms", "device", "fold_norms_backward"),
+            ("grid_anchors", "device", "grid_anchors"),
+            ("iou_loss", "device", "iou_loss_backward"),
+            ("nms", "boxes.device()", "nms_padded_large"),
+            ("normalize_images", "images.device()", "normalize_images"),
+            ("relu_bias_gradient", "grad.device()", "relu_bias_gradient"),
+            ("resize_images", "images[0].device()", "resize_images"),
+            ("roi_align", "device", "roi_align_backward"),
+            ("rpn_loss", "device", "rpn_loss_backward"),
+            ("sample_anchors", "device", "sample_anchors"),
+            ("sample_proposals", "device", "sample_proposals"),
+            ("select_detections", "device", "select_detections"),
+            ("select_proposals", "device", "select_proposals"),
+        ]
     ),
 ]
 

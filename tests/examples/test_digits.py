@@ -1,5 +1,6 @@
 """The demo's data set."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import digits
 
 from frcnn.data import load_dataset
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "sklearn"])
+def test_the_demo_without_a_package_says_which_extra_has_it(package):
+    demo = Path(digits.__file__).with_name("demo.py")
+    code = f"import sys, runpy; sys.path[0] = {str(demo.parent)!r}; sys.modules[{package!r}] = None; "
+    code += f"runpy.run_path({str(demo)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "needs matplotlib and scikit-learn: pip install" in done.stderr and "extra demo" in done.stderr
 
 
 @pytest.fixture(scope="module")

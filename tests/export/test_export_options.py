@@ -58,7 +58,9 @@ def test_missing_images_and_packages_are_named(model, images, tmp_path, monkeypa
         export(model, tmp_path / "x.onnx", [], size=SIZE)
 
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match=r"needs onnx, .*: pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(
+        ExportError, match=r"needs onnx, .*: pip install onnx onnxscript onnxruntime, .* extra export"
+    ):
         export(model, tmp_path / "x.onnx", [images], size=SIZE)
 
 

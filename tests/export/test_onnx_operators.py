@@ -47,11 +47,12 @@ def assert_equal(found, expected, **tolerance):
         np.testing.assert_allclose(ours, theirs, **tolerance)
 
 
-@pytest.mark.parametrize("rgb", [True, False])
-def test_normalize_images(rgb):
-    images = torch.randint(0, 256, (2, 8, 10, 3), dtype=torch.uint8, generator=seeded())
+@pytest.mark.parametrize(("rgb", "channels"), [(True, 3), (False, 3), (False, 1), (False, 5)])
+def test_normalize_images(rgb, channels):
+    images = torch.randint(0, 256, (2, 8, 10, channels), dtype=torch.uint8, generator=seeded())
     sizes = torch.tensor([[8.0, 10.0], [5.0, 7.0]])
-    rest = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), rgb, torch.float32)
+    mean, std = (123.675, 116.28, 103.53, 99.0, 1.5), (58.395, 57.12, 57.375, 60.0, 70.0)
+    rest = (mean[:channels], std[:channels], rgb, torch.float32)
     found, expected = both(frcnn_ops.normalize_images, (images, sizes), rest)
     assert_equal(found, expected, rtol=0, atol=0)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import frcnn
+import frcnn_ops
+from frcnn_ops.extension import describe_build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,27 +158,38 @@ def test_every_architecture_that_is_built_for_is_checked(setup):
     assert [f"{arch / 10:.1f}" for arch in module.shipped()] == list(setup.DEFAULT_ARCHS)
 
 
-def import_copy(folder: Path, *later: Path) -> str:
-    """What importing a copy of frcnn_ops says; every file of the package is in place but its extension.
+def in_a_copy(folder: Path, *later: Path, module: str = "") -> subprocess.CompletedProcess[str]:
+    """Python in a folder that holds a copy of frcnn_ops, hence the first that it looks in.
 
     Args:
-        folder: holds the copy; the working folder, hence the first that Python looks in.
-        later: searched after it.
+        later: folders that are searched after it.
+        module: what `python -m` runs; else frcnn_ops is imported, and where its extension is gets printed.
     """
     # An editable install would find the extension in the checkout.
     code = """if True:
-        import sys
+        import runpy, sys
         sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
-        sys.path = ["", *(p for p in sys.path if p not in ("", sys.argv[1])), *sys.argv[2:]]
-        import frcnn_ops
+        root, module, *later = sys.argv[1:]
+        sys.path = ["", *(p for p in sys.path if p not in ("", root)), *later]
+        if module:
+            sys.argv = ["-m"]  # as while `python -m` looks for the module
+            runpy._run_module_as_main(module)
+        else:
+            import frcnn_ops
+            print(frcnn_ops.extension.library._name)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), *map(str, later)],
+    return subprocess.run(
+        [sys.executable, "-c", code, str(ROOT), module, *map(str, later)],
         capture_output=True,
         text=True,
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
+
+
+def refusal(folder: Path, *later: Path) -> str:
+    """What importing a copy of frcnn_ops says that cannot work."""
+    done = in_a_copy(folder, *later)
     assert done.returncode != 0
     return done.stderr.strip().splitlines()[-1]
 
@@ -191,41 +204,53 @@ def source(tmp_path) -> Path:
     return package
 
 
+@pytest.fixture
+def installed(source, tmp_path) -> Path:
+    """The same, installed with its extension."""
+    package = tmp_path / "site-packages" / "frcnn_ops"
+    shutil.copytree(source, package)
+    shutil.copy(frcnn_ops.extension.library._name, package)
+    return package
+
+
 def test_unbuilt_and_stale_extensions_say_how_to_build(source):
     clone = source.parent
-    assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in import_copy(clone)
+    assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in refusal(clone)
     (source / "_C.abi3.so").write_bytes(b"not a library")
-    message = import_copy(clone)
+    message = refusal(clone)
     assert "it needs torch 2.10 or later" in message
     assert "run `pip install --no-build-isolation --no-deps --force-reinstall .`" in message
 
 
-def test_a_source_folder_that_hides_the_installed_package_is_named(source, tmp_path):
-    installed = tmp_path / "site-packages"
-    shutil.copytree(source, installed / "frcnn_ops")
-    (installed / "frcnn_ops" / "_C.abi3.so").touch()
-    message = import_copy(source.parent, installed)
-    assert f"found the source folder {source}, which is not compiled" in message
-    assert f"the installed {installed / 'frcnn_ops'}: run the command from another folder" in message
+def test_a_clone_takes_the_extension_that_was_installed_from_it(source, installed):
+    """As after a plain install, for `python -m frcnn` and torchrun."""
+    done = in_a_copy(source.parent, installed.parent)
+    assert (done.stderr, done.stdout) == ("", f"{installed / '_C.abi3.so'}\n")
+    done = in_a_copy(source.parent, installed.parent, module="frcnn_ops")
+    assert done.stderr == "" and done.stdout.strip() == describe_build()
+
+
+def test_a_clone_does_not_take_an_extension_of_other_sources(source, installed):
+    with (source / "nms.py").open("a") as file:
+        file.write("# edited\n")
+    message = refusal(source.parent, installed.parent)
+    assert (
+        f"found the source folder {source}, which is not compiled, before the installed {installed}"
+        in message
+    )
+    assert (
+        "run `pip install --no-build-isolation .` in the folder that holds setup.py, or the command"
+        in message
+    )
 
 
 def test_what_was_built_is_asked_of_a_source_folder(source):
     """`python -m frcnn_ops` answers in one sentence, without a traceback."""
-    code = (
-        "import runpy, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
-    )
-    code += "sys.path = ['', *(p for p in sys.path if p not in ('', sys.argv[1]))]; "
-    code += "runpy._run_module_as_main('frcnn_ops')"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT)],
-        capture_output=True,
-        text=True,
-        cwd=source.parent,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )
+    done = in_a_copy(source.parent, module="frcnn_ops")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
-    assert "frcnn_ops is not compiled: run `pip install --no-build-isolation .`" in done.stderr
+    assert re.fullmatch(
+        r"frcnn_ops is not compiled: run `pip install --no-build-isolation \.` .*\n", done.stderr
+    )
 
 
 def test_a_build_with_cuda_has_a_version_of_its_own(setup):

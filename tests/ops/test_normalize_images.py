@@ -7,6 +7,7 @@ import torch
 from torch.library import opcheck
 
 import frcnn_ops
+from frcnn_ops import reference
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -28,6 +29,19 @@ def test_every_value_in_every_channel(dtype, rgb, mean, std, device):
     wanted = (pixels.float() - torch.tensor(mean, device=device)) / torch.tensor(std, device=device)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found.permute(0, 2, 3, 1), wanted.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 2, 4, 7, 32])
+def test_any_number_of_channels(dtype, channels, device):
+    images = torch.randint(0, 256, (2, 5, 9, channels), dtype=torch.uint8, device=device)
+    sizes = torch.tensor([[5.0, 9.0], [3.0, 4.0]], device=device)
+    mean, std = [3.5 * c for c in range(channels)], [c + 0.3 for c in range(channels)]
+    arguments = images, sizes, mean, std, False, dtype
+    found = frcnn_ops.normalize_images(*arguments)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, reference.normalize_images(*arguments)) and not found[1, :, 3:].any()
+    opcheck(torch.ops.frcnn_ops.normalize_images, arguments)
 
 
 def test_padding_is_zero_whatever_lies_there(device):
@@ -57,7 +71,13 @@ def test_halves_round_as_torch_rounds():
         ),
         ({"images": torch.zeros(1, 4, 4, 3)}, "images is Float, expected uint8"),
         ({"sizes": torch.zeros(2, 2)}, r"sizes has shape \[2, 2\], expected \[B, 2\]"),
-        ({"mean": (1.0, 2.0)}, "mean and std have 2 and 3 numbers, expected 3 each"),
+        ({"mean": (1.0, 2.0)}, "mean and std have 2 and 3 numbers, expected 1 to 32 each"),
+        ({"mean": (1.0,) * 33, "std": (1.0,) * 33}, "mean and std have 33 and 33 numbers, expected 1 to 32"),
+        ({"mean": (1.0,) * 4, "std": (1.0,) * 4}, "rgb reverses three channels, and mean has 4 numbers"),
+        (
+            {"mean": (1.0,) * 4, "std": (1.0,) * 4, "rgb": False},
+            r"images has shape .*, expected \[B, H, W, 4\], as many channels as mean",
+        ),
         ({"mean": (1.0, 2.0, float("nan"))}, "mean holds nan"),
         ({"std": (1.0, 0.0, 1.0)}, "std hold 0, expected positive"),
         ({"dtype": torch.float64}, "dtype is Double, expected float32, float16 or bfloat16"),

@@ -196,6 +196,8 @@ class Row:
     op: str
     kind: str
     device: int
+    stream: int
+    """The stream's handle, as torch has it in `Stream.cuda_stream`: 0 is the default one, or none."""
     captured: bool
     bytes: int
     blocks: int
@@ -215,10 +217,13 @@ def faults() -> int:
     return library.gpu_faults()
 
 
-def record(function: Callable[[], Any]) -> tuple[Any, list[Row]]:
-    """What `function` returns, and what happened on the device meanwhile, in order."""
+def record(function: Callable[[], Any], every_call: bool = False) -> tuple[Any, list[Row]]:
+    """What `function` returns, and what happened on the device meanwhile, in order.
+
+    every_call: also a row of kind "call" for each entry point that was called, whatever it did.
+    """
     library = runtime()
-    library.gpu_log_start()
+    library.gpu_log_start(every_call)
     try:
         result = function()
     finally:
@@ -228,8 +233,8 @@ def record(function: Callable[[], Any]) -> tuple[Any, list[Row]]:
         library.gpu_log_write(str(file).encode())
         rows = [line.split("\t") for line in file.read_text(errors="replace").splitlines()]
     return result, [
-        Row(op, kind, int(device), captured == "1", int(size), int(blocks), int(threads), name)
-        for op, kind, device, captured, size, blocks, threads, name in rows
+        Row(op, kind, int(device), int(stream), captured == "1", int(size), int(blocks), int(threads), name)
+        for op, kind, device, stream, captured, size, blocks, threads, name in rows
     ]
 
 

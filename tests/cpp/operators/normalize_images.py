@@ -29,15 +29,21 @@ def normalize_images_cases(seed: int) -> Iterator[Case]:
                 "images": rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8), "sizes": sizes,
                 "mean": [123.675, 116.28, 0.0], "std": [58.395, 1.0, 1e-3], "rgb": rgb, "kind": kind,
             }  # fmt: skip
+        for channels in (1, 4, 7):
+            yield {
+                "images": rng.integers(0, 256, (2, 5, 9, channels), dtype=np.uint8),
+                "sizes": np.array([[5, 9], [3, 4]], np.float32), "mean": [float(c) for c in range(channels)],
+                "std": [c + 0.5 for c in range(channels)], "rgb": False, "kind": kind,
+            }  # fmt: skip
 
 
 def normalize_images(images, sizes, mean, std, rgb, kind, seed=0) -> np.ndarray:
     dtype = np.float32 if kind == "float32" else np.uint16
-    batch, height, width, _ = images.shape
+    batch, height, width, channels = images.shape
     with emulated.device(seed) as d:
-        out = d.empty((batch, height, width, 3), dtype)
+        out = d.empty(images.shape, dtype)
         d.call(
             "frcnn_cuda_normalize_images", kind_of(images, kind), d.put(images), d.put(sizes), doubles(mean),
-            doubles(std), rgb, batch, height, width, out,
+            doubles(std), rgb, batch, height, width, channels, out,
         )  # fmt: skip
         return d.get(out).transpose(0, 3, 1, 2)

@@ -130,7 +130,8 @@ cudaError_t try_launch(const void* function, dim3 grid, dim3 block, void** argum
                        cudaStream_t handle) {
   const Guard guard(lock());
   Kernel& kernel = kernels()[function];
-  log("launch", kernel.name, dynamic, size_t{grid.x} * grid.y * grid.z, size_t{block.x} * block.y * block.z);
+  log("launch", kernel.name, dynamic, size_t{grid.x} * grid.y * grid.z, size_t{block.x} * block.y * block.z,
+      handle);
   if (broken() != cudaSuccess) return broken();
   if (const cudaError_t error = check(kernel, grid, block, dynamic)) return error;
   Stream* stream = stream_of(handle);
@@ -190,18 +191,26 @@ using gpu::Guard;
 
 // ---- what nvcc's host code calls -------------------------------------------------------------------------
 
-EXPORT void** __cudaRegisterFatBinary(void*) { return static_cast<void**>(std::calloc(2, sizeof(void*))); }
-EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
-EXPORT void __cudaUnregisterFatBinary(void**) {}
-EXPORT char __cudaInitModule(void**) { return 1; }
-EXPORT void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+EXPORT void** __cudaRegisterFatBinary(void*) {
+  CALLED;
+  return static_cast<void**>(std::calloc(2, sizeof(void*)));
+}
+EXPORT void __cudaRegisterFatBinaryEnd(void**) { CALLED; }
+EXPORT void __cudaUnregisterFatBinary(void**) { CALLED; }
+EXPORT char __cudaInitModule(void**) {
+  CALLED;
+  return 1;
+}
+EXPORT void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) { CALLED; }
 EXPORT void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, uint3*, uint3*,
                                    dim3*, dim3*, int*) {
+  CALLED;
   const Guard guard(gpu::lock());
   const auto found = gpu::resources().find(name);
   gpu::kernels()[function] = {name, found == gpu::resources().end() ? gpu::Resources{} : found->second, -1};
 }
 EXPORT cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
+  CALLED;
   *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(function));
   return cudaSuccess;
 }
@@ -217,10 +226,12 @@ thread_local std::vector<Configuration> configurations;
 
 EXPORT unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared,
                                             struct CUstream_st* stream) {
+  CALLED;
   configurations.push_back({grid, block, shared, stream});
   return 0;
 }
 EXPORT cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
+  CALLED;
   if (configurations.empty()) return cudaErrorUnknown;
   const Configuration last = configurations.back();
   configurations.pop_back();
@@ -235,25 +246,31 @@ EXPORT cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* s
 
 EXPORT cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
                                     size_t shared, cudaStream_t stream) {
+  CALLED;
   return gpu::launch(function, grid, block, arguments, shared, stream);
 }
 EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
                                       size_t shared, cudaStream_t stream) {
+  CALLED;
   return gpu::launch(kernel, grid, block, arguments, shared, stream);
 }
 EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function,
                                        void** arguments) {
+  CALLED;
   return gpu::launch(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
                      config->stream);
 }
 EXPORT cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
+  CALLED;
   return gpu::limit(function, attribute, value);
 }
 EXPORT cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t kernel, cudaFuncAttribute attribute,
                                                    int value, int) {
+  CALLED;
   return gpu::limit(kernel, attribute, value);
 }
 EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* function) {
+  CALLED;
   const Guard guard(gpu::lock());
   const gpu::Resources& r = gpu::kernels()[function].resources;
   *out = {};
@@ -267,17 +284,21 @@ EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, const void* fu
 }
 EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*,
                                                                           int threads, size_t, unsigned) {
+  CALLED;
   *blocks = std::max(1, gpu::properties().threads_per_multiprocessor / std::max(threads, 1));
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function,
                                                                  int threads, size_t shared) {
+  CALLED;
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }
 EXPORT cudaError_t cudaPeekAtLastError() {
+  CALLED;
   return gpu::broken() != cudaSuccess ? gpu::broken() : gpu::last_error;
 }
 EXPORT cudaError_t cudaGetLastError() {
+  CALLED;
   const cudaError_t error = cudaPeekAtLastError();
   gpu::last_error = cudaSuccess;
   return error;

@@ -8,8 +8,11 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-#define SUCCEEDS(name) \
-  EXPORT int name(...) { return 0; }
+#define SUCCEEDS(name)   \
+  EXPORT int name(...) { \
+    CALLED;              \
+    return 0;            \
+  }
 
 namespace {
 
@@ -31,6 +34,7 @@ void* new_handle() {
 EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
                                                     unsigned long long,
                                                     cudaDriverEntryPointQueryResult* result) {
+  CALLED;
   if (result != nullptr) *result = cudaDriverEntryPointSuccess;
   *function = std::strcmp(name, "cuDevicePrimaryCtxGetState") == 0 ? reinterpret_cast<void*>(primary_context)
                                                                    : reinterpret_cast<void*>(succeed);
@@ -38,6 +42,7 @@ EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** fun
 }
 EXPORT cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, unsigned long long,
                                            cudaDriverEntryPointQueryResult* result) {
+  CALLED;
   return cudaGetDriverEntryPointByVersion(name, function, 0, 0, result);
 }
 
@@ -45,11 +50,13 @@ EXPORT cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, un
 
 #define PRODUCT(name)        \
   EXPORT int name(...) {     \
+    CALLED;                  \
     gpu::log("gemm", #name); \
     return 0;                \
   }
 
 EXPORT int cublasCreate_v2(void** handle) {
+  CALLED;
   *handle = new_handle();
   return 0;
 }
@@ -60,10 +67,12 @@ SUCCEEDS(cublasSetMathMode)
 SUCCEEDS(cublasSetPointerMode_v2)
 SUCCEEDS(cublasSetSmCountTarget)
 EXPORT int cublasGetMathMode(void*, int* mode) {
+  CALLED;
   *mode = 0;
   return 0;
 }
 EXPORT int cublasGetPointerMode_v2(void*, int* mode) {
+  CALLED;
   *mode = 0;
   return 0;
 }
@@ -77,13 +86,26 @@ PRODUCT(cublasSgemv_v2)
 PRODUCT(cublasSdot_v2)
 PRODUCT(cublasDotEx)
 PRODUCT(cublasLtMatmul)
-EXPORT size_t cublasLtGetVersion() { return 130100; }
-EXPORT int cublasLtCreate(void** handle) { return cublasCreate_v2(handle); }
-EXPORT int cublasLtMatmulDescCreate(void** out, int, int) { return cublasCreate_v2(out); }
-EXPORT int cublasLtMatrixLayoutCreate(void** out, int, unsigned long, unsigned long, long) {
+EXPORT size_t cublasLtGetVersion() {
+  CALLED;
+  return 130100;
+}
+EXPORT int cublasLtCreate(void** handle) {
+  CALLED;
+  return cublasCreate_v2(handle);
+}
+EXPORT int cublasLtMatmulDescCreate(void** out, int, int) {
+  CALLED;
   return cublasCreate_v2(out);
 }
-EXPORT int cublasLtMatmulPreferenceCreate(void** out) { return cublasCreate_v2(out); }
+EXPORT int cublasLtMatrixLayoutCreate(void** out, int, unsigned long, unsigned long, long) {
+  CALLED;
+  return cublasCreate_v2(out);
+}
+EXPORT int cublasLtMatmulPreferenceCreate(void** out) {
+  CALLED;
+  return cublasCreate_v2(out);
+}
 SUCCEEDS(cublasLtMatmulDescDestroy)
 SUCCEEDS(cublasLtMatrixLayoutDestroy)
 SUCCEEDS(cublasLtMatmulPreferenceDestroy)
@@ -92,6 +114,7 @@ SUCCEEDS(cublasLtMatrixLayoutSetAttribute)
 SUCCEEDS(cublasLtMatmulPreferenceSetAttribute)
 EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, char* results,
                                           int* found) {
+  CALLED;
   constexpr size_t kResultBytes = 96;  // sizeof(cublasLtMatmulHeuristicResult_t)
   std::memset(results, 0, kResultBytes);
   *found = 1;

@@ -80,7 +80,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t handle, 
   const Guard guard(lock());
   Stream* stream = stream_of(handle);
   const Found target = find(to), source = find(from);
-  log("memcpy", std::string(name_of(source.place)) + " to " + name_of(target.place), bytes);
+  log("memcpy", std::string(name_of(source.place)) + " to " + name_of(target.place), bytes, 0, 0, handle);
   for (const Found& f : {target, source}) {
     if (f.place != Place::kPageable && f.left < bytes) {
       fault("a copy of " + std::to_string(bytes) + " bytes leaves its allocation");
@@ -133,34 +133,47 @@ using gpu::Guard;
 using gpu::Place;
 
 EXPORT cudaError_t cudaMalloc(void** address, size_t bytes) {
+  CALLED;
   return gpu::allocate(address, bytes, Place::kDevice);
 }
-EXPORT cudaError_t cudaFree(void* address) { return gpu::release(address, "cudaFree"); }
+EXPORT cudaError_t cudaFree(void* address) {
+  CALLED;
+  return gpu::release(address, "cudaFree");
+}
 EXPORT cudaError_t cudaHostAlloc(void** address, size_t bytes, unsigned) {
+  CALLED;
   return gpu::allocate(address, bytes, Place::kPinned);
 }
 EXPORT cudaError_t cudaMallocHost(void** address, size_t bytes) {
+  CALLED;
   return gpu::allocate(address, bytes, Place::kPinned);
 }
-EXPORT cudaError_t cudaFreeHost(void* address) { return gpu::release(address, "cudaFreeHost"); }
+EXPORT cudaError_t cudaFreeHost(void* address) {
+  CALLED;
+  return gpu::release(address, "cudaFreeHost");
+}
 EXPORT cudaError_t cudaHostRegister(void* address, size_t bytes, unsigned) {
+  CALLED;
   const Guard guard(gpu::lock());
   gpu::blocks()[static_cast<const char*>(address)] = {bytes, Place::kPinned, gpu::current_device()};
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaHostUnregister(void* address) {
+  CALLED;
   const Guard guard(gpu::lock());
   gpu::wait_for_all();
   gpu::blocks().erase(static_cast<const char*>(address));
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  CALLED;
   const Guard guard(gpu::lock());
   *total = gpu::properties().memory;
   *free = *total - gpu::used(gpu::current_device());
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
+  CALLED;
   std::memset(attributes, 0, sizeof *attributes);
   const gpu::Found found = gpu::find(address);
   attributes->device = found.device;
@@ -174,23 +187,29 @@ EXPORT cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, c
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t s) {
+  CALLED;
   return gpu::copy(to, from, bytes, s, false);
 }
 EXPORT cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  CALLED;
   return gpu::copy(to, from, bytes, nullptr, true);
 }
 EXPORT cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t s) {
+  CALLED;
   return gpu::copy(to, from, bytes, s, false);
 }
 EXPORT cudaError_t cudaMemcpyToSymbol(const void*, const void*, size_t, size_t, cudaMemcpyKind) {
+  CALLED;
   return cudaSuccess;  // constants of ATen's kernels, which do not run
 }
 EXPORT cudaError_t cudaGetSymbolAddress(void** address, const void* symbol) {
+  CALLED;
   *address = const_cast<void*>(symbol);
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t s) {
-  gpu::log("memset", "cudaMemsetAsync", bytes);
+  CALLED;
+  gpu::log("memset", "cudaMemsetAsync", bytes, 0, 0, s);
   if (gpu::find(address).left < bytes) {
     gpu::fault("a memset of " + std::to_string(bytes) + " bytes leaves its allocation");
     return cudaErrorInvalidValue;
@@ -199,5 +218,6 @@ EXPORT cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaS
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaMemset(void* address, int value, size_t bytes) {
+  CALLED;
   return cudaMemsetAsync(address, value, bytes, nullptr);
 }

@@ -126,7 +126,8 @@ int collective(const char* name, void* handle, cudaStream_t on, const void* send
     gpu::fault(std::string(name) + ": more bytes than the emulated NCCL holds");
     return kInvalidArgument;
   }
-  gpu::log("nccl", name, bytes);
+  gpu::log("nccl", name, bytes, 0, 0, on);
+  if (stream->capture) gpu::fault(std::string(name) + " in a capture is not emulated");
   const uint64_t number = ++comm->collectives;
   auto& own = comm->shared->ranks[comm->rank];
   gpu::enqueue_when(
@@ -153,16 +154,19 @@ const Comm& of(void* handle) { return **static_cast<Handle>(handle); }
 // ---- communicators ---------------------------------------------------------------------------------------
 
 EXPORT int ncclGetVersion(int* version) {
+  CALLED;
   *version = 23007;
   return kSuccess;
 }
 EXPORT int ncclGetUniqueId(UniqueId* id) {
+  CALLED;
   static std::atomic<int> last{0};
   std::memset(id, 0, sizeof *id);
   std::snprintf(id->internal, sizeof id->internal, "/emulated-nccl-%d-%d", getpid(), ++last);
   return kSuccess;
 }
 EXPORT int ncclCommInitRankConfig(void** handle, int count, UniqueId id, int rank, void*) {
+  CALLED;
   if (count > kMostRanks) {
     gpu::fault("NCCL is emulated for up to " + std::to_string(kMostRanks) + " processes");
     return kInvalidArgument;
@@ -187,41 +191,69 @@ EXPORT int ncclCommInitRankConfig(void** handle, int count, UniqueId id, int ran
   return kSuccess;
 }
 EXPORT int ncclCommInitRank(void** handle, int count, UniqueId id, int rank) {
+  CALLED;
   return ncclCommInitRankConfig(handle, count, id, rank, nullptr);
 }
 EXPORT int ncclCommCount(void* handle, int* count) {
+  CALLED;
   *count = of(handle).count;
   return kSuccess;
 }
 EXPORT int ncclCommUserRank(void* handle, int* rank) {
+  CALLED;
   *rank = of(handle).rank;
   return kSuccess;
 }
 EXPORT int ncclCommGetAsyncError(void* handle, int* error) {
+  CALLED;
   *error = of(handle).error;
   return kSuccess;
 }
 // What waits for other ranks ends.
 EXPORT int ncclCommAbort(void* handle) {
+  CALLED;
   (*static_cast<Handle>(handle))->error = kRemoteError;
   return kSuccess;
 }
-EXPORT int ncclCommFinalize(void*) { return kSuccess; }
-EXPORT int ncclCommDestroy(void*) { return kSuccess; }
-EXPORT int ncclGroupStart() { return kSuccess; }
-EXPORT int ncclGroupEnd() { return kSuccess; }
+EXPORT int ncclCommFinalize(void*) {
+  CALLED;
+  return kSuccess;
+}
+EXPORT int ncclCommDestroy(void*) {
+  CALLED;
+  return kSuccess;
+}
+EXPORT int ncclGroupStart() {
+  CALLED;
+  return kSuccess;
+}
+EXPORT int ncclGroupEnd() {
+  CALLED;
+  return kSuccess;
+}
 EXPORT int ncclCommRegister(void*, void*, size_t, void** handle) {
+  CALLED;
   *handle = nullptr;
   return kSuccess;
 }
-EXPORT int ncclCommDeregister(void*, void*) { return kSuccess; }
-EXPORT const char* ncclGetErrorString(int) { return "error of the emulated NCCL"; }
-EXPORT const char* ncclGetLastError(void*) { return ""; }
+EXPORT int ncclCommDeregister(void*, void*) {
+  CALLED;
+  return kSuccess;
+}
+EXPORT const char* ncclGetErrorString(int) {
+  CALLED;
+  return "error of the emulated NCCL";
+}
+EXPORT const char* ncclGetLastError(void*) {
+  CALLED;
+  return "";
+}
 
 // ---- collectives -----------------------------------------------------------------------------------------
 
 EXPORT int ncclAllReduce(const void* send, void* receive, size_t count, int type, int operation, void* handle,
                          cudaStream_t stream) {
+  CALLED;
   return collective("ncclAllReduce", handle, stream, send, count * kSizes[type], [=] {
     if (!reduce(of(handle), receive, 0, count, type, operation))
       gpu::fault("ncclAllReduce of numbers of type " + std::to_string(type) + " is not emulated");
@@ -229,15 +261,18 @@ EXPORT int ncclAllReduce(const void* send, void* receive, size_t count, int type
 }
 EXPORT int ncclBroadcast(const void* send, void* receive, size_t count, int type, int root, void* handle,
                          cudaStream_t stream) {
+  CALLED;
   const size_t bytes = count * kSizes[type];
   return collective("ncclBroadcast", handle, stream, send, of(handle).rank == root ? bytes : 0,
                     [=] { std::memcpy(receive, of(handle).slot(root), bytes); });
 }
 EXPORT int ncclBcast(void* both, size_t count, int type, int root, void* handle, cudaStream_t stream) {
+  CALLED;
   return ncclBroadcast(both, both, count, type, root, handle, stream);
 }
 EXPORT int ncclAllGather(const void* send, void* receive, size_t count, int type, void* handle,
                          cudaStream_t stream) {
+  CALLED;
   const size_t bytes = count * kSizes[type];
   return collective("ncclAllGather", handle, stream, send, bytes, [=] {
     for (int rank = 0; rank < of(handle).count; ++rank)
@@ -246,6 +281,7 @@ EXPORT int ncclAllGather(const void* send, void* receive, size_t count, int type
 }
 EXPORT int ncclReduceScatter(const void* send, void* receive, size_t count, int type, int operation,
                              void* handle, cudaStream_t stream) {
+  CALLED;
   return collective("ncclReduceScatter", handle, stream, send, count * of(handle).count * kSizes[type], [=] {
     if (!reduce(of(handle), receive, of(handle).rank * count, count, type, operation))
       gpu::fault("ncclReduceScatter of numbers of type " + std::to_string(type) + " is not emulated");

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <string>
 
+#include "log.h"
 #include "queue.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -46,28 +47,37 @@ const Properties& properties() {
 using gpu::Properties;
 
 EXPORT cudaError_t cudaGetDeviceCount(int* count) {
+  CALLED;
   *count = gpu::device_count();
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaDriverGetVersion(int* version) {
+  CALLED;
   *version = CUDART_VERSION;
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+EXPORT cudaError_t cudaRuntimeGetVersion(int* version) {
+  CALLED;
+  return cudaDriverGetVersion(version);
+}
 EXPORT cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int device) {
+  CALLED;
   std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", device);
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  CALLED;
   *can = 0;
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaDeviceGetStreamPriorityRange(int* lowest, int* highest) {
+  CALLED;
   if (lowest != nullptr) *lowest = 0;
   if (highest != nullptr) *highest = -5;
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  CALLED;
   const Properties& p = gpu::properties();
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
@@ -119,6 +129,7 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int) {
+  CALLED;
   const Properties& p = gpu::properties();
   std::memset(out, 0, sizeof *out);
   std::snprintf(out->name, sizeof out->name, "emulated GPU sm_%d%d", p.major, p.minor);

@@ -19,14 +19,23 @@ using Action = std::function<void()>;
 
 struct Stream;
 
-// What a stream captures: the actions of all streams that joined, in the order in which they were given.
+// What was captured, and which of the nodes before it the graph does before it: no others are waited for.
+struct Node {
+  Action action;
+  Stream* stream;
+  std::vector<size_t> after;
+};
+
+// What a stream captures: the work of all streams that joined, in the order in which it was given.
 struct Capture {
   unsigned long long id;
   cudaStreamCaptureMode mode;
   std::thread::id thread;
-  std::vector<Stream*> streams;
-  std::vector<Action> actions;
+  std::vector<Stream*> streams;  // the first began it
+  std::vector<Node> nodes;
   bool invalid = false;
+
+  void add(Stream* stream, Action action);
 };
 
 // One recording of an event.
@@ -34,6 +43,12 @@ struct Ticket {
   Stream* stream;
   std::shared_ptr<Capture> capture;  // of the stream at that time, or null
   bool done = false;
+  std::vector<size_t> heads;  // of the stream at that time
+};
+
+struct Event {
+  int device;
+  std::shared_ptr<Ticket> ticket;
 };
 
 struct Work {
@@ -47,6 +62,7 @@ struct Stream {
   int device = 0;
   std::deque<Work> work;
   std::shared_ptr<Capture> capture;
+  std::vector<size_t> heads;  // the captured nodes that its next one comes after
 };
 
 // The runtime's one lock, which a thread may take several times and, while it waits for another process,
@@ -78,6 +94,10 @@ void wait_for(Stream* stream);
 void wait_for_all();
 // Why a call that a capture forbids to this thread fails now, having spoilt the capture; or cudaSuccess.
 cudaError_t forbidden_in_capture(const char* call);
+// A stream waits for an event where one of the two, or both, are of a capture.
+cudaError_t wait_in_capture(Stream* stream, const Ticket& ticket);
+// Nobody outside a capture can wait for an event that was recorded in it.
+cudaError_t refuse_captured(const char* call);
 
 // The first fault of a kernel stays with the process, as on a GPU; every later call of some kinds returns it.
 void break_device(cudaError_t error);
