@@ -39,7 +39,7 @@ LOG_BYTES = 300_000
 
 MACHINE = """
 import importlib.util, json, platform, torch
-names = "numpy tqdm filelock safetensors setuptools ninja tyro pycocotools pytest hypothesis"
+names = "numpy tqdm filelock safetensors setuptools ninja tyro hotcoco pycocotools pytest hypothesis"
 needed = {name: name for name in [*names.split(), "torchvision"]}
 needed |= {"cv2": "opencv-python-headless", "PIL": "pillow", "xdist": "pytest-xdist"}
 found = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(),

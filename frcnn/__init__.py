@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported on first use: training needs pycocotools, prediction does not.
+# Imported on first use: training needs hotcoco, prediction does not.
 _HOMES = {
     "Batch": "frcnn.structures",
     "Callback": "frcnn.engine.callbacks",

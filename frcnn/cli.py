@@ -176,7 +176,7 @@ def evaluate(
     run_code: RunCode = False,
     views: Views = ViewConfig(),  # noqa: B008
 ) -> int:
-    """Evaluate a model on a data set of COCO's, VOC's or YOLO's format with pycocotools.
+    """Evaluate a model on a data set of COCO's, VOC's or YOLO's format, with pycocotools' numbers.
 
     Args:
         per_class: Also print AP and AP50 of every class.
@@ -259,6 +259,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         weights: Annotated[str | None, default("PATH|coco|random", "the recipe's backbone")] = None,
         reinit_heads: bool = False,
         resume: bool = False,
+        resume_or_start: bool = False,
         eval_every: int = 1,
         val_losses: bool = False,
         save_every: int = 1000,
@@ -289,6 +290,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
             weights: Start from this checkpoint, from the published one (coco), or from nothing (random).
             reinit_heads: Leave out the checkpoint's class and box layer, to train other classes.
             resume: Continue from work_dir's last.pth, exactly.
+            resume_or_start: Continue where there is a last.pth, start where there is none.
             eval_every: Epochs between evaluations.
             val_losses: Also log the losses of the validation set, by a second forward pass of its images.
             save_every: Steps between checkpoints, besides the one after every epoch.
@@ -302,7 +304,7 @@ def train_command(recipe: Recipe | None) -> Callable[..., None]:
         from frcnn.engine.run_folder import folder_of
         from frcnn.engine.train import train
 
-        if not resume:  # where that is what the run before has written
+        if not (resume or resume_or_start):  # where that is what the run before has written
             check_keeps([recipe], folder_of(work_dir, base) / "recipe.json")
         if model.num_classes != base.model.num_classes:
             raise OptionError("model.num_classes cannot be set: the classes are those of train_annotations")
@@ -330,7 +332,7 @@ def resume_command(argv: Sequence[str], environment: Mapping[str, str] = os.envi
     """The command line that continues the run which `argv` started, by torchrun where that did."""
     words = list(argv[1:])
     end = words.index("--") if "--" in words else len(words)  # what follows are no options
-    if "--resume" not in words[:end]:
+    if not {"--resume", "--resume-or-start"} & {*words[:end]}:
         words.insert(end, "--resume")
     command = shlex.join([PROGRAM, *words])
     if "TORCHELASTIC_RUN_ID" not in environment:

@@ -90,24 +90,23 @@ class FasterRCNN(nn.Module, Predictor):
             return (losses, accuracy) if with_accuracy else losses
         return self.detect(batch, [(1.0, 1.0)] * len(batch.sizes))
 
-    def losses(
-        self, batch: Batch, generator: torch.Generator | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """loss_rpn_cls, loss_rpn_bbox, loss_cls and loss_bbox of an annotated batch, and the percentage of
         sampled boxes that were classified correctly.
 
         Only the norms depend on the model's mode: anchors and proposals are assigned and sampled as in
-        training in evaluation mode too. generator: on the CPU, of the samples' seeds; None takes torch's.
+        training in evaluation mode too.
 
         Raises ValueError, naming the image, for boxes or labels that are missing, of another shape or, where
         they are on the CPU, of impossible values.
         """
-        return self.losses_of(batch.images, self.ground_truth(batch, generator))
+        return self.losses_of(batch.images, self.ground_truth(batch))
 
-    def ground_truth(self, batch: Batch, generator: torch.Generator | None = None) -> GroundTruth:
-        """What an annotated batch is to learn, beside its images; arguments and errors as of `losses`."""
+    def ground_truth(self, batch: Batch) -> GroundTruth:
+        """What an annotated batch is to learn, beside its images; errors as of `losses`."""
         self._check(batch)
         padded_sizes = [padded(size, self.data.pad_divisor) for size in batch.sizes]
+        generator = None if batch.seed is None else torch.Generator().manual_seed(batch.seed)
         seeds = torch.randint(2**63 - 1, (2,), generator=generator)
         return GroundTruth.pad(
             batch.boxes,

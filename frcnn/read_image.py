@@ -140,6 +140,12 @@ def _array_of(file: BinaryIO) -> np.ndarray:
     return np.require(_in_bytes(np.load(file, allow_pickle=False).reshape(shape)), requirements=["C", "W"])
 
 
+def read_bytes(content: bytes, name: str) -> np.ndarray:
+    """What `read_image` makes of a file of this content. Raises ImageError, with the name."""
+    with _read_from(name):
+        return _decode(io.BytesIO(content))
+
+
 def _read_url(address: str) -> np.ndarray:
     from frcnn.checkpoint.transfer import BrokenTransfer, DownloadError, fetch
 

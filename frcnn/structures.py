@@ -69,12 +69,14 @@ class Batch:
     [B, H, W, C] (BGR), zero-padded, which the network normalizes.
     sizes: per image its (height, width) before padding.
     boxes, labels: per image [G, 4] and int64 [G], in pixels of the network's input (training only).
+    seed: of the anchors and proposals that are sampled (training only); None takes torch's random numbers.
     """
 
     images: Tensor
     sizes: tuple[tuple[int, int], ...]
     boxes: tuple[Tensor, ...] = ()
     labels: tuple[Tensor, ...] = ()
+    seed: int | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The images there; the annotations stay, and training brings them over in one piece."""

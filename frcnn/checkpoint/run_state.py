@@ -27,7 +27,7 @@ from torch import Tensor
 from frcnn.checkpoint.save import checksum
 from frcnn.checkpoint.torch_file import CheckpointError, read_torch_file, reading
 
-FORMAT = 4
+FORMAT = 5
 
 OPTIMIZER_STATES = ("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq")
 """What SGD and AdamW keep of a parameter."""
@@ -115,7 +115,9 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "meta.iter": _natural,
     "meta.epoch": _natural,
     "meta.recipe": lambda value: isinstance(value, dict),
-    "training.settings": lambda value: isinstance(value, dict),
+    "training.settings": lambda value: (
+        isinstance(value, dict) and _natural(value["batches_per_step"]) and value["batches_per_step"] > 0
+    ),
     "training.data": lambda value: isinstance(value, dict),
     "training.threads": _natural,
     "training.random_states": lambda value: (

@@ -26,6 +26,7 @@ from frcnn.data.annotations import (
     read_annotations,
     shown,
 )
+from frcnn.data.cache import Packed, packed
 from frcnn.data.formats import as_coco, files_beside
 from frcnn.data.sampler import repeat_factors
 from frcnn.read_image import read_image
@@ -241,14 +242,40 @@ def load_dataset(annotations: str | Path, images: str | Path) -> CocoDataset:
     MMDetection's rules, a box under one pixel wide or high, outside its image or without area; evaluation
     counts these, as pycocotools does.
 
+    A COCO file of 64 MiB or more is parsed once: its arrays are kept below ~/.cache/frcnn
+    (`frcnn.data.cache`).
+
     Raises DatasetError where the file or an image is missing, the file is malformed (the message names the
     entry and the field), or nothing matches.
     """
     annotation_file, image_folder = Path(annotations), Path(images)
-    content = read_annotations(annotation_file, as_coco(annotation_file, image_folder))
-    _expect_images(annotation_file, image_folder, content.file_names)
+    content = as_coco(annotation_file, image_folder)
+    if content is not None:  # of many files
+        dataset = CocoDataset.of(annotation_file, image_folder, read_annotations(annotation_file, content))
+    else:
 
-    return CocoDataset.of(annotation_file, image_folder, content)
+        def make() -> Packed:
+            return _parts(CocoDataset.of(annotation_file, image_folder, read_annotations(annotation_file)))
+
+        dataset = _whole(annotation_file, image_folder, *packed(annotation_file, make))
+    names = [dataset.image_name(index) for index in range(len(dataset))]
+    _expect_images(annotation_file, image_folder, names)
+    return dataset
+
+
+def _parts(dataset: CocoDataset) -> Packed:
+    """A data set of one file, for the cache."""
+    arrays = {name: value for name, value in vars(dataset).items() if isinstance(value, np.ndarray)}
+    report = dataset.report
+    return arrays, [dataset.class_names, dataset.category_ids, report.counts, report.examples]
+
+
+def _whole(annotation_file: Path, image_folder: Path, arrays: dict[str, Any], others: Any) -> CocoDataset:
+    names, ids, counts, examples = others
+    report = Report()
+    report.counts.update(counts)
+    report.examples.update(examples)
+    return CocoDataset(annotation_file, image_folder, tuple(names), tuple(ids), **arrays, report=report)
 
 
 def _expect_images(annotation_file: Path, folder: Path, names: list[str]) -> None:

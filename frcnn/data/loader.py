@@ -1,8 +1,9 @@
 """From a data set to batches for training, in worker processes.
 
-What a batch holds does not depend on the workers: the augmentation of an image is seeded by
-(seed, epoch, image), never by who computes it or when, and the image that takes the place of a bad one is the
-next good one of the data set.
+What a batch holds depends on neither workers nor processes: the augmentation of an image is seeded by
+(seed, epoch, image), never by who computes it or when, and so is the sampling of a batch's anchors and
+proposals, by its first image; the image that takes the place of a bad one is the next good one of the data
+set.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ class BadImage:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSample:
-    """image [H, W, 3] uint8 BGR, boxes [G, 4], labels [G], the index in the data set, and the bad images
-    whose place it takes."""
+    """image [H, W, 3] uint8 BGR, boxes [G, 4], labels [G], the index in the data set, the bad images whose
+    place it takes, and a random number of this image and epoch."""
 
     image: Tensor
     boxes: Tensor
     labels: Tensor
     index: int
     bad: tuple[BadImage, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class TrainingImages(Dataset):
 
     def _sample(self, key: SampleKey) -> TrainingSample:
         bad = []
+        seed = int(np.random.default_rng((self.seed, key.epoch, key.index, 1)).integers(2**63))
         for step in range(min(self.allowed + 1, len(self.dataset))):
             index = (key.index + step) % len(self.dataset)
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
@@ -122,14 +125,14 @@ class TrainingImages(Dataset):
             except (ImageError, OSError) as error:
                 bad.append(bad_image(self.dataset, index, error))
             else:
-                return TrainingSample(*image, index, tuple(bad))
+                return TrainingSample(*image, index, tuple(bad), seed)
         side = min(self.data.size)
         blank = (
             torch.zeros(side, side, self.data.channels, dtype=torch.uint8),
             torch.zeros(0, 4),
             torch.zeros(0, dtype=torch.int64),
         )
-        return TrainingSample(*blank, key.index, tuple(bad))
+        return TrainingSample(*blank, key.index, tuple(bad), seed)
 
 
 def training_loader(
@@ -219,6 +222,7 @@ class _TrainingCollate:
             tuple((sample.image.shape[0], sample.image.shape[1]) for sample in good),
             tuple(sample.boxes for sample in good),
             tuple(sample.labels for sample in good),
+            good[0].seed,
         )
         return batch, tuple(sample.index for sample in good), [bad for sample in good for bad in sample.bad]
 

@@ -1,7 +1,7 @@
 """Which images make up which training step.
 
-An epoch's order is a pure function of (seed, epoch, process), so a training step's number alone says where
-the sampler stands: resuming is starting the sequence at that step.
+An epoch's order is a pure function of (seed, epoch), so a training step's number alone says where the sampler
+stands: resuming is starting the sequence at that step, by any number of processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One image in one epoch; the epoch seeds its augmentation."""
+    """One image in one epoch, which seed its augmentation."""
 
     epoch: int
     index: int
@@ -24,10 +24,11 @@ class SampleKey:
 class TrainingBatches(Sampler[list[SampleKey]]):
     """Batches of one process from training step `start` to the end of the last epoch.
 
-    Every epoch is one permutation of the data set dealt out to the processes. A batch holds only wide or only
-    tall images, as that keeps the padding small; the few left over at the end of an epoch are mixed. Every
-    process gets the same number of batches: where the data set does not divide evenly, the first images of
-    the permutation are seen twice. `accumulate` batches make a step, fewer at the end of an epoch.
+    Every epoch is one permutation of the data set, cut into batches. A batch holds only wide or only tall
+    images, as that keeps the padding small; the few left over at the end of an epoch are mixed. The next
+    `per_step` batches make a step, fewer at the end of an epoch, and are dealt out to the processes, so the
+    images of a step are the same whatever the number of processes. A process for which none is left gets
+    another's, with weight 0, as all take part in every step.
 
     wide: bool [I], whether the image is wider than high. shares: how often an image is drawn, against the
     others, [I]; None stands for all alike, once in an epoch.
@@ -42,7 +43,7 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         process: int = 0,
         processes: int = 1,
         start: int = 0,
-        accumulate: int = 1,
+        per_step: int | None = None,
         shares: np.ndarray | None = None,
     ):
         if len(wide) == 0 or batch_size < 1:
@@ -54,33 +55,47 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         self.process = process
         self.processes = processes
         self.start = start
-        self.accumulate = accumulate
+        self.per_step = per_step or processes
         self.shares = shares
-        self.per_process = -(-len(wide) // processes)
-        self.batches_per_epoch = -(-self.per_process // batch_size)
-        self.steps_per_epoch = -(-self.batches_per_epoch // accumulate)
+        self.batches_per_epoch = -(-len(wide) // batch_size)
+        self.steps_per_epoch = -(-self.batches_per_epoch // self.per_step)
 
     def __len__(self) -> int:
-        epoch, step = divmod(self.start, self.steps_per_epoch)
-        return (self.epochs - epoch) * self.batches_per_epoch - step * self.accumulate
+        epoch, begun = divmod(self.start, self.steps_per_epoch)
+        whole = sum(map(self.batches_of, range(self.steps_per_epoch)))
+        return (self.epochs - epoch) * whole - sum(map(self.batches_of, range(begun)))
 
     def batches_of(self, step: int) -> int:
-        """How many batches a training step takes, counted from 0 over all epochs."""
-        before = step % self.steps_per_epoch * self.accumulate
-        return min(self.accumulate, self.batches_per_epoch - before)
+        """How many batches this process takes in a training step, counted from 0 over all epochs."""
+        return len(self._mine(step))
+
+    def weight(self, step: int) -> float:
+        """What this process multiplies a step's losses by, so that the processes' mean gradient is the mean
+        of the step's batches."""
+        return self.processes / self._in_all(step) if self.process < self._in_all(step) else 0.0
+
+    def _in_all(self, step: int) -> int:
+        """How many batches a step has, of all processes."""
+        return min(self.per_step, self.batches_per_epoch - step % self.steps_per_epoch * self.per_step)
+
+    def _mine(self, step: int) -> range:
+        """Which of a step's batches are this process's."""
+        count = self._in_all(step)
+        return range(self.process % count, count, self.processes)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        first_epoch, position = divmod(self.start, self.steps_per_epoch)
+        first_epoch, begun = divmod(self.start, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            for batch in self.epoch_batches(epoch)[position * self.accumulate :]:
-                yield [SampleKey(epoch, index) for index in batch]
-            position = 0
+            batches = self.epoch_batches(epoch)
+            for step in range(begun, self.steps_per_epoch):
+                for number in self._mine(step):
+                    yield [SampleKey(epoch, index) for index in batches[step * self.per_step + number]]
+            begun = 0
 
     def epoch_batches(self, epoch: int) -> list[list[int]]:
-        """This process's batches of one epoch (counted from 0)."""
+        """The batches of one epoch (counted from 0), of all processes."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(self._drawn(rng))
-        order = np.resize(order, self.per_process * self.processes)[self.process :: self.processes]
         batches: list[list[int]] = []
         groups: dict[bool, list[int]] = {True: [], False: []}
         for index in order.tolist():

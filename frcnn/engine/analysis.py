@@ -1,7 +1,7 @@
 """Why a model fails: its detections against the annotations, as numbers and as cases to look at.
 
-Matches and precisions are pycocotools' own. Errors are those of TIDE (Bolya et al. 2020,
-doi:10.1007/978-3-030-58580-8_33), at IoU 0.5 and 0.1. A detection that pycocotools matches to no object of
+Matches and precisions are COCO's own. Errors are those of TIDE (Bolya et al. 2020,
+doi:10.1007/978-3-030-58580-8_33), at IoU 0.5 and 0.1. A detection that COCO matches to no object of
 its class is the first of these that fits: "localization", IoU 0.1 to 0.5 with one of its class;
 "classification", at least 0.5 with one of another class; "duplicate", at least 0.5 with one of its class,
 which a better detection has; "background", under 0.1 with all; else "both". "missed" are objects without a
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask
-from pycocotools.cocoeval import COCOeval
+from hotcoco import COCOeval, mask
 
 from frcnn.data import CocoDataset
 from frcnn.data.check import Example
@@ -36,7 +35,7 @@ class Analysis:
     """metrics: as `Evaluation`'s; per_class: name -> AP, AP_s, AP_m, AP_l, AP50, objects; None: no objects.
 
     precision: MEAN, or a class -> 101 precisions at IoU 0.5, at recalls 0, 0.01 … 1. confusion: counts of
-    [annotated][detected as], background last: pycocotools' pairs, then pairs across classes of IoU 0.5, best
+    [annotated][detected as], background last: COCO's pairs, then pairs across classes of IoU 0.5, best
     scores first; what is left is missed, or a detection of nothing. errors: kind -> count and share.
     calibration: by tenths of the scores of all detections: tenth, count, mean score and precision at IoU 0.5;
     calibration_error: by how much the latter two differ, in the mean over detections. label_errors:
@@ -67,12 +66,11 @@ def analyze(dataset: CocoDataset, result: Evaluation, min_score: float = 0.3) ->
     """
     evaluator, labels, names = result.evaluator, dataset.labels, dataset.class_names
     objects = np.flatnonzero(~dataset.crowd)
-    if evaluator is None or not len(objects):
+    if evaluator is None or evaluator.eval is None or not len(objects):
         raise ValueError(f"{dataset.annotation_file}: it has no objects, or the result has no evaluator")
     found = evaluator.cocoDt.dataset["annotations"]
-    places = {number: index for index, number in enumerate(dataset.image_ids.tolist())}
-    image = np.array([places[one["image_id"]] for one in found], int)
-    label = np.searchsorted(dataset.category_ids, [one["category_id"] for one in found])
+    image = np.argsort(dataset.image_ids)[np.array([one["image_id"] for one in found], int)]
+    label = np.array([one["category_id"] for one in found], int)
     xywh = np.array([one["bbox"] for one in found], float).reshape(-1, 4)
     score = np.array([one["score"] for one in found], float)
     match, counted = _matches(evaluator, len(found))
@@ -139,8 +137,8 @@ def _matches(evaluator: COCOeval, count: int) -> tuple[np.ndarray, np.ndarray]:
     for entry in filter(None, evaluator.evalImgs):
         if entry["aRng"] == evaluator.params.areaRng[0]:  # objects of all sizes
             rows = np.array(entry["dtIds"], int) - 1
-            counted[rows] = ~entry["dtIgnore"][0].astype(bool)
-            match[rows] = np.where(counted[rows], entry["dtMatches"][0].astype(int) - 1, -1)
+            counted[rows] = ~np.array(entry["dtIgnore"][0], bool)
+            match[rows] = np.where(counted[rows], np.array(entry["dtMatches"][0], int) - 1, -1)
     return match, counted
 
 

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -48,6 +48,15 @@ class Processes:
         values: list[Any] = [None] * self.count
         with self.waiting(what):
             distributed.all_gather_object(values, value)
+        return values
+
+    def gather_in_first(self, value: Any, what: str) -> list[Any]:
+        """Every process's value, in the first process; nothing in the others."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count if self.first else []
+        with self.waiting(what):
+            distributed.gather_object(value, values if self.first else None)
         return values
 
     def highest(self, values: Sequence[int], what: str) -> list[int]:
@@ -102,6 +111,21 @@ class Processes:
             raise ConnectionError(
                 f"{this} cannot get {what}: another process was killed, or has failed and says why"
             ) from None
+
+
+def notes_on_restarts(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What to say where torchrun will restart processes in a way that can fail.
+
+    They exchange their addresses in the store of torchrun's own rendezvous, which outlives a restart, so the
+    new ones may find the addresses of the old ones; gloo then tries to connect to who is gone.
+    """
+    shared = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or environment.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return []
+    return [
+        "a restart by torchrun may find the addresses of processes that are gone, and fail: set "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
+    ]
 
 
 @contextmanager

@@ -1,19 +1,17 @@
-"""COCO box metrics by pycocotools."""
+"""COCO box metrics by hotcoco, which are pycocotools' to the last digit."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from hotcoco import COCO, COCOeval
 from tqdm import tqdm
 
 from frcnn.checked import OptionError, check_whole
@@ -41,8 +39,8 @@ class Evaluation:
     class without objects. losses: where they were asked for, loss_rpn_cls, loss_rpn_bbox, loss_cls and
     loss_bbox, as training has them, and their sum, loss. failed: path of an image that could not be used ->
     why; nothing is detected on it, and its objects count as missed. seconds_per_image: of this process,
-    reading and resizing included. evaluator: pycocotools', in the first process: detections, matches,
-    precisions.
+    reading and resizing included. evaluator: hotcoco's, in the first process: detections, matches,
+    precisions; an image's id in it is its place in the order of ids, a category's its label.
     """
 
     metrics: dict[str, float]
@@ -125,13 +123,12 @@ def evaluate(
     began = time.perf_counter()
     part = _detect(model, dataset, category_ids, share, batch_size, threads, progress, stop, of_images)
     seconds = (time.perf_counter() - began) / max(1, len(share))
-    results: list[dict] = []
+    found, *told = part
     failed: dict[str, str] = {}
     parts: list[dict[str, list[float]]] = []
-    for found, unusable, complete, values in processes.gather(part, "the detections of the other processes"):
+    for unusable, complete, values in processes.gather(told, "the other processes' end of the evaluation"):
         if not complete:
             raise KeyboardInterrupt
-        results += found
         failed |= unusable
         parts.append(values)
     if len(failed) == len(dataset):
@@ -139,6 +136,7 @@ def evaluate(
             f"none of the {len(dataset)} images of {dataset.annotation_file} can be used: "
             + next(iter(failed.values()))
         )
+    results = list(chain(*processes.gather_in_first(found, "the detections of the other processes")))
     if output is not None and processes.first:
         replace_text(output, json.dumps(results))
     scored = score(dataset, results) if processes.first else None
@@ -249,20 +247,33 @@ def _coco_results(image_id: int, found: Detections, category_ids: tuple[int, ...
 
 def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
     """COCO metrics of detections in COCO's results form against a data set's annotations."""
-    truth = _coco(dataset, dataset.entries())
-    found = _coco(dataset, [{**result, "area": result["bbox"][2] * result["bbox"][3]} for result in results])
-    evaluator = COCOeval(truth, found, iouType="bbox")
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    statistics = evaluator.stats.tolist()
-    metrics = dict(zip((*STATISTICS, *RECALLS), statistics, strict=True))
+    # hotcoco takes no negative ids: places in their order stand for them, which ties are broken by
+    image_of = {number: place for place, number in enumerate(sorted(dataset.image_ids.tolist()))}
+    label_of = {number: label for label, number in enumerate(dataset.category_ids)}
+
+    def numbered(entry: dict) -> dict:
+        places = {"image_id": image_of[entry["image_id"]], "category_id": label_of[entry["category_id"]]}
+        return {**entry, **places}
+
+    truth = COCO(
+        {
+            "images": [{"id": place} for place in image_of.values()],
+            "categories": [{"id": label, "name": str(label)} for label in label_of.values()],
+            # ids count from 1: a match with annotation 0 could be taken for no match
+            "annotations": [{**numbered(one), "id": n} for n, one in enumerate(dataset.entries(), 1)],
+        }
+    )
+    evaluator = COCOeval(truth, truth.load_res([*map(numbered, results)]), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summary_lines()  # computes the statistics
+    metrics = dict(zip((*STATISTICS, *RECALLS), map(float, evaluator.stats), strict=True))
+    assert evaluator.eval is not None
 
     precision = evaluator.eval["precision"]  # [IoU thresholds, recalls, classes, areas, max detections]
     per_class = {}
-    for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
-        column = precision[:, :, evaluator.params.catIds.index(category_id), 0, -1]
+    for label, name in enumerate(dataset.class_names):
+        column = precision[:, :, label, 0, -1]
         per_class[name] = (_mean(column), _mean(column[0]))
     return Evaluation(metrics, per_class, evaluator=evaluator)
 
@@ -270,16 +281,3 @@ def score(dataset: CocoDataset, results: list[dict]) -> Evaluation:
 def _mean(precision: np.ndarray) -> float:
     known = precision[precision > -1]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _coco(dataset: CocoDataset, annotations: list[dict]) -> COCO:
-    """A COCO index. Ids count from 1: COCOeval takes a match with annotation 0 for no match."""
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image_id} for image_id in dataset.image_ids.tolist()],
-        "categories": [{"id": category_id} for category_id in dataset.category_ids],
-        "annotations": [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(annotations, 1)],
-    }
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        coco.createIndex()
-    return coco

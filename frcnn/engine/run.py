@@ -24,7 +24,7 @@ from frcnn.data import CocoDataset, TrainingBatches, running, training_loader
 from frcnn.data.loader import BadImage
 from frcnn.engine.bad_images import BadImages
 from frcnn.engine.callbacks import Callback
-from frcnn.engine.distributed import Processes
+from frcnn.engine.distributed import Processes, notes_on_restarts
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.log import TrainingLog
 from frcnn.engine.not_finite import not_finite
@@ -70,7 +70,7 @@ class TrainingRun:
         self.dataset = dataset
         self.settings, self.workers = settings, workers
         self.device, self.processes = device, processes
-        self.folder = RunFolder(work_dir, self.recipe, settings, dataset)
+        self.folder = RunFolder(work_dir, self.recipe, settings, dataset, processes)
         read = [begin.weights] if begin.weights else []
         self.folder.check(
             begin.resume, chain(read, dataset.files(), validation.files() if validation else ())
@@ -98,7 +98,7 @@ class TrainingRun:
             self.validation = Validation(
                 average or self.model, validation, val_losses, schedule, self.state.history
             )
-        self.notes = self.folder.resume(self.state, processes.rank) if begin.resume else []
+        self.notes = notes_on_restarts() + (self.folder.resume(self.state) if begin.resume else [])
         self.saved = self.state.steps
         if settings.mode == "graph":
             self.step = StepGraphs(self.model, self.learner).step
@@ -112,7 +112,7 @@ class TrainingRun:
             processes.rank,
             processes.count,
             self.state.steps,
-            schedule.accumulate,
+            self.folder.settings.batches_per_step,
             dataset.shares(recipe.data.repeat_rare),
         )
         self.total = schedule.epochs * self.batches.steps_per_epoch
@@ -164,7 +164,8 @@ class TrainingRun:
                     self._save(iteration, log)
                     raise self._interrupted(iteration, stop)
                 lr = self._learning_rate(iteration)
-                self._learn(iteration, lr, [(batch, indices) for batch, indices, _ in parts])
+                weight = self.batches.weight(iteration)
+                self._learn(iteration, lr, weight, [(batch, indices) for batch, indices, _ in parts])
                 iteration += 1
                 epoch_ends = iteration % steps_per_epoch == 0
                 writes = epoch_ends or iteration % steps_per_epoch % log_every == 0
@@ -199,11 +200,13 @@ class TrainingRun:
             self._count_bad(bad, iteration, log)
         return verdict == STOP
 
-    def _learn(self, iteration: int, lr: float, parts: list[tuple[Batch, tuple[int, ...]]]) -> None:
+    def _learn(
+        self, iteration: int, lr: float, weight: float, parts: list[tuple[Batch, tuple[int, ...]]]
+    ) -> None:
         """Give one step to the device."""
         batches = [batch for batch, _ in parts]
         with self.processes.waiting(f"the gradients of step {iteration + 1}"):
-            numbers = self.step([batch.to(self.device, non_blocking=True) for batch in batches], lr)
+            numbers = self.step([batch.to(self.device, non_blocking=True) for batch in batches], lr, weight)
         if self.learner.average is not None:
             self.learner.average.update(self.model)
         images = [
@@ -236,7 +239,7 @@ class TrainingRun:
 
     def _learning_rate(self, iteration: int) -> float:
         schedule = self.recipe.schedule
-        global_batch = schedule.images_per_process * schedule.accumulate * self.processes.count
+        global_batch = schedule.images_per_process * self.batches.per_step
         return learning_rate(iteration, self.batches.steps_per_epoch, global_batch, schedule)
 
     def _evaluate(self, epoch: int, iteration: int, log: TrainingLog, stop: StopRequest) -> None:
@@ -278,8 +281,8 @@ class TrainingRun:
             f"{self.recipe.name}: {millions:.1f} M trainable parameters, "
             f"{len(self.dataset.class_names)} classes, {schedule.epochs} epochs of "
             f"{self.batches.steps_per_epoch} steps of "
-            f"{schedule.images_per_process * schedule.accumulate} images on "
-            f"{self.processes.count} x {self.device}, {self.settings.precision}; work_dir {self.folder.path}"
+            f"{schedule.images_per_process * self.batches.per_step} images on {self.processes.count} x "
+            f"{self.device}, {self.settings.precision}; work_dir {self.folder.path}"
         )
         if self.state.steps:
             log.say(f"resuming after step {self.state.steps}")

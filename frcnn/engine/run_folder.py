@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from frcnn.config import Recipe
 from frcnn.data import CocoDataset
 from frcnn.detector import FasterRCNN
 from frcnn.engine.bad_images import BadImages
+from frcnn.engine.distributed import Processes
 from frcnn.engine.loss_scale import LossScale
 from frcnn.files import check_folder, check_keeps, replace_text, set_aside, temporary_of
 from frcnn.inference.hardware import Precision
@@ -52,7 +53,8 @@ class Settings:
     seed: int
     precision: Precision
     mode: Mode
-    processes: int
+    batches_per_step: int
+    """Of all processes together; a resumed run keeps it, whatever its number of processes."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,15 @@ def folder_of(work_dir: str | Path | None, recipe: Recipe) -> Path:
 class RunFolder:
     """last.pth, best.pth, log.jsonl, recipe.json and tensorboard/ of one run."""
 
-    def __init__(self, path: Path, recipe: Recipe, settings: Settings, dataset: CocoDataset):
+    def __init__(
+        self, path: Path, recipe: Recipe, settings: Settings, dataset: CocoDataset, processes: Processes
+    ):
         self.path = path
-        self.settings = asdict(settings)
+        self.settings = settings
+        self.processes = processes
         self.last = path / "last.pth"
         self.best = path / "best.pth"
-        reports = map(self.not_finite, range(settings.processes))
+        reports = map(self.not_finite, range(processes.count))
         self.files = self.last, self.best, path / "recipe.json", path / "log.jsonl", *reports
         self.recipe = recipe
         self.dataset = dataset
@@ -112,7 +117,7 @@ class RunFolder:
 
     def not_finite(self, rank: int) -> Path:
         """Where a process reports a step that was not finite."""
-        return self.path / f"not_finite{f'_process{rank}' if self.settings['processes'] > 1 else ''}.json"
+        return self.path / f"not_finite{f'_process{rank}' if self.processes.count > 1 else ''}.json"
 
     def prepare(self, resume: bool) -> None:
         """The first change to the folder, made when nothing can be refused any more.
@@ -141,7 +146,7 @@ class RunFolder:
             save_checkpoint(self.best, content if average is None else {**content, "state_dict": average})
         training = {
             "format": FORMAT,
-            "settings": self.settings,
+            "settings": asdict(self.settings),
             "data": _fingerprint(self.dataset),
             "threads": torch.get_num_threads(),
             "random_states": random_states,
@@ -155,16 +160,21 @@ class RunFolder:
             self.last, {**content, "optimizer": state.optimizer.state_dict(), "training": training}
         )
 
-    def resume(self, state: RunState, rank: int) -> list[str]:
+    def resume(self, state: RunState) -> list[str]:
         """Fill `state`, and set this process's random state, from last.pth; returns notes for the user.
 
-        Raises CheckpointError where that is damaged, or of a run with other settings or data.
+        Raises CheckpointError where that is damaged, or of a run with other settings or data, or more
+        processes are here than a step has batches.
         """
         content = read_training_state(self.last)
         training = content["training"]
+        batches = training["settings"]["batches_per_step"]
+        if self.settings.mode == "eager":  # a graph is of one batch
+            self.settings = replace(self.settings, batches_per_step=batches)
+        rank, count, before = self.processes.rank, self.processes.count, len(training["random_states"])
         differing = [
             *_differences(content["meta"]["recipe"], to_plain(self.recipe)),
-            *_differences(training["settings"], self.settings),
+            *_differences(training["settings"], asdict(self.settings)),
             *_differences(training["data"], _fingerprint(self.dataset), "the training set's "),
         ]
         if differing:
@@ -174,25 +184,39 @@ class RunFolder:
                 + ". Resume with the settings of that run, or train anew in another work_dir with weights="
                 + str(self.last)
             )
+        if count > batches:
+            raise CheckpointError(
+                f"{self.last}: a step of that run has {batches} batches, which cannot be dealt out to "
+                f"{count} processes; resume with at most {batches}"
+            )
         with reading(self.last, remedy_for(self.last)):
             _restore_weights(state.model, content["state_dict"], "state_dict")
             if state.average is not None:
                 _restore_weights(state.average, training["average"] or {}, "training.average")
             _restore_optimizer(state.optimizer, content["optimizer"]["state"])
-            set_random_state(training["random_states"][rank])
+            if rank < max(before, 1):
+                set_random_state(training["random_states"][rank])
             state.bad_images.restore(training["bad_images"])
             if state.loss_scale is not None:
                 state.loss_scale.restore(training["loss_scale"])
         state.history[:], state.log = training["history"], training["log"]
         state.steps = content["meta"]["iter"]
+        notes = []
+        if count != before:
+            notes.append(
+                f"{count} processes go on with a run of {before}: each step has the same {batches} batches, "
+                "whose gradients are summed in another order, so the weights will differ from an "
+                "uninterrupted run's, at first in the last bits"
+            )
         threads = torch.get_num_threads()
         if state.model.device.type != "cpu" or threads == training["threads"]:
-            return []
+            return notes
         # not set here: their number belongs to the whole program, and may be chosen for the machine
         return [
+            *notes,
             f"torch computes with {threads} threads, and did with {training['threads']} before: sums are "
             "rounded in another order, so the weights will differ from an uninterrupted run's, at first in "
-            f"the last bits; resume with OMP_NUM_THREADS={training['threads']} for the same"
+            f"the last bits; resume with OMP_NUM_THREADS={training['threads']} for the same",
         ]
 
 

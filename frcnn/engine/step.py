@@ -92,24 +92,29 @@ class Learner:
         self._one = torch.ones((), device=device)
         self.names: tuple[str, ...] = ()
 
-    def step(self, model: nn.Module, batches: Sequence[Batch], lr: float) -> Numbers:
+    def step(
+        self, model: nn.Module, batches: Sequence[Batch], lr: float, weight: float | None = None
+    ) -> Numbers:
         """Learn from the mean gradient of batches on the model's device with this rate.
 
-        model: the one to learn, or what computes the mean gradients of all processes with it.
+        model: the one to learn, or what computes the mean gradients of all processes with it. weight: what
+        each batch's loss is multiplied by; by default all count alike and as much as those of others.
         """
 
         def forward(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
             with _exchanging(model, batch is batches[-1]):
                 return model(batch, with_accuracy=True)
 
-        return self.numbers(*self.learn([partial(forward, batch) for batch in batches], lr))
+        return self.numbers(*self.learn([partial(forward, batch) for batch in batches], lr, weight))
 
     def numbers(self, values: Tensor, norms: Tensor) -> Numbers:
         """What `learn` returned, on its way to the host."""
         return Numbers(self.names, Download(values), norms)
 
-    def learn(self, forwards: Sequence[Forward], lr: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from the mean of what they return.
+    def learn(
+        self, forwards: Sequence[Forward], lr: float | Tensor, weight: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Learn from what they return, each times the weight; from their mean, where there is none.
 
         Returns the values that `numbers` names, and the gradients' norms. What outlives a step is written in
         place, so that a step can be captured.
@@ -117,6 +122,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         device, dtype = self.broken.device, DTYPES[self.precision]
+        weight = 1 / len(forwards) if weight is None else weight
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[dict[str, Tensor]] = []
         with float32_arithmetic(self.precision, device):
@@ -124,7 +130,7 @@ class Learner:
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     losses, accuracy = forward()
                 loss = torch.stack([*losses.values()]).sum()
-                part = loss if len(forwards) == 1 else loss / len(forwards)
+                part = loss if weight == 1 else loss * weight
                 (part if self.scale is None else part * self.scale.value).backward()
                 seen.append({**losses, "acc": accuracy, "loss": loss.detach()})
         norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None]))

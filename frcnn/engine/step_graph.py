@@ -29,8 +29,9 @@ class StepGraphs:
         self.graphs = GraphCache(self._learn, self._capture)
         self._record = CudaCapture()
 
-    def step(self, batches: Sequence[Batch], lr: float) -> Numbers:
-        """Learn from one batch of uint8 images on the model's device with this rate."""
+    def step(self, batches: Sequence[Batch], lr: float, weight: float = 1.0) -> Numbers:
+        """Learn from one batch of uint8 images on the model's device with this rate; the weight of one
+        process's only batch is 1."""
         (batch,) = batches
         data, (height, width) = self.model.data, batch.images.shape[1:3]
         shape = smallest_holding((height, width), few_shapes(data.size, data.pad_divisor))

@@ -44,6 +44,7 @@ def train(
     weights: str | Path | None = None,
     reinit_heads: bool = False,
     resume: bool = False,
+    resume_or_start: bool = False,
     eval_every: int = 1,
     val_losses: bool = False,
     save_every: int = 1000,
@@ -77,8 +78,9 @@ def train(
     best.pth (best validation AP), log.jsonl, recipe.json and tensorboard/. `val_losses` also logs the losses
     of the validation set (val_loss, val_loss_cls, …; see `evaluate`), which takes a second forward pass of
     its images and changes nothing else. `resume` continues from last.pth; on a CPU the weights end up the
-    same, bit for bit, as without the interruption, given the same number of torch's threads (a different
-    number is reported).
+    same, bit for bit, as without the interruption, given the same number of torch's threads and of processes
+    (a different number is reported). `resume_or_start` resumes where there is a last.pth and starts where
+    there is none, for schedulers that run the same command again.
 
     Ctrl-C and SIGTERM, to the process, its group or torchrun, finish the step and save (an evaluation is cut
     short); a second one, two seconds or more later, ends the process at once.
@@ -95,7 +97,7 @@ def train(
     """
     if isinstance(recipe, str):
         named, recipe = recipe, recipe_named(recipe)
-        if not resume:
+        if not (resume or resume_or_start):
             check_keeps([named], folder_of(work_dir, recipe) / "recipe.json")
     check_options(
         device=device,
@@ -126,6 +128,9 @@ def train(
     with started_processes(device, timeout) as (processes, torch_device), StopRequest() as stop:
         if mode == "graph" and (processes.count > 1 or schedule.accumulate > 1):
             raise OptionError("mode='graph' is for one process and one batch a step; leave it out here")
+        if resume_or_start:  # agreed upon, as a shared folder may show a new file to one host before others
+            there = (folder_of(work_dir, recipe) / "last.pth").exists()
+            resume = bool(processes.highest([resume or there], "whether there is a run to resume")[0])
         try:
             with stop.at_once():
                 run = TrainingRun(
@@ -136,7 +141,7 @@ def train(
                     None if val is None and not val_annotations else _read(val, val_annotations, val_images),
                     val_losses,
                     folder_of(work_dir, recipe),
-                    Settings(seed, precision, mode, processes.count),
+                    Settings(seed, precision, mode, schedule.accumulate * processes.count),
                     workers,
                     max_bad_images,
                     Start(weights, reinit_heads, resume),

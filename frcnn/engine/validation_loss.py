@@ -23,7 +23,7 @@ class ValidationLosses:
     """The losses of the images that training would take (those with a box, and not too small), one by one.
 
     The norms use their running statistics and no image is augmented; anchors and proposals are assigned and
-    sampled as in training, by a generator that the image's index seeds. So an image's losses depend on it and
+    sampled as in training, by a seed that is the image's index. So an image's losses depend on it and
     the weights alone, on a CPU to the bit, and the random state of torch is neither used nor changed.
 
     category_ids: as `match_classes` returns it. Raises OptionError for a model that only detects,
@@ -51,9 +51,9 @@ class ValidationLosses:
         labels = np.where(labels < 0, -1, self.label_of[labels])
         sample = as_sample(image.pixels, boxes, labels)
         pixels = pad_pixels(sample[:1], data.pad_divisor)
-        batch = Batch(pixels, (image.size,), sample[1:2], sample[2:]).to(device)
+        batch = Batch(pixels, (image.size,), sample[1:2], sample[2:], seed=index).to(device)
         with torch.no_grad(), evaluating(self.model), float32_arithmetic("float32", device):
-            losses, _ = self.model.losses(batch, torch.Generator().manual_seed(index))
+            losses, _ = self.model.losses(batch)
         row = torch.stack([*losses.values()])
         self.names = [*losses, "loss"]
         self.rows.append(torch.cat([row, row.sum(0, keepdim=True)]))

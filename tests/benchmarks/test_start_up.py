@@ -11,7 +11,7 @@ seconds = time.process_time() - started
 {use}
 print(json.dumps([seconds, sorted(sys.modules)]))
 """
-HEAVY = {"matplotlib", "tensorboard", "pycocotools", "tyro", "cv2", "scipy", "sklearn"}
+HEAVY = {"matplotlib", "tensorboard", "hotcoco", "pycocotools", "tyro", "cv2", "scipy", "sklearn"}
 
 
 def loaded(use: str = "") -> tuple[float, set[str]]:

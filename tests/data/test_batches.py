@@ -44,24 +44,47 @@ def test_a_later_start_is_the_rest_of_the_same_sequence(start):
     assert len(rest) == len(whole) - start
 
 
+@pytest.mark.parametrize("per_step", [8, 24])
 @pytest.mark.parametrize("processes", [2, 3, 8])
-def test_processes_share_an_epoch_and_take_the_same_number_of_steps(processes):
-    parts = [
-        TrainingBatches(WIDE, 4, epochs=2, process=process, processes=processes)
-        for process in range(processes)
+def test_the_batches_of_a_step_do_not_depend_on_the_number_of_processes(processes, per_step):
+    """14 batches of 53 images: the last step has fewer than some processes."""
+    alone = TrainingBatches(WIDE, 4, epochs=2, per_step=per_step)
+    of_alone, parts = iter(indices(alone)), []
+    for process in range(processes):
+        parts.append(TrainingBatches(WIDE, 4, 2, process=process, processes=processes, per_step=per_step))
+        assert len(list(parts[-1])) == len(parts[-1]) and parts[-1].steps_per_epoch == alone.steps_per_epoch
+    of_each = [iter(indices(part)) for part in parts]
+    for step in range(2 * alone.steps_per_epoch):
+        expected = [next(of_alone) for _ in range(alone.batches_of(step))]
+        both = zip(parts, of_each, strict=True)
+        dealt = [[next(one) for _ in range(part.batches_of(step))] for part, one in both]
+        weights = [part.weight(step) for part in parts]
+        mine = zip(dealt, weights, strict=True)
+        counted = [batch for batches, weight in mine for batch in batches if weight]
+        assert sorted(counted) == sorted(expected)
+        # none is idle, for all take part in every step; who has none of its own learns nothing
+        assert all(dealt) and all(batches[0] in expected for batches in dealt)
+        total = sum(weight * len(batches) for batches, weight in zip(dealt, weights, strict=True))
+        assert total / processes == pytest.approx(1)
+        assert {weight for weight in weights if weight} == {processes / len(expected)}
+
+
+def test_another_number_of_processes_goes_on_where_the_others_stopped():
+    two = [TrainingBatches(WIDE, 4, epochs=3, process=p, processes=2, per_step=6) for p in range(2)]
+    three = [
+        TrainingBatches(WIDE, 4, epochs=3, process=p, processes=3, per_step=6, start=4) for p in range(3)
     ]
-    assert len({len(part) for part in parts}) == 1
-    for epoch in range(2):
-        lengths = [len(part.epoch_batches(epoch)) for part in parts]
-        assert lengths == [parts[0].steps_per_epoch] * processes
-        seen = [i for part in parts for batch in part.epoch_batches(epoch) for i in batch]
-        assert set(seen) == set(range(53))
-        assert len(seen) - 53 < processes
+    done = [batch for part in two for batch in indices(part)[: sum(map(part.batches_of, range(4)))]]
+    rest = [batch for part in three for batch in indices(part)]
+    whole = indices(TrainingBatches(WIDE, 4, epochs=3))
+    assert {tuple(batch) for batch in done + rest} == {tuple(batch) for batch in whole}
+    assert [len(part) for part in three] == [len(indices(part)) for part in three]
 
 
 def test_fewer_images_than_processes():
     parts = [TrainingBatches(WIDE[:2], 4, epochs=1, process=p, processes=5) for p in range(5)]
-    assert [len(part.epoch_batches(0)) for part in parts] == [1] * 5
+    assert [sorted(batch) for part in parts for batch in indices(part)] == [[0, 1]] * 5
+    assert [part.weight(0) for part in parts] == [5, 0, 0, 0, 0]
 
 
 def test_nothing_to_batch_is_an_error():
@@ -71,14 +94,14 @@ def test_nothing_to_batch_is_an_error():
 
 def test_steps_of_several_batches():
     """53 images in batches of 4 are 14 batches, in steps of 4 batches 4, whose last has two."""
-    batches = TrainingBatches(WIDE, 4, epochs=3, accumulate=4)
+    batches = TrainingBatches(WIDE, 4, epochs=3, per_step=4)
     assert (
         batches.steps_per_epoch == 4 and [batches.batches_of(step) for step in range(8)] == [4, 4, 4, 2] * 2
     )
     whole = indices(batches)
     assert whole == indices(TrainingBatches(WIDE, 4, epochs=3)) and len(batches) == len(whole) == 42
     for start in (1, 3, 4, 7, 11):
-        rest = TrainingBatches(WIDE, 4, epochs=3, accumulate=4, start=start)
+        rest = TrainingBatches(WIDE, 4, epochs=3, per_step=4, start=start)
         skipped = sum(batches.batches_of(step) for step in range(start))
         assert indices(rest) == whole[skipped:] and len(rest) == 42 - skipped
 

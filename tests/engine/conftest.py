@@ -1,13 +1,12 @@
 """The tiny recipe and a tiny data set: a training step takes milliseconds."""
 
-import socket
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from runs import Run
+from runs import Run, group_of
 from tiny_coco import write_tiny
 from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
@@ -75,13 +74,9 @@ def pair(start):
     """``pair(...)``: two processes that train together, without torchrun."""
 
     def pair(*options, hooks=({}, {}), **common):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         return [
-            start("run", *options, environment={**shared, "RANK": str(rank)}, **common, **hooks[rank])
-            for rank in (0, 1)
+            start("run", *options, environment=environment, **common, **hooks[rank])
+            for rank, environment in enumerate(group_of(2))
         ]
 
     return pair

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -130,6 +131,15 @@ def stopped_in(step):
         return original(self, iteration, *rest)
 
     module.TrainingRun._learn = learn
+
+
+def group_of(count: int) -> list[dict[str, str]]:
+    """The environment that torchrun would give each of so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**shared, "RANK": str(rank)} for rank in range(count)]
 
 
 HOOKS = {

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from frcnn.engine.distributed import Processes
+from frcnn.engine.distributed import Processes, notes_on_restarts
 
 # Four reductions wait at once for a process that takes no part, as a model's buffers do: the first one times
 # out, which closes the connection, and the others fail with another text. One error of each kind is printed.
@@ -59,3 +59,12 @@ def test_an_error_of_the_group_is_told_from_one_of_the_model(text, kind):
         raise RuntimeError(text)
     assert type(caught.value) is kind
     assert ("the gradients" in str(caught.value)) == (kind is not RuntimeError)
+
+
+def test_restarts_that_share_a_store_are_warned_of():
+    """Seen with torch 2.13: a second restart connected to the address of the process that was killed."""
+    shared = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in notes_on_restarts(shared)[0]
+    assert notes_on_restarts({**shared, "TORCHELASTIC_MAX_RESTARTS": "0"}) == []
+    assert notes_on_restarts({**shared, "TORCHELASTIC_USE_AGENT_STORE": "False"}) == []
+    assert notes_on_restarts({}) == []

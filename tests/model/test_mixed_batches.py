@@ -63,8 +63,7 @@ def test_pixels_are_normalized_in_the_network_to_the_bit(model, batch):
     assert pixels.shape == (2, 192, 256, 3) and pixels.dtype == torch.uint8
     model.train()
     ours, normalized = (
-        model.losses(replace(batch, images=images), torch.Generator().manual_seed(0))[0]
-        for images in (pixels, batch.images)
+        model.losses(replace(batch, images=images, seed=0))[0] for images in (pixels, batch.images)
     )
     assert all(torch.equal(ours[name], normalized[name]) for name in normalized)
 

@@ -1,0 +1,82 @@
+"""Annotations of large files as packed arrays, parsed once and not by every process of every run.
+
+A cache's file is named by the hash of the annotation file's content, so it is never out of date. It is
+numpy's npz, read without pickles; each array has a checksum, and what is damaged is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from frcnn.files import replacing
+
+LEAST = 64 << 20
+"""Bytes of an annotation file that is worth it: parsing this much takes some ten seconds."""
+RULES = 1
+"""Goes up with every change of what is checked or packed."""
+OTHERS = "others"
+
+Packed = tuple[dict[str, np.ndarray], Any]
+"""Arrays by name, and other values as JSON has them."""
+
+
+def packed(path: Path, make: Callable[[], Packed]) -> Packed:
+    """What `make` makes of the annotation file `path`, or has made of the same content before.
+
+    Processes that want the same take turns. A folder that cannot be written is done without.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < LEAST:
+                return make()
+            digest = (
+                hashlib.file_digest(file, "blake2b") if hasattr(hashlib, "file_digest") else _digest(file)
+            )
+        place = folder() / f"{digest.hexdigest()[:40]}-{RULES}.npz"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{place}.lock")
+        lock.acquire()
+    except (OSError, ValueError):  # of the annotation file, which `make` reports, or of the cache
+        return make()
+    try:
+        if (found := _read(place)) is None:
+            found = make()
+            content: dict[str, Any] = {**found[0]}
+            content[OTHERS] = np.frombuffer(json.dumps(found[1]).encode(), np.uint8)
+            with contextlib.suppress(OSError), replacing(place) as out:
+                np.savez(out, **content)
+        return found
+    finally:
+        lock.release()
+
+
+def folder() -> Path:
+    """Where the files are; whoever wants the space may delete them."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frcnn" / "annotations"
+
+
+def _digest(file: Any) -> Any:  # Python 3.10
+    digest = hashlib.blake2b()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return digest
+
+
+def _read(place: Path) -> Packed | None:
+    try:
+        with np.load(place) as content:
+            arrays = {name: content[name] for name in content.files}
+        others = json.loads(arrays.pop(OTHERS).tobytes())
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return arrays, others
