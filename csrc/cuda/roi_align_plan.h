@@ -123,9 +123,10 @@ __device__ __forceinline__ int64_t map_of(const Pyramid<C>& pyramid, const C* ro
   return place.level * pyramid.batch + place.image;
 }
 
-// grid: maps. Each block finds where its map starts by counting the RoIs of lower maps.
+// grid: maps. Each block finds where its map starts by counting the RoIs of lower maps. One block at a time
+// on a multiprocessor: for two the compiler would take 32 registers a thread, and spill.
 template <typename C>
-__global__ void __launch_bounds__(kSortThreads)
+__global__ void __launch_bounds__(kSortThreads, 1)
     sort_kernel(const __grid_constant__ Pyramid<C> pyramid, const C* __restrict__ rois, Sorted sorted) {
   FRCNN_SHARED(of_warp, int[kSortThreads / 32]);
   FRCNN_SHARED(lower, int);

@@ -211,7 +211,7 @@ FAULTS = [
         "a graph for every shape",
         "frcnn/inference/shapes.py",
         "MOST_SHAPES = 8",
-        "MOST_SHAPES = 80",
+        "MOST_SHAPES = 12",
         f"{DETECTOR}::test_forty_shapes_need_eight_graphs_and_no_more_memory",
     ),
     Fault(
