@@ -13,6 +13,8 @@ void expect_maps(const char* op, const Tensor& grad, const Tensor& out) {
   FRCNN_CHECK(out.sizes().equals(grad.sizes()), op, ": out has shape ", out.sizes(), ", expected ",
               grad.sizes(), ", as grad");
   expect_like(result, gradient);
+  expect_at_most(op, "cells of grad", grad.device(), product({grad.size(0), grad.size(2), grad.size(3)}),
+                 INT32_MAX - 1024, "give it fewer images");
 }
 
 // Into `masked`, whose memory may be that of grad.
@@ -20,8 +22,6 @@ Tensor run(const Tensor& grad, const Tensor& out, void* masked) {
   const OnDevice guard(grad.device());
   const Tensor gradients = contiguous(grad, kChannelsLast), results = contiguous(out, kChannelsLast);
   const int64_t channels = grad.size(1), cells = grad.size(0) * grad.size(2) * grad.size(3);
-  expect_at_most("relu_bias_gradient", "cells of grad", grad.device(), cells, INT32_MAX - 1024,
-                 "give it fewer images");
   Tensor by_bias = empty({channels}, grad);
   Tensor memory =
       workspace(FRCNN_WORKSPACE_OF(relu_bias_gradient, grad.device(), type_of(grad), cells, channels), grad);
