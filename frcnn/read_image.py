@@ -402,13 +402,13 @@ def channels_last(image: Tensor, *wanted: tuple[int, ...]) -> Tensor:
     return image
 
 
-def image_suffixes(channels: int = 3) -> frozenset[str]:
+def image_suffixes(channels: int | None = 3) -> frozenset[str]:
     """The suffixes, in lower case, of the files that are looked for in folders: of three channels those that
-    are decoded, of others `.npy`."""
-    if channels != 3:
-        return frozenset({".npy"})
+    are decoded, of others `.npy`; None: of any."""
     known = PIL.Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in known if kind in (*FORMATS, "MPO"))
+    decoded = frozenset(suffix for suffix, kind in known if kind in (*FORMATS, "MPO"))
+    arrays = frozenset({".npy"})
+    return decoded | arrays if channels is None else decoded if channels == 3 else arrays
 
 
 def is_one_image(images: Image | Iterable[Image]) -> TypeIs[Image]:

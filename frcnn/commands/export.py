@@ -44,6 +44,7 @@ def export(
         dynamic: Take any size and 1 to 64 images.
         most_images: How many of the images are compared.
     """
+    from frcnn.export.certificate import real_images
     from frcnn.export.export import check_export, trtexec
     from frcnn.export.export import export as write
     from frcnn.export.info import SUFFIXES
@@ -56,6 +57,7 @@ def export(
         f"{Path(model).stem if Path(model).suffix in CHECKPOINTS else model}{SUFFIXES[format]}"
     )
     check_export(output, format, precision, size, batch, dynamic)
+    real_images(images, most_images, channels=None)
     known = [
         str(Path(word).absolute()) if Path(word).exists() else word for word in (model, weights or "") if word
     ]

@@ -150,7 +150,7 @@ def at_export(path: Path) -> AtExport:
         return AtExport()
 
 
-def real_images(paths: str | Path | Sequence[str | Path], most: int, channels: int = 3) -> list[Path]:
+def real_images(paths: str | Path | Sequence[str | Path], most: int, channels: int | None) -> list[Path]:
     """The first images of files and folders. Raises FileNotFoundError where there is none."""
     check_whole("most_images", most, 1)
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)

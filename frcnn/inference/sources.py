@@ -90,7 +90,7 @@ def _names_several(path: str | Path) -> bool:
 
 
 def find_images(
-    paths: Sequence[str | Path], output: str | Path | None = None, channels: int = 3
+    paths: Sequence[str | Path], output: str | Path | None = None, channels: int | None = 3
 ) -> FoundImages:
     """The images of files, URLs, patterns and, recursively, folders, each once however it is spelled.
 
