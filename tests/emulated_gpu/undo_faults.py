@@ -275,7 +275,7 @@ FAULTS = [
         "frcnn/inference/cuda_graph.py",
         "with self._lock:",
         "if True:",
-        f"{DETECTOR}::test_evaluation_in_graphs_with_threads",
+        "tests/inference/test_cuda_graph.py::test_threads_take_turns",
     ),
     *(
         Fault(

@@ -1,5 +1,8 @@
 """The cache of CUDA graphs, with a capture that works like CUDA's but runs on the CPU."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -56,6 +59,29 @@ def test_inputs_and_outputs_are_the_callers_own():
     assert torch.equal(second, torch.full((3,), 14.0))
     second.zero_()
     assert torch.equal(cache(torch.ones(3), torch.zeros(1))[0], first)
+
+
+def test_threads_take_turns():
+    """A second call comes while the first is between its inputs and its outputs, which it would overwrite."""
+    begun, second = threading.Event(), threading.Event()
+    waits = False
+
+    def function(x):
+        if waits and not begun.is_set():
+            begun.set()
+            second.wait(0.3)  # as long as it takes where the second call has to wait for this one
+        elif waits:
+            second.set()
+        return (x + 0,)
+
+    cache = GraphCache(function, FakeCapture())
+    cache(torch.zeros(3))
+    waits = True
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache, torch.full((3,), 1.0))
+        assert begun.wait(10)
+        other = pool.submit(cache, torch.full((3,), 2.0))
+        assert first.result()[0].tolist() == [1.0] * 3 and other.result()[0].tolist() == [2.0] * 3
 
 
 def test_a_graph_per_shape_and_dtype():
