@@ -44,12 +44,16 @@ def started(words, output, slow_step=0.0):
 
 def ranks_of(pid):
     """The processes below this one that train."""
-    lines = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
+    lines = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
     rows = [line.split(maxsplit=2) for line in lines.splitlines()]
-    below = {pid}
-    for child, parent, _ in rows:  # parents come first
-        below |= {int(child)} if int(parent) in below else set()
-    return [int(row[0]) for row in rows if int(row[0]) in below and f" -u {SCRIPT} " in row[2]]
+    parent_of = {int(child): int(parent) for child, parent, _ in rows}
+
+    def is_below(process):  # numbers say nothing of who came first: they start again at their limit
+        while process in parent_of and process != pid:
+            process = parent_of[process]
+        return process == pid
+
+    return [int(row[0]) for row in rows if f" -u {SCRIPT} " in row[2] and is_below(int(row[0]))]
 
 
 def until(condition, process, output, seconds=180.0):
