@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frcnn.as_pixels import Image, as_pixels
 from frcnn.checked import OptionError
 from frcnn.config import DataConfig
-from frcnn.read_image import Image, ImageError, as_pixels
+from frcnn.read_image import ImageError
 
 
 class Prepared(NamedTuple):

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from frcnn.as_pixels import as_pixels
 from frcnn.commands.model import load_detector
 from frcnn.engine.detect import check_options
 from frcnn.inference.hardware import Precision
 from frcnn.preprocess import Prepared
-from frcnn.read_image import ImageError, as_bgr, read_bytes
+from frcnn.read_image import ImageError, read_bytes
 
 BOX = pyarrow.struct(
     [
@@ -73,7 +74,9 @@ class Detector:
 
         def read(image: Any) -> tuple[Prepared | None, tuple[np.ndarray | None, str | None]]:
             try:
-                pixels = read_bytes(*image) if files else as_bgr(image, rgb=True)
+                pixels = (
+                    read_bytes(*image) if files else as_pixels(image, self.detector.data.channels, rgb=True)
+                )
                 return self.detector.prepare(pixels, self.size), (pixels, None)
             except (ImageError, OSError) as error:
                 return None, (None, str(error))

@@ -1,4 +1,4 @@
-"""From a file, URL, array or Pillow image to pixels: HWC uint8, BGR where there are three channels.
+"""From a file or URL to pixels: HWC uint8, BGR where there are three channels.
 
 Pillow decodes: 8-bit images come out bit for bit as from cv2.imread, with which the reference reads, but a
 file that is cut short is refused. What is not 8-bit BGR becomes so by these rules, the same for files, arrays
@@ -20,9 +20,9 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 import cv2
@@ -30,13 +30,6 @@ import numpy as np
 import PIL.Image
 from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
-Image = str | Path | np.ndarray | Tensor | PIL.Image.Image
-"""One image, as `predict` takes it; `as_bgr` says which arrays, tensors and files."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 """The formats that are read. Pillow knows more, but opens some of them with other programs."""
@@ -137,7 +130,7 @@ def _array_of(file: BinaryIO) -> np.ndarray:
     if os.fstat(file.fileno()).st_size - file.tell() < math.prod(shape) * dtype.itemsize:
         raise ImageError("is cut short")
     file.seek(0)
-    return np.require(_in_bytes(np.load(file, allow_pickle=False).reshape(shape)), requirements=["C", "W"])
+    return np.require(in_bytes(np.load(file, allow_pickle=False).reshape(shape)), requirements=["C", "W"])
 
 
 def read_bytes(content: bytes, name: str) -> np.ndarray:
@@ -250,17 +243,25 @@ def _bits(image: PIL.Image.Image) -> int:
     return 16 if any(isinstance(raw, str) and "16" in raw for raw in arguments) else 8
 
 
+def from_pillow(image: PIL.Image.Image) -> np.ndarray:
+    """HWC uint8 BGR of Pillow's image, perhaps of a file that it has opened, but not decoded yet."""
+    with _read_from("the Pillow image"):
+        bits = _bits(image)
+        image.load()
+        return _pixels(image, bits)
+
+
 def _pixels(image: PIL.Image.Image, bits: int) -> np.ndarray:
     """HWC uint8 BGR of a loaded image, whose channels had `bits` bits."""
     if image.mode == "F":
-        return _from_array(np.asarray(image))
+        return from_array(np.asarray(image))
     if image.mode.startswith("I"):
         if bits > 16:
             raise ImageError(f"has pixels of {bits} bits, which have no stated range: convert it to 16 bits")
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ImageError("has integers that are not within 0 to 65535: convert it to 16 bits")
-        return _from_array(values.astype(np.uint16), bits)
+        return from_array(values.astype(np.uint16), bits)
     if image.mode == "P":
         image = image.convert("RGBA")  # without the detour a transparent palette warns
     image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
@@ -268,9 +269,9 @@ def _pixels(image: PIL.Image.Image, bits: int) -> np.ndarray:
     return _not_black(pixels, bits) if bits > 8 else pixels
 
 
-def _from_array(array: np.ndarray, bits: int = 16, rgb: bool = False) -> np.ndarray:
+def from_array(array: np.ndarray, bits: int = 16, rgb: bool = False) -> np.ndarray:
     """HWC uint8 BGR of an array [height, width] or [height, width, 1, 3 or 4] of one of the three kinds."""
-    array = _in_bytes(array, bits)
+    array = in_bytes(array, bits)
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1:
@@ -280,7 +281,7 @@ def _from_array(array: np.ndarray, bits: int = 16, rgb: bool = False) -> np.ndar
     return np.require(array, requirements=["C", "W"])
 
 
-def _in_bytes(array: np.ndarray, bits: int = 16) -> np.ndarray:
+def in_bytes(array: np.ndarray, bits: int = 16) -> np.ndarray:
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ImageError("has floats that are not all within 0 to 1: scale them, or convert to uint8")
@@ -298,110 +299,6 @@ def _not_black(pixels: np.ndarray, bits: int) -> np.ndarray:
     return pixels
 
 
-def as_bgr(image: Image, rgb: bool = False) -> np.ndarray:
-    """An image of any kind that `predict` takes, as HWC uint8 BGR.
-
-    image: a path or URL; an array [height, width, 3] in BGR order, as cv2.imread gives it, or
-        [height, width, 4] (BGRA) or gray [height, width] or [height, width, 1]; a tensor of these shapes or
-        with the channels first; or a Pillow image of any mode, taken as it lies, without EXIF orientation.
-        Arrays and tensors are uint8, uint16 or floats within 0 to 1.
-    rgb: arrays and tensors are RGB or RGBA. An array cannot tell, and in the wrong order the detections are
-        other ones without a word. No effect on paths and Pillow's images.
-
-    Raises TypeError for other types, ImageError (a ValueError) for other shapes and values, and what
-    `read_image` raises.
-    """
-    if isinstance(image, (str, Path)):
-        return expect_channels(read_image(image), 3, image)
-    if isinstance(image, PIL.Image.Image):
-        with _read_from("the Pillow image"):  # perhaps of a file that it has opened, but not decoded yet
-            bits = _bits(image)
-            image.load()
-            return _pixels(image, bits)
-    if isinstance(image, Tensor):
-        image = channels_last(image)
-        image = (image.float() if image.is_floating_point() else image).cpu().numpy()
-    if not isinstance(image, np.ndarray):
-        raise TypeError(
-            f"an image is a path, a numpy array, a tensor or a Pillow image, not {type(image).__name__}"
-        )
-    shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-    if not shaped or image.size == 0 or image.dtype.name not in ARRAY_TYPES:
-        raise ImageError(
-            "an image array is uint8, uint16 or float (0 to 1), of shape (height, width, 3) in BGR order, or "
-            f"gray, or with alpha; got {image.dtype} of shape {tuple(image.shape)}"
-        )
-    try:
-        return _from_array(image, rgb=rgb)
-    except ImageError as error:
-        raise ImageError(f"the image array {error}") from None
-
-
-def as_pixels(image: Image, channels: int, rgb: bool = False) -> np.ndarray:
-    """An image as a model of so many channels takes it, HWC uint8: of three `as_bgr`, of others an array or a
-    tensor [height, width, channels] or [channels, height, width], or a `.npy` file. Raises as `as_bgr` does.
-    """
-    if channels == 3:
-        return as_bgr(image, rgb)
-    if isinstance(image, (str, Path)):
-        return expect_channels(read_image(image), channels, image)
-    if isinstance(image, PIL.Image.Image):
-        raise ImageError(f"the model takes images of {channels} channels: arrays, tensors and .npy files")
-    if isinstance(image, Tensor):
-        image = channels_last(image, (channels,))
-        image = (image.float() if image.is_floating_point() else image).cpu().numpy()
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"an image is a path, a numpy array or a tensor, not {type(image).__name__}")
-    if image.ndim == 2:
-        image = image[..., None]
-    if (
-        image.ndim != 3
-        or image.shape[2] != channels
-        or image.size == 0
-        or image.dtype.name not in ARRAY_TYPES
-    ):
-        raise ImageError(
-            f"an image array is uint8, uint16 or float (0 to 1), of shape (height, width, {channels}); got "
-            f"{image.dtype} of shape {tuple(image.shape)}"
-        )
-    try:
-        return np.require(_in_bytes(image), requirements=["C", "W"])
-    except ImageError as error:
-        raise ImageError(f"the image array {error}") from None
-
-
-def expect_channels(pixels: np.ndarray, channels: int, name: str | Path) -> np.ndarray:
-    """The pixels. Raises ImageError, which begins with the name, if they have other channels."""
-    if pixels.shape[2] != channels:
-        raise ImageError(
-            f"{name} has {pixels.shape[2]} channels, where {channels} are expected: as many as data.mean has "
-            "numbers"
-        )
-    return pixels
-
-
-def visible(image: Image, rgb: bool = False) -> np.ndarray:
-    """An image as it can be looked at, HWC uint8 BGR: `as_bgr`, and of more than three channels the first
-    three, of fewer the first."""
-    if isinstance(image, (str, Path)):
-        image = read_image(image)
-    if isinstance(image, Tensor) and image.ndim == 3 and len(image) < image.shape[2]:
-        image = image.permute(1, 2, 0)
-    if isinstance(image, (np.ndarray, Tensor)) and image.ndim == 3 and image.shape[2] not in (1, 3, 4):
-        image = image[..., : 3 if image.shape[2] > 3 else 1]
-    return as_bgr(image, rgb)
-
-
-def channels_last(image: Tensor, *wanted: tuple[int, ...]) -> Tensor:
-    """A tensor with its channels (3, else 1 or 4 of them) last, where they were first."""
-    for channels in wanted or ((3,), (1, 4)):
-        if image.ndim == 3 and image.shape[-1] in channels:
-            return image
-        if image.ndim == 3 and image.shape[0] in channels:
-            return image.permute(1, 2, 0)
-    return image
-
-
 def image_suffixes(channels: int | None = 3) -> frozenset[str]:
     """The suffixes, in lower case, of the files that are looked for in folders: of three channels those that
     are decoded, of others `.npy`; None: of any."""
@@ -409,20 +306,3 @@ def image_suffixes(channels: int | None = 3) -> frozenset[str]:
     decoded = frozenset(suffix for suffix, kind in known if kind in (*FORMATS, "MPO"))
     arrays = frozenset({".npy"})
     return decoded | arrays if channels is None else decoded if channels == 3 else arrays
-
-
-def is_one_image(images: Image | Iterable[Image]) -> TypeIs[Image]:
-    """Whether `images` is one image rather than several."""
-    return isinstance(images, (str, Path, np.ndarray, Tensor, PIL.Image.Image))
-
-
-@contextlib.contextmanager
-def naming(index: int) -> Iterator[None]:
-    """Errors of the block say which image of a list they are about; those of the file system do anyway."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        kind = type(error) if type(error) in (ImageError, TypeError, ValueError) else RuntimeError
-        raise kind(f"images[{index}]: {str(error) or type(error).__name__}") from error

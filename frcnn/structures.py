@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
     import supervision
 
-    from frcnn.read_image import Image
+    from frcnn.as_pixels import Image
 
 CLASSES_SHOWN = 8
 """By the repr."""
@@ -207,7 +207,7 @@ class Detections:
         image: the original, of any kind that `predict` takes; of more than three channels, the first three.
         rgb: its array is RGB.
         """
-        from frcnn.read_image import visible
+        from frcnn.as_pixels import visible
 
         pixels = visible(image, rgb)
         height, width = pixels.shape[:2]
@@ -224,8 +224,8 @@ class Detections:
         image: the original, of any kind that `predict` takes; of more than three channels, the first three.
         rgb: its array is RGB.
         """
+        from frcnn.as_pixels import visible
         from frcnn.draw import draw_boxes
-        from frcnn.read_image import visible
 
         shown = self.above(min_score).to("cpu")
         captions = [f"{found.name}: {found.score:.2f}" for found in shown]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from frcnn.as_pixels import visible
 from frcnn.data.check import DatasetCheck, Example
 from frcnn.data.sheet import shrunk
 from frcnn.draw import draw_boxes
 from frcnn.page import inline, page
-from frcnn.read_image import ImageError, read_image, visible
+from frcnn.read_image import ImageError, read_image
 
 SHOWN = 8
 """Cases of each finding."""

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from frcnn.as_pixels import as_pixels
 from frcnn.data.annotations import DatasetError, Report, read_annotations
 from frcnn.data.coco import CocoDataset, load_dataset
-from frcnn.read_image import ImageError, as_pixels
+from frcnn.read_image import ImageError
 
 
 class Samples(Protocol):

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from frcnn.as_pixels import expect_channels
 from frcnn.config import DataConfig
 from frcnn.data.augment import augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
 from frcnn.preprocess import pad_pixels
-from frcnn.read_image import ImageError, expect_channels
+from frcnn.read_image import ImageError
 from frcnn.structures import Batch
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}

@@ -7,11 +7,11 @@ import math
 import cv2
 import numpy as np
 
+from frcnn.as_pixels import visible
 from frcnn.data.annotations import DatasetError
 from frcnn.data.coco import CocoDataset
 from frcnn.draw import draw_boxes
 from frcnn.preprocess import fit_size
-from frcnn.read_image import visible
 
 CELL = 320
 """Pixels of a cell's sides; larger images are shrunk to fit."""

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from frcnn.as_pixels import visible
 from frcnn.checked import OptionError, check_known, check_whole
 from frcnn.engine.formats import FORMATS, Format, coco_results, files_of
 from frcnn.engine.interrupt import Interrupted, StopRequest
@@ -31,7 +32,7 @@ from frcnn.files import check_folder, replace_text, replacing
 from frcnn.inference.sources import RESULTS, find_images
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import Prepared, check_size
-from frcnn.read_image import ImageError, read_image, visible
+from frcnn.read_image import ImageError, read_image
 from frcnn.structures import Detections
 
 DRAWN_AS_THEY_ARE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from frcnn.read_image import Image, image_suffixes, is_one_image, is_url
+from frcnn.as_pixels import Image, is_one_image
+from frcnn.read_image import image_suffixes, is_url
 
 NOT_READ = frozenset(
     ".arw .cr2 .cr3 .cur .dds .dng .eps .exr .hdr .heic .heif .ico .jxl .jxr .nef .orf .pcx .psd .raf .rw2 "

@@ -19,13 +19,13 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from frcnn.as_pixels import Image, is_one_image, naming
 from frcnn.checked import check_whole
 from frcnn.config import DataConfig, ModelConfig
 from frcnn.inference.hardware import available_cpus
 from frcnn.inference.shapes import few_shapes, smallest_holding
 from frcnn.inference.sources import expand
 from frcnn.preprocess import Prepared, check_size, prepare, stack_pixels
-from frcnn.read_image import Image, is_one_image, naming
 from frcnn.structures import Batch, Detections, Download, upload
 
 Item = TypeVar("Item")
@@ -113,7 +113,7 @@ class Predictor:
 
         images: a path, URL, array, tensor or Pillow image; a folder or a pattern with * for all images that
             it names; or any number of these. Arrays are BGR, as cv2.imread gives them;
-            `frcnn.read_image.as_bgr` says which shapes and types they may have.
+            `frcnn.as_pixels.as_bgr` says which shapes and types they may have.
         size: (long side, short side) that images are resized to fit, by default the recipe's.
         batch_size: images that go through a GPU's network together.
         rgb: arrays and tensors are RGB instead.

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 import frcnn_ops
+from frcnn.as_pixels import Image, as_pixels
 from frcnn.checked import OptionError
 from frcnn.config import MAX_INPUT, ViewConfig
 from frcnn.inference.stream import Extra, Item, Predictor, prepared_ahead
 from frcnn.preprocess import Prepared, fit_size, prepare
-from frcnn.read_image import Image, ImageError, as_pixels
+from frcnn.read_image import ImageError
 from frcnn.structures import Detections, upload
 
 MOST_VIEWS = 4096

@@ -35,6 +35,17 @@ print(json.dumps(codes))
 """
 
 
+def run_on(arch, table, *words, computes=True):
+    """Python with these words, on a device of this capability and this table of the kernels' resources; if it
+    does not compute, launches are checked and nothing is run."""
+    environment = {**os.environ, "EMULATED_GPU_ARCH": arch, "EMULATED_GPU_RESOURCES": str(table)}
+    if not computes:
+        del environment["EMULATED_GPU_KERNELS"]
+    child = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-3000:]
+    return child
+
+
 @pytest.fixture
 def launch(tmp_path):
     """launch(arch, launches...): the error of each; a kernel's name has its registers and static bytes."""
@@ -43,12 +54,8 @@ def launch(tmp_path):
         kernels = {one["kernel"] for one in launches}
         table = tmp_path / "resources.txt"
         table.write_text("".join(f"{name} {name.replace('_', ' ')[7:]}\n" for name in kernels))
-        environment = {**os.environ, "EMULATED_GPU_ARCH": arch, "EMULATED_GPU_RESOURCES": str(table)}
-        del environment["EMULATED_GPU_KERNELS"]  # launches are checked and nothing is run
-        command = [sys.executable, "-S", "-c", LAUNCH, json.dumps(launches)]
-        child = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert child.returncode == 0, child.stderr
-        return json.loads(child.stdout)
+        words = "-S", "-c", LAUNCH, json.dumps(launches)
+        return json.loads(run_on(arch, table, *words, computes=False).stdout)
 
     return call
 
@@ -127,12 +134,8 @@ def test_registers_of_a_block(launch, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_operators_are_launched_at_their_real_sizes(arch):
     """With the registers and static shared memory that they have there; nothing is computed."""
-    table = str(resources(arch))
-    environment = {**os.environ, "EMULATED_GPU_ARCH": arch, "EMULATED_GPU_RESOURCES": table}
-    del environment["EMULATED_GPU_KERNELS"]
-    command = [sys.executable, Path(__file__).with_name("launch_operators.py")]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr[-3000:]
+    script = Path(__file__).with_name("launch_operators.py")
+    child = run_on(arch, resources(arch), script, computes=False)
     found = json.loads(child.stdout.rpartition("found ")[2])
     refused = {name: faults for name, (faults, launched) in found.items() if faults or not launched}
     assert not refused, child.stderr[-3000:]
@@ -152,13 +155,9 @@ for n, dtype in ((2500, torch.float32), (1500, torch.float64)):
 """
 
 
-def test_nms_where_a_block_has_little_shared_memory(tmp_path):
+def test_nms_where_a_block_has_little_shared_memory():
     """Compute capability 7.5 gives a block 64 KB: a block takes half as many boxes, a chunk too."""
-    script = tmp_path / "nms.py"
-    script.write_text(NMS)
-    environment = {**os.environ, "EMULATED_GPU_ARCH": "7.5", "EMULATED_GPU_RESOURCES": str(resources("7.5"))}
-    child = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr[-3000:]
+    run_on("7.5", resources("7.5"), "-c", NMS)
 
 
 REFUSED = """
@@ -182,11 +181,7 @@ def test_a_refused_launch_is_the_fault_of_its_operator_alone(tmp_path):
     table.write_text(
         "".join(f"{name} {255 if 'nms_block_kernel' in name else r} {s}\n" for name, r, s in lines)
     )
-    script = tmp_path / "refused.py"
-    script.write_text(REFUSED)
-    environment = {**os.environ, "EMULATED_GPU_ARCH": "9.0", "EMULATED_GPU_RESOURCES": str(table)}
-    child = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr[-3000:]
+    run_on("9.0", table, "-c", REFUSED)
 
 
 TOO_MUCH = """
@@ -210,11 +205,7 @@ torch.cuda.synchronize()
 """
 
 
-def test_more_than_a_block_of_a_small_gpu_holds_is_said_so(tmp_path):
+def test_more_than_a_block_of_a_small_gpu_holds_is_said_so():
     """Compute capability 7.5 has no room for 4096 boxes; "invalid argument" would say nothing."""
-    script = tmp_path / "too_much.py"
-    script.write_text(TOO_MUCH)
-    environment = {**os.environ, "EMULATED_GPU_ARCH": "7.5", "EMULATED_GPU_RESOURCES": str(resources("7.5"))}
-    child = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr[-3000:]
+    child = run_on("7.5", resources("7.5"), "-c", TOO_MUCH)
     assert "emulated GPU" not in child.stderr  # nothing was launched that the GPU has to refuse

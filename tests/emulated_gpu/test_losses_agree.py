@@ -5,23 +5,14 @@ from typing import get_args
 
 import pytest
 import torch
+from noise_batch import noise_batch
 from small_recipe import small
 
 from frcnn.config import BoxLoss
 from frcnn.detector import FasterRCNN
 from frcnn.engine.distributed import Processes
 from frcnn.engine.step import Learner
-from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
-
-
-def batch_of():
-    generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(2, 5, 2, generator=generator) * 30
-    boxes = torch.cat([corner, corner + 8 + torch.rand(2, 5, 2, generator=generator) * 25], 2)
-    labels = torch.randint(0, 80, (2, 5), generator=generator)
-    pixels = torch.randint(0, 256, (2, 64, 64, 3), generator=generator, dtype=torch.uint8)
-    return Batch(pixels, ((64, 64), (50, 60)), tuple(boxes), tuple(labels))
 
 
 def config(loss, class_agnostic):
@@ -38,7 +29,7 @@ def step(made, device):
     model = FasterRCNN(made.model, made.data).to(device).to(memory_format=torch.channels_last).train()
     learner = Learner(model, made.schedule, "float32", Processes())
     torch.manual_seed(1)
-    values, broken = learner.step(model, [batch_of().to(device)], 0.0).read()
+    values, broken = learner.step(model, [noise_batch(((64, 64), (50, 60)), 30).to(device)], 0.0).read()
     assert not broken
     return values, {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
 

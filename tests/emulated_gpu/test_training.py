@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from emulated_gpu import record
+from noise_batch import noise_batch
 from small_recipe import small
 from tiny_coco import write_tiny
 from tiny_recipe import STAGE_CHANNELS, tiny_recipe
@@ -25,7 +26,6 @@ from frcnn.engine.step import Learner
 from frcnn.engine.step_graph import StepGraphs
 from frcnn.inference.shapes import few_shapes, smallest_holding
 from frcnn.rpn import RPNHead
-from frcnn.structures import Batch
 from frcnn.zoo.recipes import recipe
 
 DEVICE = torch.device("cuda")
@@ -51,13 +51,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 def batch_of():
-    generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(2, 5, 2, generator=generator) * 60
-    boxes = torch.cat([corner, corner + 8 + torch.rand(2, 5, 2, generator=generator) * 50], 2)
-    labels = torch.randint(0, 80, (2, 5), generator=generator)
-    pixels = torch.randint(0, 256, (2, 96, 128, 3), generator=generator, dtype=torch.uint8)
-    batch = Batch(pixels, ((96, 128), (80, 100)), tuple(boxes), tuple(labels))
-    return batch.pin_memory().to(DEVICE, non_blocking=True)
+    return noise_batch(((96, 128), (80, 100)), 60).pin_memory().to(DEVICE, non_blocking=True)
 
 
 @pytest.mark.parametrize(("precision", "clip"), [("float32", None), ("bfloat16", 1.0), ("float16", None)])

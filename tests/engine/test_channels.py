@@ -11,6 +11,7 @@ from tiny_coco import read_content, write_content, write_tiny
 
 import frcnn
 import frcnn_ops
+from frcnn.as_pixels import as_pixels, visible
 from frcnn.checked import OptionError
 from frcnn.checkpoint.load import CheckpointError, load_checkpoint
 from frcnn.checkpoint.pretrained import load_backbone
@@ -21,7 +22,7 @@ from frcnn.data.combine import from_samples
 from frcnn.data.sheet import sheet
 from frcnn.engine.detect import detect
 from frcnn.preprocess import normalize, prepare
-from frcnn.read_image import ImageError, as_pixels, read_header, read_image, visible
+from frcnn.read_image import ImageError, read_header, read_image
 
 CHANNELS = [1, 2, 4, 5]
 

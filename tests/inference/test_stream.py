@@ -10,12 +10,13 @@ import torch
 from same_detections import identical
 from test_cuda_graph import FakeCapture
 
+from frcnn.as_pixels import naming
 from frcnn.config import BackboneConfig, DataConfig, ModelConfig, RoIHeadConfig, RPNConfig
 from frcnn.detector import FasterRCNN
 from frcnn.inference.cuda_graph import GraphCache
 from frcnn.inference.stream import batched, batches_by_key, in_order, one_behind, prepared_ahead
 from frcnn.preprocess import prepare
-from frcnn.read_image import ImageError, naming
+from frcnn.read_image import ImageError
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(depth=18),

@@ -4,9 +4,10 @@ import PIL.Image
 import pytest
 import torch
 
+from frcnn.as_pixels import as_bgr
 from frcnn.config import DataConfig
 from frcnn.preprocess import check_size, fit_size, normalize, pad, prepare, resize
-from frcnn.read_image import ImageError, as_bgr, read_image
+from frcnn.read_image import ImageError, read_image
 
 
 @pytest.mark.parametrize(
