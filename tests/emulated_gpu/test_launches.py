@@ -41,7 +41,10 @@ def run_on(arch, table, *words, computes=True):
     environment = {**os.environ, "EMULATED_GPU_ARCH": arch, "EMULATED_GPU_RESOURCES": str(table)}
     if not computes:
         del environment["EMULATED_GPU_KERNELS"]
-    child = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    elsewhere = Path(table).parent  # Python looks for modules where it is, and this build is not in the clone
+    child = subprocess.run(
+        [sys.executable, *words], cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr[-3000:]
     return child
 
