@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import PIL.Image
 from PIL.Image import Transpose
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
@@ -36,6 +37,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF
 
 MAX_PIXELS = 178_956_970
 """An image whose header says more is not decoded; this many (Pillow's own limit) take 512 MiB as BGR."""
+
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 URL_BYTES = 256 << 20
 URL_SECONDS = 60.0
@@ -59,6 +62,8 @@ UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 """EXIF orientation -> what turns the image upright."""
+TURNED = (5, 6, 7, 8)
+"""Those of images whose height is stored as width."""
 
 
 class ImageError(ValueError):
@@ -75,9 +80,12 @@ def is_image_address(path: str | Path) -> bool:
     return is_url(path) and Path(urlsplit(str(path)).path).suffix.lower() in image_suffixes()
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """Decode an image file, or a URL (http, https), to HWC uint8 BGR, turned upright by its EXIF orientation;
     of a `.npy` file all channels, as they lie.
+
+    at_least: (height, width) that suffice: of a JPEG file libjpeg then decodes no more than a half, a quarter
+    or an eighth of each side, rounded up, if that is as large.
 
     The rules of this module apply. A file cut short is refused (unless Pillow's LOAD_TRUNCATED_IMAGES is
     set), and so is a PNG with a wrong checksum; bytes that were changed in the middle of other formats, which
@@ -95,7 +103,7 @@ def read_image(path: str | Path) -> np.ndarray:
         if not os.path.isfile(path):
             raise ImageError("is not a file")
         with open(path, "rb") as file:
-            return _array_of(file) if is_array_file(path) else _decode(file)
+            return _array_of(file) if is_array_file(path) else _decode(file, at_least)
 
 
 def is_array_file(path: str | Path) -> bool:
@@ -182,8 +190,7 @@ def read_header(path: str | Path) -> Header:
             return Header(width, height, "npy", 8 * dtype.itemsize, 1)
         image = _opened(file)
         orientation = _orientation(image)
-        turned = orientation in (5, 6, 7, 8)
-        width, height = (image.height, image.width) if turned else (image.width, image.height)
+        width, height = (image.height, image.width) if orientation in TURNED else (image.width, image.height)
         return Header(width, height, image.mode, _bits(image), orientation)
 
 
@@ -210,8 +217,11 @@ def _orientation(image: PIL.Image.Image) -> int:
     return exif.get(ORIENTATION_TAG, 1)
 
 
-def _decode(file: BinaryIO) -> np.ndarray:
+def _decode(file: BinaryIO, at_least: tuple[int, int] | None = None) -> np.ndarray:
     image = _opened(file)
+    if at_least is not None and isinstance(image, JpegImageFile):
+        turned = _orientation(image) in TURNED
+        image.draft(None, at_least if turned else at_least[::-1])
     if image.format == "PNG":
         image.verify()  # the checksums; decoding alone does not look at all of them
         image = PIL.Image.open(file, formats=FORMATS)

@@ -113,6 +113,7 @@ BAD: dict[type, dict[str, tuple]] = {
         ),
         "crop": NO_FRACTION,
         "color_jitter": NO_FRACTION,
+        "reduced_decoding": NO_FLAG,
         "repeat_rare": NO_FRACTION,
         "min_image_side": (-1, 32.0, None, True),
         "keep_empty": (1, 0, None, "True"),

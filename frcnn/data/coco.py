@@ -36,7 +36,7 @@ class Source(Protocol):
     """Where images come from that are not the files of one folder, by their number there."""
 
     def path(self, row: int) -> Path: ...
-    def read(self, row: int) -> np.ndarray: ...
+    def read(self, row: int, at_least: tuple[int, int] | None = None) -> np.ndarray: ...
     def files(self) -> Iterator[Path]: ...
 
 
@@ -109,11 +109,11 @@ class CocoDataset:
             return self.source.path(int(self.rows[index]))
         return self.image_folder / self.image_name(index)
 
-    def read(self, index: int) -> np.ndarray:
-        """An image, HWC uint8 (BGR). Raises as `read_image` does."""
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """An image, HWC uint8 (BGR); of a JPEG file as much as `read_image` says. Raises as that does."""
         if self.source is not None and self.rows is not None:
-            return self.source.read(int(self.rows[index]))
-        return read_image(self.image_path(index))
+            return self.source.read(int(self.rows[index]), at_least)
+        return read_image(self.image_path(index), at_least)
 
     def files(self) -> Iterator[Path]:
         """All that is read of it: the annotations and the images."""

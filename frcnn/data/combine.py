@@ -37,9 +37,9 @@ class FromParts:
         part = bisect_right(self.starts, row) - 1
         return self.parts[part].image_path(row - self.starts[part])
 
-    def read(self, row: int) -> np.ndarray:
+    def read(self, row: int, at_least: tuple[int, int] | None = None) -> np.ndarray:
         part = bisect_right(self.starts, row) - 1
-        return self.parts[part].read(row - self.starts[part])
+        return self.parts[part].read(row - self.starts[part], at_least)
 
     def files(self) -> Iterator[Path]:
         for part in self.parts:
@@ -59,7 +59,7 @@ class FromSamples:
         """What messages call it."""
         return Path(f"{self.name}[{row}]")
 
-    def read(self, row: int) -> np.ndarray:
+    def read(self, row: int, at_least: tuple[int, int] | None = None) -> np.ndarray:
         return as_pixels(self.samples[row][0], self.channels, self.rgb)
 
     def files(self) -> Iterator[Path]:

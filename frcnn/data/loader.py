@@ -8,6 +8,7 @@ set.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -23,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from frcnn.as_pixels import expect_channels
 from frcnn.config import DataConfig
-from frcnn.data.augment import augment
+from frcnn.data.augment import Annotated, augment
 from frcnn.data.coco import CocoDataset, DatasetError
 from frcnn.data.sampler import SampleKey, TrainingBatches
-from frcnn.preprocess import pad_pixels
-from frcnn.read_image import ImageError
+from frcnn.preprocess import fit_size, pad_pixels
+from frcnn.read_image import JPEG_SUFFIXES, ImageError, read_header
 from frcnn.structures import Batch
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -67,18 +68,38 @@ def allowed_bad_images(images: int, share: float) -> int:
     return min(images - 1, max(1, int(images * share))) if share else 0
 
 
-def read_annotated(dataset: CocoDataset, index: int, channels: int) -> np.ndarray:
-    """An image of the data set, HWC uint8 (BGR). Raises ImageError, also for another size than the annotation
-    file says or other channels, and OSError."""
-    image = expect_channels(dataset.read(index), channels, dataset.image_path(index))
+def read_annotated(
+    dataset: CocoDataset, index: int, channels: int, at_least: tuple[int, int] | None = None
+) -> np.ndarray:
+    """An image of the data set, HWC uint8 (BGR); of a JPEG file as much as `read_image` says. Raises
+    ImageError, also for another size than the annotation file says or other channels, and OSError."""
+    path = dataset.image_path(index)
+    image = expect_channels(dataset.read(index, at_least), channels, path)
+    height, width = image.shape[:2]
+    if at_least is not None:
+        width, height, *_ = read_header(path)
     expected = (int(dataset.heights[index]), int(dataset.widths[index]))
-    if image.shape[:2] != expected:
+    if (height, width) != expected:
         raise ImageError(
-            f"{dataset.image_path(index)} is {image.shape[1]}x{image.shape[0]} pixels (width x "
-            f"height, upright) but {dataset.annotation_file} says {expected[1]}x{expected[0]}: its "
-            "boxes would not fit; correct the file"
+            f"{path} is {width}x{height} pixels (width x height, upright) but {dataset.annotation_file} says "
+            f"{expected[1]}x{expected[0]}: its boxes would not fit; correct the file"
         )
     return image
+
+
+def read_to_augment(dataset: CocoDataset, index: int, data: DataConfig, with_crowd: bool) -> Annotated:
+    """An image with its boxes and labels, reduced by `DataConfig.reduced_decoding` to no less than all that
+    augmentation can make of it. Raises as `read_annotated` does."""
+    boxes, labels = dataset.boxes_of(index, with_crowd)
+    if not (data.reduced_decoding and dataset.image_path(index).suffix.lower() in JPEG_SUFFIXES):
+        return read_annotated(dataset, index, data.channels), boxes, labels
+    whole = int(dataset.heights[index]), int(dataset.widths[index])
+    height, width = fit_size(*whole, (data.size[0], max(data.train_short_sides)))
+    factor = max(1.0, data.scale_jitter[1]) * (2 if data.crop else 1)  # a crop has half of each side or more
+    enough = math.ceil(factor * height), math.ceil(factor * width)
+    pixels = read_annotated(dataset, index, data.channels, enough)
+    scale = pixels.shape[1] / whole[1], pixels.shape[0] / whole[0]
+    return pixels, boxes * np.array(scale * 2, np.float32), labels
 
 
 def bad_image(dataset: CocoDataset, index: int, error: Exception) -> BadImage:
@@ -118,11 +139,9 @@ class TrainingImages(Dataset):
         for step in range(min(self.allowed + 1, len(self.dataset))):
             index = (key.index + step) % len(self.dataset)
             rng = np.random.default_rng((self.seed, key.epoch, key.index))
-            boxes, labels = self.dataset.boxes_of(index, self.with_crowd)
             try:
-                image = augment(
-                    read_annotated(self.dataset, index, self.data.channels), boxes, labels, self.data, rng
-                )
+                sample = read_to_augment(self.dataset, index, self.data, self.with_crowd)
+                image = augment(*sample, self.data, rng)
             except (ImageError, OSError) as error:
                 bad.append(bad_image(self.dataset, index, error))
             else:
