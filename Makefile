@@ -214,7 +214,7 @@ $(INSTALLED): $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools wheel ninja
 	$(PIP) torch numpy
-	$(PIP) --no-build-isolation -e '.[tensorboard,export,demo,docs,test]'
+	$(PIP) --no-build-isolation -e '.[tensorboard,export,ray,demo,docs,test]'
 	@touch $@
 
 clean:

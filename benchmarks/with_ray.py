@@ -44,7 +44,11 @@ def seconds(folder: Path, count: int, actors: int, detector: type, arguments: li
     images = ray.data.read_images(paths, override_num_blocks=2 * actors, include_paths=True)
     began = time.perf_counter()
     images.map_batches(
-        detector, fn_constructor_args=arguments, batch_size=1, concurrency=actors, num_cpus=1
+        detector,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=1,
     ).materialize()
     return time.perf_counter() - began
 

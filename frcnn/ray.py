@@ -2,7 +2,8 @@
 
     import ray, frcnn.ray
     images = ray.data.read_binary_files("s3://bucket/images", include_paths=True)
-    found = images.map_batches(frcnn.ray.Detector, fn_constructor_args=["best.pth"], concurrency=8)
+    actors = ray.data.ActorPoolStrategy(size=8)
+    found = images.map_batches(frcnn.ray.Detector, fn_constructor_args=["best.pth"], compute=actors)
     found.write_parquet("s3://bucket/found")
 
 Ray hands out the images, starts an actor for each Detector and restarts what dies.

@@ -1,4 +1,4 @@
-"""JPEG files that libjpeg reduces while it decodes them: never below what is needed, boxes on their pixels."""
+"""JPEG files that are reduced as they are decoded: never below what is needed, boxes on their pixels."""
 
 import math
 from dataclasses import replace

@@ -94,7 +94,7 @@ def test_two_actors_find_what_the_command_finds(images, checkpoint, tmp_path, mo
             fn_constructor_args=[checkpoint],
             fn_constructor_kwargs={"min_score": 0.01},
             batch_size=2,
-            concurrency=2,
+            compute=ray.data.ActorPoolStrategy(size=2),
         )
         found.write_parquet(str(tmp_path / "found"))
         rows = ray.data.read_parquet(str(tmp_path / "found")).take_all()
