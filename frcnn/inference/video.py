@@ -73,6 +73,8 @@ def open_video(source: str | Path) -> InputContainer:
             raise FileNotFoundError(f"no such video: {source}")
     # a playlist in a file may point to nothing on the network, one on the network to no file
     options = {"protocol_whitelist": "http,https,rtsp,rtp,udp,tcp,tls,crypto" if live else "file"}
+    if address.lower().startswith("rtsp"):  # by UDP, what comes while the model computes would be lost
+        options["rtsp_flags"] = "prefer_tcp"
     kind = "v4l2" if address.startswith(CAMERA) else None
     try:
         container = av.open(address, format=kind, timeout=TIMEOUT, options=options)
