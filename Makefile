@@ -212,7 +212,7 @@ install: $(INSTALLED)
 $(INSTALLED): $(BUILT_FROM)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.10 or newer, or set PYTHON"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools wheel ninja
+	$(PIP) 'setuptools>=77' wheel ninja
 	$(PIP) torch numpy
 	$(PIP) --no-build-isolation -e '.[tensorboard,export,ray,demo,docs,test]'
 	@touch $@
