@@ -215,6 +215,7 @@ $(INSTALLED): $(BUILT_FROM)
 	$(PIP) 'setuptools>=77' wheel ninja
 	$(PIP) torch numpy
 	$(PIP) --no-build-isolation -e '.[tensorboard,export,ray,demo,docs,test]'
+	$(PIP) --no-deps trackers # it asks for opencv-python, whose cv2 would take the place of the headless one
 	@touch $@
 
 clean:
