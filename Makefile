@@ -173,7 +173,7 @@ SECOND_PIP := $(SECOND) pip install --quiet --disable-pip-version-check $(PIP_AR
 second-torch: $(SECOND_VENV)/.installed
 $(SECOND_VENV)/.installed: $(SECOND_CONSTRAINTS)
 	$(SECOND_PYTHON) -m venv $(SECOND_VENV)
-	$(SECOND_PIP) torch numpy 'setuptools>=77' wheel ninja
+	$(SECOND_PIP) torch numpy 'setuptools>=78' wheel ninja
 	@touch $@
 
 # From a folder where nothing hides what was installed. What takes long says more of the sources, which make test does,
@@ -212,7 +212,7 @@ install: $(INSTALLED)
 $(INSTALLED): $(BUILT_FROM)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.10 or newer, or set PYTHON"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) 'setuptools>=77' wheel ninja
+	$(PIP) 'setuptools>=78' wheel ninja
 	$(PIP) torch numpy
 	$(PIP) --no-build-isolation -e '.[tensorboard,export,ray,demo,docs,test]'
 	$(PIP) --no-deps trackers # it asks for opencv-python, whose cv2 would take the place of the headless one
