@@ -17,6 +17,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+from numpy.lib.format import read_array
 
 from frcnn.files import replacing
 
@@ -33,28 +34,33 @@ Packed = tuple[dict[str, np.ndarray], Any]
 def packed(path: Path, make: Callable[[], Packed]) -> Packed:
     """What `make` makes of the annotation file `path`, or has made of the same content before.
 
-    Processes that want the same take turns. A folder that cannot be written is done without.
+    Processes that want to make the same take turns. A folder that cannot be written, or locked, is only read.
     """
     try:
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < LEAST:
+            opened = os.fstat(file.fileno())
+            if opened.st_size < LEAST:
                 return make()
             digest = (
                 hashlib.file_digest(file, "blake2b") if hasattr(hashlib, "file_digest") else _digest(file)
             )
         place = folder() / f"{digest.hexdigest()[:40]}-{RULES}.npz"
+        if (found := _read(place)) is not None:  # it is there whole or not at all, so this needs no turn
+            return found
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(f"{place}.lock")
         lock.acquire()
-    except (OSError, ValueError):  # of the annotation file, which `make` reports, or of the cache
-        return make()
+    except (OSError, ValueError, NotImplementedError):
+        return make()  # of the annotation file, which `make` reports, of the cache, or without locks there
     try:
         if (found := _read(place)) is None:
             found = make()
             content: dict[str, Any] = {**found[0]}
             content[OTHERS] = np.frombuffer(json.dumps(found[1]).encode(), np.uint8)
-            with contextlib.suppress(OSError), replacing(place) as out:
-                np.savez(out, **content)
+            with contextlib.suppress(OSError):
+                if _version(os.stat(path)) == _version(opened):  # else the hash is of another content
+                    with replacing(place) as out:
+                        np.savez(out, **content)
         return found
     finally:
         lock.release()
@@ -65,6 +71,11 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frcnn" / "annotations"
 
 
+def _version(found: os.stat_result) -> tuple[int, int, int]:
+    """What changes with a file's content."""
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _digest(file: Any) -> Any:  # Python 3.10
     digest = hashlib.blake2b()
     while part := file.read(1 << 20):
@@ -73,10 +84,15 @@ def _digest(file: Any) -> Any:  # Python 3.10
 
 
 def _read(place: Path) -> Packed | None:
+    arrays = {}
     try:
-        with np.load(place) as content:
-            arrays = {name: content[name] for name in content.files}
+        with zipfile.ZipFile(place) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    arrays[name.removesuffix(".npy")] = read_array(member, allow_pickle=False)
+                    if member.read(1):  # only at its end is a checksum compared
+                        raise ValueError(f"{name} holds more than its shape says")
         others = json.loads(arrays.pop(OTHERS).tobytes())
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # a damaged zip may say that it is encrypted, of another compression, too large, …
         return None
     return arrays, others

@@ -135,14 +135,22 @@ def started_processes(device: str | None, timeout: float = 600.0) -> Iterator[tu
     `device` None takes CUDA where there is one. Under torchrun each process takes the GPU of its local rank.
     `timeout`: seconds after which a process that waits for another one gives up.
 
-    Raises ValueError where the device is not there.
+    A group that is there already, of Ray Train for example, is joined.
+
+    Raises ValueError where the device is not there, or that group cannot exchange what is on hosts.
     """
     chosen = resolve_device(device)
     if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if chosen.index is not None:
         torch.cuda.set_device(chosen)  # its random state is saved, and what is pinned belongs to it
-    if "RANK" not in os.environ or distributed.is_initialized():
+    joined = distributed.is_available() and distributed.is_initialized()
+    if joined and "cpu" not in (backends := distributed.get_backend_config()):
+        raise ValueError(
+            f"the group of processes that is there already exchanges nothing between hosts ({backends}): "
+            "make it with the backend 'cpu:gloo,cuda:nccl' (for Ray Train see docs/how-to/many_machines.md)"
+        )
+    if joined or "RANK" not in os.environ:
         yield Processes.current(), chosen
         return
     expected = Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -89,3 +89,49 @@ def test_errors_are_the_files_own_and_are_not_kept(parsed, data):
         with pytest.raises(DatasetError, match="no list 'images'"):
             load_dataset(*data)
     assert not list(cache.folder().glob("*.npz"))
+
+
+def test_damage_in_a_zips_directory_or_an_arrays_shape_is_damage(parsed, data):
+    """Of a shape that is too small the rest would not be read, and so no checksum be compared."""
+    first = load_dataset(*data)
+    (file,) = cache.folder().glob("*.npz")
+    whole = file.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    for at in range(directory, directory + 46):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :])
+        assert_same(load_dataset(*data), first)
+    many = np.arange(100_000)
+    with open(file, "wb") as out:
+        np.savez(out, many=many, others=np.frombuffer(b"[]", np.uint8))
+    assert np.array_equal(cache._read(file)[0]["many"], many)
+    file.write_bytes(file.read_bytes().replace(b"(100000,)", b"(000000,)"))
+    assert cache._read(file) is None
+
+
+def test_a_file_that_changes_while_it_is_parsed_is_not_kept(parsed, data, monkeypatch):
+    whole, read = data[0].read_bytes(), coco.read_annotations
+
+    def changed(*files):
+        content = read_content(data[0])
+        content["annotations"].pop()
+        write_content(data[0].parent, content)
+        return read(*files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coco, "read_annotations", changed)
+        boxes = len(load_dataset(*data).labels)
+    data[0].write_bytes(whole)
+    assert len(load_dataset(*data).labels) == boxes + 1
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no support for flock"), PermissionError()])
+def test_a_folder_without_locks_or_that_may_not_be_written_is_read(parsed, data, monkeypatch, error):
+    def acquire(lock):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.filelock.FileLock, "acquire", acquire)
+        assert len(load_dataset(*data)) == 6 and not list(cache.folder().glob("*.npz"))
+    load_dataset(*data)
+    monkeypatch.setattr(cache.filelock.FileLock, "acquire", acquire)
+    assert len(load_dataset(*data)) == 6 and len(parsed) == 2

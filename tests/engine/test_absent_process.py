@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch.distributed as distributed
 
-from frcnn.engine.distributed import Processes, notes_on_restarts
+from frcnn.engine.distributed import Processes, notes_on_restarts, started_processes
 
 # Four reductions wait at once for a process that takes no part, as a model's buffers do: the first one times
 # out, which closes the connection, and the others fail with another text. One error of each kind is printed.
@@ -59,6 +60,23 @@ def test_an_error_of_the_group_is_told_from_one_of_the_model(text, kind):
         raise RuntimeError(text)
     assert type(caught.value) is kind
     assert ("the gradients" in str(caught.value)) == (kind is not RuntimeError)
+
+
+def test_a_group_that_is_there_must_reach_hosts(tmp_path):
+    """Ray Train makes one before training: of NCCL alone where it is not told otherwise."""
+    for number, backend in enumerate(("cuda:gloo", "cpu:gloo,cuda:gloo", "gloo")):
+        store = f"file://{tmp_path / str(number)}"
+        distributed.init_process_group(backend, init_method=store, rank=0, world_size=1)
+        try:
+            if backend == "cuda:gloo":
+                with pytest.raises(ValueError, match="'cpu:gloo,cuda:nccl'"), started_processes("cpu"):
+                    pass
+            else:
+                with started_processes("cpu") as (processes, _):
+                    assert processes == Processes(0, 1)
+            assert distributed.is_initialized()  # it belongs to who made it
+        finally:
+            distributed.destroy_process_group()
 
 
 def test_restarts_that_share_a_store_are_warned_of():
