@@ -17,6 +17,9 @@ from torch import Tensor, nn
 import frcnn_ops
 from frcnn.fused_conv import can_fuse, fused_conv
 
+AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+"""The kinds of devices that know autocast; asked here, as torch.compile of 2.10 cannot ask."""
+
 Folded = tuple[Tensor, Tensor]
 """The weight and bias that a layer is called with."""
 
@@ -89,9 +92,8 @@ def resized(add: Tensor, like: Tensor) -> Tensor:
     if add.shape[-2:] == size:
         return add
     kind = add.device.type
-    known = torch.amp.is_autocast_available(kind)
     # which would copy to float32 and back
-    with torch.autocast(kind, enabled=False) if known else nullcontext():
+    with torch.autocast(kind, enabled=False) if kind in AUTOCAST else nullcontext():
         return F.interpolate(add, size=size, mode="nearest")
 
 
@@ -116,7 +118,7 @@ def _joined(layers: Sequence[nn.Module], name: str) -> Tensor:
 def computed_dtype(weight: Tensor) -> torch.dtype:
     """What a layer of this weight is computed in."""
     kind = weight.device.type
-    known = weight.dtype == torch.float32 and torch.amp.is_autocast_available(kind)
+    known = weight.dtype == torch.float32 and kind in AUTOCAST
     return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else weight.dtype
 
 

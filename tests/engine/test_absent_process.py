@@ -41,7 +41,7 @@ def test_all_that_waits_for_an_absent_process_times_out(tmp_path):
     finally:
         absent.kill()
         absent.wait()
-    lines = waiting.stdout.splitlines()
+    lines = [line for line in waiting.stdout.splitlines() if not line.startswith("[Gloo]")]  # of torch 2.10
     assert len(lines) >= 4, waiting
     assert all(line.startswith("TimeoutError process 0 of 2 waited in vain for the sum") for line in lines)
 

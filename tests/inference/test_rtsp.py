@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 
+import av
 import pytest
 from numbered_clip import number_of, write_clip
 
@@ -14,7 +15,7 @@ import frcnn
 
 
 class Camera(socketserver.StreamRequestHandler):
-    """Plays the server's MPEG transport stream, as RTP packets of seven of its packets; refuses UDP."""
+    """Sends the units of the server's H.264 stream, each as one RTP packet; refuses UDP."""
 
     def handle(self):
         while line := self.rfile.readline():
@@ -29,7 +30,8 @@ class Camera(socketserver.StreamRequestHandler):
         if method == "OPTIONS":
             extra = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
         elif method == "DESCRIBE":
-            body = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=clip\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\n"
+            body = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=clip\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\n"
+            body += "a=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1\r\n"
             extra = f"Content-Type: application/sdp\r\nContent-Length: {len(body)}\r\n"
         elif method == "SETUP":
             self.server.asked.append(headers["transport"])
@@ -38,11 +40,19 @@ class Camera(socketserver.StreamRequestHandler):
             extra += "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
         self.wfile.write(f"RTSP/1.0 {status}\r\nCSeq: {headers['cseq']}\r\n{extra}\r\n{body}".encode())
         if method == "PLAY":
-            for number in range(0, len(self.server.stream), 7 * 188):
-                part = self.server.stream[number : number + 7 * 188]
-                rtp = struct.pack(">BBHII", 0x80, 33, number // (7 * 188) & 0xFFFF, number, 1) + part
+            for number, (ends_frame, ticks, unit) in enumerate(self.server.units):
+                rtp = struct.pack(">BBHII", 0x80, 96 | ends_frame << 7, number, ticks, 1) + unit
                 self.wfile.write(b"$\0" + struct.pack(">H", len(rtp)) + rtp)
             self.request.shutdown(socket.SHUT_RDWR)  # the camera is switched off
+
+
+def units_of(clip):
+    """(whether it is a frame's last, time in 1/90000 s, content) of each unit of H.264."""
+    with av.open(str(clip)) as container:
+        for packet in container.demux(video=0):
+            units = [unit for unit in re.split(b"\0\0\0?\1", bytes(packet)) if unit]
+            for number, unit in enumerate(units, 1):
+                yield number == len(units), packet.pts, unit
 
 
 @pytest.fixture
@@ -50,7 +60,7 @@ def camera(tmp_path):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Camera) as server:
         server.daemon_threads = True
         server.asked = []
-        server.stream = write_clip(tmp_path / "clip.ts", frames=40).read_bytes()
+        server.units = list(units_of(write_clip(tmp_path / "clip.ts", frames=40)))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server, f"rtsp://127.0.0.1:{server.server_address[1]}/live"
         server.shutdown()
