@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagConversionOff, Positional, arg
@@ -21,31 +21,24 @@ from frcnn.boundary import PROGRAM, exit_code, version
 from frcnn.checked import OptionError, unknown
 from frcnn.command_line import call, spellings
 from frcnn.commands import data
+from frcnn.commands.evaluate import evaluate
 from frcnn.commands.export import export, verify
 from frcnn.commands.model import (
     CHECKPOINTS,
-    Annotations,
     BatchSize,
     Device,
-    Images,
     Model,
     Precision,
     RunCode,
     Views,
     Weights,
     default,
-    files_of,
     load_detector,
-    load_model,
 )
 from frcnn.commands.report import compare, plot, report
 from frcnn.config import DataConfig, ModelConfig, Recipe, ScheduleConfig, ViewConfig
 from frcnn.files import check_folder, check_keeps, check_writable
 from frcnn.zoo.recipes import recipe as recipe_named
-
-if TYPE_CHECKING:
-    from frcnn.inference.stream import Predictor
-
 
 DESCRIPTION = (
     "Faster R-CNN: train it on your data, evaluate it, detect with it. Start with `make demo`, or with "
@@ -159,51 +152,6 @@ def _shard(words: str | None) -> tuple[int, int]:
     if not (number.isdecimal() and of.isdecimal()):
         raise OptionError(f"shard={words}: it is K/N, such as 3/16")
     return int(number), int(of)
-
-
-def evaluate(
-    model: Positional[Model],
-    annotations: Annotations,
-    images: Images,
-    weights: Weights = None,
-    per_class: bool = False,
-    losses: bool = False,
-    output: Annotated[Path | None, default("FILE", "none")] = None,
-    batch_size: BatchSize = 4,
-    threads: Annotated[int | None, default("INT", "1 on a CPU, else up to 8")] = None,
-    precision: Precision = "float32",
-    device: Device = None,
-    run_code: RunCode = False,
-    views: Views = ViewConfig(),  # noqa: B008
-) -> int:
-    """Evaluate a model on a data set of COCO's, VOC's or YOLO's format, with pycocotools' numbers.
-
-    Args:
-        per_class: Also print AP and AP50 of every class.
-        losses: Also print the losses that training minimizes, by a second forward pass (in float32).
-        output: Write the detections to this file, in COCO's results format.
-        threads: How many read and resize images.
-    """
-    from frcnn.data import load_dataset
-    from frcnn.engine.evaluate import check_options, evaluate
-
-    check_options(batch_size, threads, output)
-    if output is not None:
-        check_keeps([*files_of(model), *([weights] if weights else [])], output)
-    if losses and precision != "float32":
-        raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
-    if losses and views != ViewConfig():
-        raise OptionError("losses=True is of images as training sees them: leave out the views")
-    dataset = load_dataset(annotations, images)
-    # what detects fast has no losses
-    detector: Predictor
-    if losses:
-        detector = load_model(model, weights, device)
-    else:
-        detector = load_detector(model, weights, device, precision, run_code, views)
-    result = evaluate(detector, dataset, batch_size=batch_size, threads=threads, output=output, losses=losses)
-    print((result if per_class else replace(result, per_class={})).table())
-    return 1 if result.failed else 0
 
 
 def convert(

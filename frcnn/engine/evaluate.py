@@ -89,9 +89,10 @@ def evaluate(
     `batch_size` and `threads` as there. The model's classes must be the data set's, by name (by number where
     the model has no names). `output` takes the detections as a COCO results file, with the data set's own
     image and category ids. Annotations count as in pycocotools: crowd regions absorb detections, and objects
-    too small to train on still count. Under torchrun every process detects a share and all get the same
-    result. An image that cannot be used is named in the result. `stop` is asked after every image: where it
-    says yes in one process, all of them raise KeyboardInterrupt.
+    too small to train on still count. In a group of torch.distributed, which `frcnn eval` makes under
+    torchrun, every process detects a share and all get the same result. An image that cannot be used is named
+    in the result. `stop` is asked after every image: where it says yes in one process, all of them raise
+    KeyboardInterrupt.
 
     `losses` also computes the losses of a FasterRCNN in evaluation mode, by a second forward pass of every
     image on its own. They count what training would take of the data set (images with a box, no crowd

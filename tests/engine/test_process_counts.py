@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from runs import SERVER, group_of
+from runs import SERVER, Run, group_of
 from tiny_coco import read_content, write_content, write_tiny
 
 from frcnn.checkpoint.run_state import read_training_state
@@ -147,3 +147,27 @@ def test_evaluation_is_the_same_to_the_last_digit(together, tmp_path, seven):
         found[count] = numbers[0], sorted(map(json.dumps, detections))
     assert len(found[1][1]) > 20 and found[1][0][0]["bbox_mAP"] > 0
     assert found[1] == found[2] == found[3]
+
+
+def test_the_command_shares_the_images_too(together, tmp_path, seven):
+    """The first process prints and writes what one alone does, also where some have no image."""
+    together(1, "run", "--epochs", 1, "--model.roi-head.score-threshold", 0.01)
+    words = ["eval", tmp_path / "run" / "last.pth", "--annotations", seven[0], "--images", seven[1]]
+    texts, found = [], []
+    for count in (1, 2, 8):
+        output = tmp_path / f"{count}.json"
+        group = [
+            Run(
+                [*words, "--device", "cpu", "--output", output],
+                tmp_path / f"{count}-{rank}.txt",
+                environment=one,
+            )
+            for rank, one in enumerate(group_of(count))
+        ]
+        assert [run.end(120) for run in group] == [0] * count, group[-1].text()
+        first, *others = [run.text() for run in group]
+        assert not any("bbox_mAP" in text for text in others)
+        texts.append([line for line in first.splitlines() if line.startswith("bbox_")])
+        found.append(sorted(map(json.dumps, json.loads(output.read_text()))))
+    assert len(texts[0]) == 12 and texts[0] == texts[1] == texts[2]
+    assert len(found[0]) > 20 and found[0] == found[1] == found[2]
