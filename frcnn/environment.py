@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from importlib import metadata
 
 PACKAGE = "frcnn"
@@ -58,6 +59,9 @@ def _packages() -> list[tuple[str, str]]:
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         if name is None or name[0] in seen or (extra and extra[1] in ("demo", "docs", "test")):
             continue
+        before = re.search(r"python_version < ['\"](\d+)\.(\d+)['\"]", requirement)
+        if before and sys.version_info >= (int(before[1]), int(before[2])):
+            continue  # not needed here
         seen.add(name[0])  # several extras may have it
         try:
             version = metadata.version(name[0])

@@ -51,6 +51,18 @@ def test_names_in_a_page_exist(page):
         assert target in make_targets(), f"make {target}"
 
 
+def test_the_page_about_installation_has_every_extra_and_every_dockerfile():
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    text = (ROOT / "docs" / "how-to" / "install.md").read_text()
+    table = text.partition("| extra |")[2].partition("\n\n")[0]
+    named = re.findall(r"`([\w-]+)`", "\n".join(re.findall(r"^\|([^|]+)\|", table, re.M)))
+    assert sorted(named) == sorted(re.findall(r"^([\w-]+) = \[", extras, re.M))
+    assert "docker build -t frcnn ." in text
+    for path in ROOT.glob("Dockerfile.*"):
+        assert path.name in text
+
+
 @pytest.mark.parametrize("path", ["reference/python.md", "reference/operators.md"])
 def test_what_the_reference_lists_exists_and_is_everything(path):
     listed = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / path).read_text(), re.M)
