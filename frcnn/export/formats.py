@@ -113,6 +113,11 @@ def _torch(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibratio
 
 
 def _aoti(program: ExportedProgram, path: Path, info: ExportInfo, _: Calibration) -> None:
+    if torch.__version__ < "2.11":
+        raise ExportError(
+            f"AOTInductor of torch {torch.__version__} hands operators other types than they are called "
+            "with; use a newer torch, or another format"
+        )
     height, width = map(str, info.size)
     content = io.BytesIO()
     try:

@@ -14,6 +14,7 @@ from small_export import IMAGES
 
 from frcnn import runtime
 from frcnn.export.export import export
+from frcnn.export.info import ExportError
 from frcnn.inference.fast_detector import compare_detections
 from frcnn.structures import Detections
 
@@ -21,6 +22,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
 
 
+def test_torch_2_10_is_refused(trained, tmp_path, monkeypatch):
+    """Its packages fail as they run: normalize_images is asked for Double."""
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.10.0+cpu"))
+    with pytest.raises(ExportError, match=r"AOTInductor of torch 2\.10\.0\+cpu .* use a newer torch"):
+        export(trained, tmp_path / "tiny.aoti.pt2", IMAGES, format="aoti")
+
+
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="AOTInductor of torch 2.10 is refused")
 def test_a_package_detects_in_python_and_in_cpp(trained, tmp_path):
     package = tmp_path / "tiny.aoti.pt2"
     certificate = export(trained, package, IMAGES, format="aoti")

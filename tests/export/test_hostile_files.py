@@ -59,7 +59,9 @@ def file(info, tmp_path):
             for name, value in values.items()
         ]
         model = helper.make_model(
-            helper.make_graph(nodes, "g", given, returned), opset_imports=[helper.make_opsetid("", 18)]
+            helper.make_graph(nodes, "g", given, returned),
+            opset_imports=[helper.make_opsetid("", 18)],
+            ir_version=10,  # older than what the installed onnx would write, and its runtime may not read
         )
         helper.set_model_props(model, {KEY: info.to_json()})
         onnx.save(model, tmp_path / "hostile.onnx")
