@@ -31,6 +31,7 @@ from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 frcnn.backbone.STAGE_CHANNELS = STAGE_CHANNELS
 from frcnn.detector import FasterRCNN
 from frcnn.engine.distributed import Processes, started_processes
+from frcnn.engine.step import Learner
 from frcnn.engine.train import train
 from frcnn.structures import Batch
 
@@ -53,11 +54,21 @@ with started_processes("cpu") as (processes, device):
     assert processes.highest([processes.rank, 3], "the test") == [1, 3]
     del parallel  # nothing of a group may outlive it
 
+    trained, make = [], Learner.__init__
+
+    def keep(learner, model, *others):
+        trained.append(model)
+        make(learner, model, *others)
+
+    Learner.__init__ = keep
     result = train(recipe, annotations, images, annotations, images, work_dir=folder / "run", workers=0,
                    device="cpu", val_losses=True)
-    weights = processes.gather({"metrics": result.metrics, "rank": processes.rank}, "the metrics")
-    assert [entry["rank"] for entry in weights] == [0, 1]
-    assert weights[0]["metrics"] == weights[1]["metrics"]
+    found = processes.gather({"metrics": result.metrics, "rank": processes.rank}, "the metrics")
+    assert [entry["rank"] for entry in found] == [0, 1]
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert len(trained) == 1
+    for name, parameter in trained[0].named_parameters():
+        assert torch.equal(*processes.gather(parameter.detach(), name)), name
 """
 
 

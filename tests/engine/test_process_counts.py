@@ -78,6 +78,13 @@ def test_one_two_and_three_processes_learn_the_same(together, tmp_path):
         assert distance(tmp_path, "by1", f"by{count}") < 1e-3
 
 
+def test_four_processes_learn_what_one_does(together, tmp_path):
+    together(1, "by1", batches=4)
+    together(4, "by4", batches=4)
+    assert state(tmp_path, "by1")["meta"]["iter"] == state(tmp_path, "by4")["meta"]["iter"] == 6
+    assert distance(tmp_path, "by1", "by4") < 1e-3
+
+
 def test_a_run_goes_on_with_another_number_of_processes(together, tmp_path):
     """With as many it ends with the same bits; with others, up to the order of sums."""
     together(2, "whole")
