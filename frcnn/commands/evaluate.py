@@ -68,9 +68,9 @@ def evaluate(
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     if losses and views != ViewConfig():
         raise OptionError("losses=True is of images as training sees them: leave out the views")
-    # an exported file computes on the CPU, whatever there is
-    with started_processes("cpu" if is_exported(model) else device) as (processes, here):
-        if processes.count > 1 and not is_exported(model):
+    exported = is_exported(model)  # then it computes on the CPU, whatever there is
+    with started_processes("cpu" if exported else device) as (processes, here):
+        if processes.count > 1 and not exported:
             device = str(here)
         dataset = load_dataset(annotations, images)
         # what detects fast has no losses
