@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 import frcnn_ops
 
+ROOT = Path(__file__).resolve().parents[2]
 needs_winograd = pytest.mark.skipif(not frcnn_ops.winograd_available(), reason="needs AVX2, AVX-512 or NEON")
 CASES = [  # batch, channels, filters, height, width, size, stride
     (2, 32, 64, 33, 49, 3, 1),  # by Winograd's algorithm, where there is one
@@ -84,7 +86,10 @@ def test_every_number_of_threads_gives_the_same_bits(threads):
         torch.set_num_threads(before)
 
 
-PRINTED = """
+# The folder of the tests comes last, so that it hides no installed package.
+PRINTED = f"""
+import sys
+sys.path.append({str(ROOT)!r})
 import frcnn_ops, hashlib
 from tests.ops.test_train_conv import sample
 x, weight, bias, stride = sample(1, 64, 32, 40, 41, 3, 1)

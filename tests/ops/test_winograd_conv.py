@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 import frcnn_ops
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not frcnn_ops.winograd_available(), reason="needs AVX2, AVX-512 or NEON")
 
 
@@ -53,7 +55,10 @@ def test_every_number_of_threads_gives_the_same_bits(threads):
         torch.set_num_threads(before)
 
 
-PRINTED = """
+# The folder of the tests comes last, so that it hides no installed package.
+PRINTED = f"""
+import sys
+sys.path.append({str(ROOT)!r})
 import frcnn_ops, hashlib
 from tests.ops.test_winograd_conv import sample
 x, weight, bias = sample(1, 64, 32, 30, 41)
