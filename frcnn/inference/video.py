@@ -104,19 +104,23 @@ def _decoded(container: InputContainer, source: str | Path) -> Generator[Frame, 
     import av
 
     first, end, count, whole = None, 0.0, 0, 0.0
-    with container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    frames: Any = container.decode(stream)  # a generator, whatever its type says
+    # a camera's frames lie in memory that goes with it: none may outlive the container
+    with container, closing(frames):
         step = float(1 / (stream.average_rate or 25))
         try:
-            for frame in container.decode(stream):
+            for frame in frames:
                 _check_pixels(frame)
                 first = (frame.time or 0.0) if first is None else first
                 pixels = np.rot90(frame.to_ndarray(format="bgr24"), frame.rotation // 90)
-                shown = np.ascontiguousarray(pixels).view(Frame)
+                is_its_own = frame.format.name == "bgr24"
+                shown = np.array(pixels, order="C", copy=is_its_own or None).view(Frame)
                 shown.time, shown.number = end if frame.time is None else frame.time - first, count
                 length = frame.duration * frame.time_base if frame.duration and frame.time_base else step
                 end, count = shown.time + float(length), count + 1
+                del frame, pixels
                 yield shown
         except (av.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
