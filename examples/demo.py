@@ -1,6 +1,6 @@
 """The whole way in one script: data -> training -> evaluation -> drawn detections, on a CPU in a few minutes.
 
-    python examples/demo.py [--output demo]
+    python examples/demo.py [--output demo] [--images 700]
 
 It makes a data set in COCO format from real handwritten digits, trains the recipe small_r18_fpn on it from
 scratch, evaluates it on images with digits that it never saw, and writes images with their detections, curves
@@ -39,25 +39,28 @@ except ImportError as error:
     )
 plt.switch_backend("Agg")  # files only
 
-TRAIN_IMAGES, HELD_OUT_IMAGES = 700, 150
+HELD_OUT_IMAGES = 150
 DRAWN_FROM = 0.5
 """Lowest score of what is drawn."""
 
 SHEET_COLUMNS, SHEET_ROWS, TILE = 4, 3, (384, 384)
 
 
-def demo(output: Path = Path("demo")) -> None:
+def demo(output: Path = Path("demo"), images: int = 700) -> None:
     """Train and evaluate a small Faster R-CNN on handwritten digits.
 
     Args:
         output: Folder for everything; what an earlier demo left there is replaced.
+        images: To train on, at least one. Few are quick, and teach little.
     """
+    if images < 1:
+        sys.exit(f"examples/demo.py: --images {images}: at least one is needed to train on")
     for name in ("data", "run", "drawn"):
         shutil.rmtree(output / name, ignore_errors=True)
     data, run, drawn = output / "data", output / "run", output / "drawn"
 
-    step("1/4", f"{TRAIN_IMAGES} training and {HELD_OUT_IMAGES} held-out images of handwritten digits")
-    files = write_digits(data, TRAIN_IMAGES, HELD_OUT_IMAGES)
+    step("1/4", f"{images} training and {HELD_OUT_IMAGES} held-out images of handwritten digits")
+    files = write_digits(data, images, HELD_OUT_IMAGES)
 
     step("2/4", "training a Faster R-CNN with an R-18-FPN from scratch")
     started = time.perf_counter()

@@ -70,6 +70,13 @@ def test_what_a_job_calls_is_there(path, name, job):
             assert target in targets, f"make {target}"
 
 
+def test_a_wheel_is_tried_by_a_target_that_is_there():
+    makefile, project = (ROOT / "Makefile").read_text(), (ROOT / "pyproject.toml").read_text()
+    (target,) = re.findall(r"make -C \{project\} ([\w-]+)", project)
+    assert re.search(rf"^{target}:", makefile, re.M)
+    assert "cibuildwheel==" in (ROOT / ".github" / "workflows" / "wheels.yml").read_text()
+
+
 @pytest.mark.parametrize("file", [".pre-commit-config.yaml", "CITATION.cff"])
 def test_other_files_parse(file):
     content = parsed(ROOT / file)

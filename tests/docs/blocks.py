@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 from frcnn import cli
 from frcnn.command_line import _check, options
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[^\n`]*)$")
-NOT_RUN = re.compile(r"<!-- not run here: (?P<reason>[^>]+?) -->")
-NEEDS = re.compile(r"<!-- needs: (?P<packages>[\w ]+) -->")
+COMMENT = re.compile(r"^ *<!-- (?P<kind>needs|here|not run here): (?P<text>.+) -->$")
 PYTHON, SHELL = {"python"}, {"sh", "bash"}
 TEXT = {"text", "json", "toml", "yaml", "markdown", "cpp"}
 """Languages of blocks that are shown, not run."""
@@ -24,12 +26,13 @@ TEXT = {"text", "json", "toml", "yaml", "markdown", "cpp"}
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block. reason: why it is not run here, empty for one that is."""
+    """One fenced block. code: as it is shown; run: as it is run; reason: why it is not, empty if it is."""
 
     page: Path
     line: int
     language: str
     code: str
+    run: str
     reason: str
 
     def __str__(self) -> str:
@@ -41,20 +44,26 @@ def pages() -> list[Path]:
 
 
 def blocks_of(page: Path, text: str | None = None) -> list[Block]:
-    """Every fenced block, in order. A comment `<!-- not run here: reason -->` speaks of the block below it,
-    and so does `<!-- needs: packages -->`: that block runs where these are installed.
+    """Every fenced block, in order. Comments, a line each, speak of the block that follows them:
 
-    Raises AssertionError, naming the line, for a block without a language, an unknown one, or no end.
+    `<!-- needs: words -->`: it runs where these are: packages, programs, files (/dev/video0), a gpu.
+    `<!-- here: shown => run -->`: the test runs it with other words, such as two processes for eight.
+    `<!-- not run here: reason -->`: it never runs.
+
+    Raises AssertionError, naming the line, for a block without a language, an unknown one, or no end, and for
+    words to be replaced that are not in it.
     """
     lines = (page.read_text() if text is None else text).splitlines()
     found: list[Block] = []
-    number, reason = 0, ""
+    comments: list[tuple[str, str]] = []
+    number = 0
     while number < len(lines):
         start, opening = number + 1, FENCE.match(lines[number])
         if opening is None:
-            comment = NOT_RUN.search(lines[number])
-            if comment or lines[number].strip():
-                reason = comment["reason"] if comment else missing(lines[number])
+            if comment := COMMENT.match(lines[number]):
+                comments.append((comment["kind"], comment["text"]))
+            elif lines[number].strip():
+                comments = []
             number += 1
             continue
         end = next((n for n in range(start, len(lines)) if lines[n].strip() == opening["fence"]), None)
@@ -62,16 +71,31 @@ def blocks_of(page: Path, text: str | None = None) -> list[Block]:
         language = opening["language"].strip()
         assert language in PYTHON | SHELL | TEXT, f"{page.name}:{start}: language {language!r}"
         code = "\n".join(line.removeprefix(opening["indent"]) for line in lines[start:end]) + "\n"
-        found.append(Block(page, start, language, code, reason))
-        number, reason = end + 1, ""
+        run, reasons = code, []
+        for kind, words in comments:
+            if kind == "here":
+                shown, arrow, instead = words.partition(" => ")
+                assert arrow and shown in run, f"{page.name}:{start}: not in the block: {words!r}"
+                run = run.replace(shown, instead)
+            else:
+                reasons.append(missing(words) if kind == "needs" else words)
+        found.append(Block(page, start, language, code, run, "; ".join(filter(None, reasons))))
+        number, comments = end + 1, []
     return found
 
 
-def missing(line: str) -> str:
-    """Why the block below a line is not run: packages that it needs are not installed."""
-    needs = NEEDS.search(line)
-    absent = [name for name in needs["packages"].split() if find_spec(name) is None] if needs else []
-    return f"{', '.join(absent)} not installed" if absent else ""
+def missing(needs: str) -> str:
+    """Which of what a block needs is not here."""
+    absent = [word for word in needs.split() if not is_here(word)]
+    return f"there is no {', '.join(absent)}" if absent else ""
+
+
+def is_here(word: str) -> bool:
+    if word == "gpu":
+        return torch.cuda.is_available()
+    if word.startswith("/"):
+        return Path(word).exists()
+    return find_spec(word) is not None or shutil.which(word) is not None
 
 
 def check(block: Block) -> None:

@@ -1,6 +1,6 @@
 """Runs a page's blocks in order, as one reader would: Python ones in one session, shell ones by bash.
 
-python session.py PREPARED < blocks.json, a list of [language, place, code]. Ends at the first that fails.
+python session.py < blocks.json, a list of [language, place, code]. Ends at the first that fails.
 `frcnn`, for bash, is a process that forks from this one before the first block: torch is imported once.
 """
 
@@ -15,8 +15,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import stand_ins
-
 SOCKET = ".bin/socket"
 COMMAND = f"""#!{sys.executable} -IS
 import json, os, socket, sys
@@ -28,7 +26,6 @@ sys.exit(int(server.recv(16)))
 
 
 def main() -> None:
-    stand_ins.install(Path(sys.argv[1]))
     import torch
 
     import frcnn.cli
@@ -82,7 +79,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def run_blocks(blocks: list[tuple[str, str, str]]) -> None:
-    session: dict[str, object] = {}
+    session: dict[str, object] = {"__name__": "__main__"}
     for language, place, code in blocks:
         print(f"--- {place}", flush=True)
         if language == "python":

@@ -9,18 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
 PUBLISHED = "published"
 """Folder, below the prepared one, of what the examples would download; TORCH_HOME names it."""
 
 
-def install(prepared: Path) -> None:
-    """Put the small recipes in the place of the real ones, in this process."""
-    sys.path[:0] = [str(TESTS), str(TESTS / "engine")]
+def install(prepared: str) -> None:
+    """Put the small recipes in the place of the real ones; in every process, by sitecustomize.py."""
     from tiny_recipe import STAGE_CHANNELS, tiny_recipe
 
     import frcnn.backbone
@@ -30,7 +27,7 @@ def install(prepared: Path) -> None:
     frcnn.backbone.STAGE_CHANNELS = STAGE_CHANNELS
     tiny = tiny_recipe()
     backbone = replace(tiny.model.backbone, pretrained="torchvision://resnet18")
-    files = {path.name.partition("-")[0]: path.name for path in (prepared / PUBLISHED).rglob("*.pth")}
+    files = {path.name.partition("-")[0]: path.name for path in (Path(prepared) / PUBLISHED).rglob("*.pth")}
     for name, real in recipes._BY_NAME.items():
         published, model = real.published, tiny.model
         if published is not None:
@@ -43,7 +40,7 @@ def install(prepared: Path) -> None:
 
 def prepare(folder: Path) -> None:
     """Write what the examples start from: a data set, an image, checkpoints; everything from fixed seeds."""
-    install(folder)
+    import cv2
     import torch
     from numbered_clip import write_clip
     from tiny_coco import write_tiny
@@ -51,6 +48,7 @@ def prepare(folder: Path) -> None:
     import frcnn
     from frcnn.data.convert import convert
     from frcnn.zoo.coco import COCO_CLASSES
+    from frcnn.zoo.table import log_path
 
     annotations, images = write_tiny(folder / "data", images=8)
     (folder / "annotations").mkdir()
@@ -63,6 +61,13 @@ def prepare(folder: Path) -> None:
         (folder / "annotations" / f"{name}.json").write_text(text)
     shutil.move(images, folder / "images")
     shutil.copy(folder / "images" / "1.png", folder / "street.jpg")  # read by its content, not by its name
+    cv2.imwrite(str(folder / "image.ppm"), cv2.imread(str(folder / "images" / "1.png")))
+    shutil.copytree(folder / "images", folder / "coco" / "val2017")
+    (folder / "coco" / "annotations").mkdir()
+    categories = [{"id": 1 + index, "name": name} for index, name in enumerate(COCO_CLASSES)]
+    boxes = [{**entry, "category_id": 1} for entry in content["annotations"]]
+    text = json.dumps({**content, "categories": categories, "annotations": boxes})
+    (folder / "coco" / "annotations" / "instances_val2017.json").write_text(text)
     shutil.rmtree(folder / "data")
     voc = folder / "VOC"
     (voc / "ImageSets" / "Main").mkdir(parents=True)
@@ -86,6 +91,9 @@ def prepare(folder: Path) -> None:
     torch.save(theirs, folder / "mmdetection.pth")
     store = folder / PUBLISHED / "hub" / "checkpoints"
     store.mkdir(parents=True)
+    lines = [{"mode": "train", "epoch": e, "iter": 50, "loss": 1 / e} for e in (1, 2)]
+    published = log_path(frcnn.recipe("faster_rcnn_r50_fpn_1x_coco"))
+    (store / Path(published).name).write_text("\n".join(map(json.dumps, lines)))
     for name in ("detector", "backbone"):
         content = (folder / f"{name}.pth").read_bytes()
         (store / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.pth").write_bytes(content)
