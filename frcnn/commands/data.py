@@ -52,14 +52,10 @@ def check(
             "other_annotations: name one for each, or none where they are all in IMAGES"
         )
     chosen = recipe_named(recipe)
-    for file in (json_file, html):
-        if file is not None:
-            check_writable(file)
+    check_writable(json_file, html)
     dataset = load_dataset(annotations, images)
     others = [load_dataset(*other) for other in zip(other_annotations, folders, strict=True)]
-    for file in (json_file, html):
-        if file is not None:
-            check_keeps([path for read in (dataset, *others) for path in read.files()], file)
+    check_keeps((path for read in (dataset, *others) for path in read.files()), json_file, html)
     found = check(dataset, chosen, others)
     print(found.table())
     if json_file is not None:
