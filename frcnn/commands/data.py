@@ -99,10 +99,9 @@ def show(
         count: How many images.
         seed: For the choice.
     """
-    import cv2
-
     from frcnn.data import load_dataset
     from frcnn.data.sheet import sheet
+    from frcnn.draw import encoded
 
     check_whole("count", count, 1, 400)
     check_whole("seed", seed, 0)
@@ -111,11 +110,9 @@ def show(
     check_writable(output)
     dataset = load_dataset(annotations, images)
     check_keeps(dataset.files(), output)
-    drawn, content = cv2.imencode(output.suffix, sheet(dataset, count, class_name, seed))
-    if not drawn:
-        raise OSError(f"{output}: the sheet cannot be encoded")
+    content = encoded(sheet(dataset, count, class_name, seed), output)
     with replacing(output) as file:
-        file.write(content.tobytes())
+        file.write(content)
     print(output)
 
 
