@@ -1,8 +1,9 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and told apart by their content."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -97,6 +98,16 @@ def check_keeps(inputs: Iterable[str | Path], *outputs: str | Path | None) -> No
     for file in map(Path, inputs if present else ()):
         if file.exists() and (path := present.get(_identity(file))):
             raise ValueError(f"{path} would overwrite {file}, which is read: write to another place")
+
+
+def digest_of(*paths: Path, kind: str = "sha256") -> str:
+    """The hash, in hexadecimal, of the content of files, one behind the other."""
+    digest = hashlib.new(kind)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, int]:
