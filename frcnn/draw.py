@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,6 +35,17 @@ def draw_boxes(
         if caption:
             _caption(drawn, caption, x1, y1, y2, color, font_scale, thickness)
     return drawn
+
+
+def encoded(image: np.ndarray, name: str | Path, parameters: Sequence[int] = ()) -> bytes:
+    """A file's content, in the format that its name ends in; parameters: cv2's. Raises OSError."""
+    try:
+        done, content = cv2.imencode(Path(name).suffix, image, parameters)
+    except cv2.error as error:
+        raise OSError(f"{name}: the annotated image cannot be encoded ({error})") from None
+    if not done:
+        raise OSError(f"{name}: the annotated image cannot be encoded")
+    return content.tobytes()
 
 
 def class_color(label: int) -> tuple[int, int, int]:

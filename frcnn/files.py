@@ -1,8 +1,9 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and told apart by their content."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -71,31 +72,42 @@ def check_folder(folder: str | Path) -> None:
         raise PermissionError(f"{existing} may not be written to, so {folder} cannot be the output folder")
 
 
-def check_writable(path: str | Path) -> None:
-    """Find out before hours of work whether `path` can be written when they are done.
+def check_writable(*paths: str | Path | None) -> None:
+    """Find out before hours of work whether files can be written when they are done; None is no file.
 
-    Raises OSError where its folder is missing or may not be written to, or where `path` is a folder itself.
+    Raises OSError where a file's folder is missing or may not be written to, or where it is a folder itself.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: its folder may not be written to")
+    for path in [Path(path) for path in paths if path is not None]:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, where a file is to be written")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path}: its folder may not be written to")
 
 
-def check_keeps(inputs: Iterable[str | Path], *outputs: Path) -> None:
-    """Find out whether writing the outputs would overwrite what is read, under whatever name.
+def check_keeps(inputs: Iterable[str | Path], *outputs: str | Path | None) -> None:
+    """Find out whether writing the outputs would overwrite what is read, under whatever name; None is none.
 
     Raises ValueError where one of `inputs` is the file at an output, or the one that it is written to before.
     """
+    paths = [Path(path) for path in outputs if path is not None]
     present = {
-        _identity(file): path for path in outputs for file in (path, temporary_of(path)) if file.exists()
+        _identity(file): path for path in paths for file in (path, temporary_of(path)) if file.exists()
     }
     for file in map(Path, inputs if present else ()):
         if file.exists() and (path := present.get(_identity(file))):
             raise ValueError(f"{path} would overwrite {file}, which is read: write to another place")
+
+
+def digest_of(*paths: Path, kind: str = "sha256") -> str:
+    """The hash, in hexadecimal, of the content of files, one behind the other."""
+    digest = hashlib.new(kind)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, int]:

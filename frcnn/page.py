@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from frcnn.draw import encoded
+
 
 def page(template: str, **values: Any) -> str:
     """A page of `frcnn/pages`, filled in; text is escaped. Raises ImportError without jinja2."""
@@ -27,7 +29,5 @@ def page(template: str, **values: Any) -> str:
 
 def inline(image: np.ndarray) -> str:
     """An HWC uint8 BGR image as the address of an <img>, a JPEG within the address itself."""
-    drawn, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    if not drawn:
-        raise ValueError(f"an image of shape {image.shape} cannot be encoded")
-    return "data:image/jpeg;base64," + base64.b64encode(content.tobytes()).decode()
+    content = encoded(image, "inline.jpg", [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()

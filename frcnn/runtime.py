@@ -6,7 +6,6 @@ What `load` returns answers `predict` and `stream` as the model did that was exp
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
@@ -29,6 +28,7 @@ from frcnn.export.info import (
     ExportInfo,
     is_exported,
 )
+from frcnn.files import digest_of
 from frcnn.inference.hardware import limit_threads
 from frcnn.inference.stream import Predictor
 from frcnn.preprocess import Prepared
@@ -207,7 +207,7 @@ def _openvino(path: Path) -> tuple[Run, ExportInfo, str]:
         text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
         info = _info(text, path)
         hint = {"bfloat16": "bf16", "float16": "f16"}.get(info.precision, "f32")
-        if hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest() != info.bin_sha256:
+        if digest_of(path.with_suffix(".bin")) != info.bin_sha256:
             raise ExportError(f"{path}: the .bin beside it is another model's: export it again")
         threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint, **threads})

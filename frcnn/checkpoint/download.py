@@ -12,7 +12,6 @@ more. Nothing in a file is ever executed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 import filelock
 
 from frcnn.checkpoint.transfer import BrokenTransfer, DownloadError, transfer
+from frcnn.files import digest_of
 
 STORES = (
     "https://open-mmlab.s3.ap-northeast-2.amazonaws.com/mmdetection/",
@@ -115,7 +115,7 @@ def download(addresses: Sequence[str], folder: Path | None = None, progress: boo
 def _is_there(target: Path, sha256: str) -> bool:
     if not target.exists():
         return False
-    if _sha256(target).startswith(sha256):
+    if digest_of(target).startswith(sha256):
         return True
     raise DownloadError(
         f"{target}: its sha256 does not begin with {sha256}, so it is damaged or another file; "
@@ -136,19 +136,11 @@ def _fetch(address: str, part: Path, sha256: str, deadline: float, progress: boo
             continue
         except DownloadError as error:
             return f"{address}: {error}"
-        if _sha256(part).startswith(sha256):
+        if digest_of(part).startswith(sha256):
             return ""
         part.unlink()  # whatever it holds is not the start of this file
         reason = f"what it sent has another sha256 than {sha256}"
     return f"{address}: {reason}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

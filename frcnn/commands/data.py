@@ -52,14 +52,10 @@ def check(
             "other_annotations: name one for each, or none where they are all in IMAGES"
         )
     chosen = recipe_named(recipe)
-    for file in (json_file, html):
-        if file is not None:
-            check_writable(file)
+    check_writable(json_file, html)
     dataset = load_dataset(annotations, images)
     others = [load_dataset(*other) for other in zip(other_annotations, folders, strict=True)]
-    for file in (json_file, html):
-        if file is not None:
-            check_keeps([path for read in (dataset, *others) for path in read.files()], file)
+    check_keeps((path for read in (dataset, *others) for path in read.files()), json_file, html)
     found = check(dataset, chosen, others)
     print(found.table())
     if json_file is not None:
@@ -103,10 +99,9 @@ def show(
         count: How many images.
         seed: For the choice.
     """
-    import cv2
-
     from frcnn.data import load_dataset
     from frcnn.data.sheet import sheet
+    from frcnn.draw import encoded
 
     check_whole("count", count, 1, 400)
     check_whole("seed", seed, 0)
@@ -115,11 +110,9 @@ def show(
     check_writable(output)
     dataset = load_dataset(annotations, images)
     check_keeps(dataset.files(), output)
-    drawn, content = cv2.imencode(output.suffix, sheet(dataset, count, class_name, seed))
-    if not drawn:
-        raise OSError(f"{output}: the sheet cannot be encoded")
+    content = encoded(sheet(dataset, count, class_name, seed), output)
     with replacing(output) as file:
-        file.write(content.tobytes())
+        file.write(content)
     print(output)
 
 

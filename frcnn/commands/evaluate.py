@@ -62,8 +62,7 @@ def evaluate(
     from frcnn.export.info import is_exported
 
     check_options(batch_size, threads, output)
-    if output is not None:
-        check_keeps([*files_of(model), *([weights] if weights else [])], output)
+    check_keeps(files_of(model, weights), output)
     if losses and precision != "float32":
         raise OptionError(f"losses=True computes in float32, so precision={precision} cannot go with it")
     if losses and views != ViewConfig():

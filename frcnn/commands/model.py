@@ -116,11 +116,11 @@ def _one_view(
     return load_model(model, weights, device).optimize(precision)
 
 
-def files_of(model: str) -> list[Path]:
+def files_of(model: str, weights: str | None) -> list[str | Path]:
     """What is read of a model, with what belongs to an exported file."""
     from frcnn.export.certificate import beside, parts_of
 
-    return [*parts_of(Path(model)), beside(Path(model))]
+    return [*parts_of(Path(model)), beside(Path(model)), *([weights] if weights else [])]
 
 
 def check_exists(path: Path) -> None:

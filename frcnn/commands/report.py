@@ -62,9 +62,7 @@ def report(
 
     if not 0 <= min_score <= 1:
         raise OptionError(f"min_score={min_score}: it is a number from 0 to 1")
-    outputs = [html, *([json_file] if json_file is not None else [])]
-    for file in outputs:
-        _check_page(file)
+    _check_page(html, json_file)
     if json_file is not None and json_file.resolve() == html.resolve():
         raise OptionError(f"json_file={json_file} is the page's file too: name another")
     check_options(batch_size, None, None)
@@ -73,9 +71,7 @@ def report(
         run = beside
     trained = Run(model) if run is None else read_run(run, str(run))
     dataset = load_dataset(annotations, images)
-    check_keeps(
-        [*files_of(model), *([weights] if weights else []), *trained.files, *dataset.files()], *outputs
-    )
+    check_keeps([*files_of(model, weights), *trained.files, *dataset.files()], html, json_file)
     result = evaluate(
         load_detector(model, weights, device, precision, run_code), dataset, batch_size=batch_size
     )
@@ -153,11 +149,11 @@ def plot(
     print(output)
 
 
-def _check_page(file: Path) -> None:
+def _check_page(*files: Path | None) -> None:
     """Find out before hours of work whether a page can be made there."""
     from frcnn.page import page
 
-    check_writable(file)
+    check_writable(*files)
     page("base.html", title="")
 
 
@@ -175,7 +171,7 @@ def _read(words: Sequence[str], output: Path | None) -> list[Run]:
                 raise FileNotFoundError(f"{word}: no such file or folder, nor a recipe with a published log")
             path = download(checkpoint_addresses(log_path(recipe(word))))
         runs.append(read_run(path, word))
-    check_keeps([file for run in runs for file in run.files], *([output] if output else []))
+    check_keeps([file for run in runs for file in run.files], output)
     return runs
 
 

@@ -89,7 +89,27 @@ class AnnotationFile:
     report: Report
 
 
-def read_annotations(path: Path, content: dict | None = None) -> AnnotationFile:
+Content = dict[str, list[dict[str, Any]]]
+"""Of a COCO file."""
+AnnotatedImage = tuple[str, tuple[int, int], Sequence[tuple[str, float, list[float], bool]]]
+"""file_name, (width, height) and, of each annotation, where it is from, category_id, bbox and iscrowd."""
+
+
+def coco_content(
+    categories: Iterable[tuple[int, str]], images: Iterable[AnnotatedImage], first: int = 1
+) -> Content:
+    """What a COCO file would hold of categories (id, name) and images, whose ids count from `first`."""
+    content: Content = {"images": [], "annotations": []}
+    content["categories"] = [{"id": number, "name": name} for number, name in categories]
+    for number, (place, (width, height), found) in enumerate(images, first):
+        content["images"].append({"id": number, "file_name": place, "width": width, "height": height})
+        for where, category, box, crowd in found:
+            entry = {"id": where, "image_id": number, "category_id": category, "bbox": box, "iscrowd": crowd}
+            content["annotations"].append(entry)
+    return content
+
+
+def read_annotations(path: Path, content: Content | None = None) -> AnnotationFile:
     """Check annotations by the rules of `frcnn.data.load_dataset`. Raises DatasetError.
 
     content: what a COCO file would hold; by default, what the file holds.

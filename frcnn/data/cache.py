@@ -7,7 +7,6 @@ numpy's npz, read without pickles; each array has a checksum, and what is damage
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import zipfile
@@ -19,7 +18,7 @@ import filelock
 import numpy as np
 from numpy.lib.format import read_array
 
-from frcnn.files import replacing
+from frcnn.files import digest_of, replacing
 
 LEAST = 64 << 20
 """Bytes of an annotation file that is worth it: parsing this much takes some ten seconds."""
@@ -37,14 +36,10 @@ def packed(path: Path, make: Callable[[], Packed]) -> Packed:
     Processes that want to make the same take turns. A folder that cannot be written, or locked, is only read.
     """
     try:
-        with open(path, "rb") as file:
-            opened = os.fstat(file.fileno())
-            if opened.st_size < LEAST:
-                return make()
-            digest = (
-                hashlib.file_digest(file, "blake2b") if hasattr(hashlib, "file_digest") else _digest(file)
-            )
-        place = folder() / f"{digest.hexdigest()[:40]}-{RULES}.npz"
+        before = os.stat(path)
+        if before.st_size < LEAST:
+            return make()
+        place = folder() / f"{digest_of(path, kind='blake2b')[:40]}-{RULES}.npz"
         if (found := _read(place)) is not None:  # it is there whole or not at all, so this needs no turn
             return found
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +53,7 @@ def packed(path: Path, make: Callable[[], Packed]) -> Packed:
             content: dict[str, Any] = {**found[0]}
             content[OTHERS] = np.frombuffer(json.dumps(found[1]).encode(), np.uint8)
             with contextlib.suppress(OSError):
-                if _version(os.stat(path)) == _version(opened):  # else the hash is of another content
+                if _version(os.stat(path)) == _version(before):  # else the hash is of another content
                     with replacing(place) as out:
                         np.savez(out, **content)
         return found
@@ -74,13 +69,6 @@ def folder() -> Path:
 def _version(found: os.stat_result) -> tuple[int, int, int]:
     """What changes with a file's content."""
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _digest(file: Any) -> Any:  # Python 3.10
-    digest = hashlib.blake2b()
-    while part := file.read(1 << 20):
-        digest.update(part)
-    return digest
 
 
 def _read(place: Path) -> Packed | None:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from frcnn.as_pixels import as_pixels
-from frcnn.data.annotations import DatasetError, Report, read_annotations
+from frcnn.data.annotations import AnnotatedImage, DatasetError, Report, coco_content, read_annotations
 from frcnn.data.coco import CocoDataset, load_dataset
 from frcnn.read_image import ImageError
 
@@ -134,9 +134,8 @@ def from_samples(
 
     Raises DatasetError, which names the item, where it is none of this.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for row in range(len(samples)):
+
+    def read(row: int) -> AnnotatedImage:
         where = f"{name}[{row}]"
         try:
             item = samples[row]
@@ -147,18 +146,18 @@ def from_samples(
             height, width = as_pixels(image, channels, rgb).shape[:2]
         except (ImageError, TypeError, OSError) as error:
             raise DatasetError(f"{where}: {error}") from None
-        images.append({"id": row, "file_name": str(row), "width": width, "height": height})
         if (boxes.ndim, labels.ndim) != (2, 1) or boxes.shape != (len(labels), 4):
             raise DatasetError(
                 f"{where}: boxes are [G, 4], labels [G]; got {list(boxes.shape)} and {list(labels.shape)}"
             )
-        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        annotations = []
+        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
             if label not in range(len(class_names)):
                 raise DatasetError(f"{where}: label {label} is none of {len(class_names)} classes")
-            xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            annotations.append({"image_id": row, "category_id": label, "bbox": xywh})
-    categories = [{"id": label, "name": class_name} for label, class_name in enumerate(class_names)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+            annotations.append((where, label, [x1, y1, x2 - x1, y2 - y1], False))
+        return str(row), (width, height), annotations
+
+    content = coco_content(enumerate(class_names), map(read, range(len(samples))), first=0)
     dataset = CocoDataset.of(Path(name), Path(), read_annotations(Path(name), content))
     return replace(dataset, source=FromSamples(samples, rgb, name, channels), rows=np.arange(len(dataset)))
 

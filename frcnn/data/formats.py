@@ -9,10 +9,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-from frcnn.data.annotations import DatasetError, shown
+from frcnn.data.annotations import AnnotatedImage, Content, DatasetError, coco_content, shown
 from frcnn.read_image import ImageError, image_suffixes, read_header
 
 MOST_BYTES = 2**26
@@ -22,7 +21,7 @@ SLACK = 0.01
 """How far a fraction may be outside 0 to 1, as rounding makes it."""
 
 
-def as_coco(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]] | None:
+def as_coco(annotations: Path, images: Path) -> Content | None:
     """What a COCO file would hold, of a data set in one of the other formats. Raises DatasetError."""
     if _is_voc(annotations):
         return read_voc(annotations, images)
@@ -45,7 +44,7 @@ def _is_yolo(annotations: Path) -> bool:
     return annotations.suffix.lower() in (".yaml", ".yml")
 
 
-def read_voc(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]]:
+def read_voc(annotations: Path, images: Path) -> Content:
     """The content of a COCO file, of a folder of Pascal VOC's XML files or an image set of VOC's.
 
     annotations: the folder, searched recursively; or ImageSets/Main/NAME.txt, the stems of the files of the
@@ -77,37 +76,26 @@ def read_voc(annotations: Path, images: Path) -> dict[str, list[dict[str, Any]]]
     parsed = {name: _voc_file(file) for name, file in (used if known else {**files, **used}).items()}
     names = known or sorted({found[0] for objects in parsed.values() for found in objects[3]})
     ids = {name: number for number, name in enumerate(names, 1)}
-    content: dict[str, list[dict[str, Any]]] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": number, "name": name} for name, number in ids.items()],
-    }
     there = _images_in(images)
     owner: dict[str, Path] = {}
-    for number, (name, file) in enumerate(used.items(), 1):
+
+    def read(name: str, file: Path) -> AnnotatedImage:
         filename, width, height, objects = parsed[name]
         place = _image_of(images, there, filename, name, file)
         if (other := owner.setdefault(place, file)) != file:
             raise DatasetError(f"{file}: it and {other} are both of the image {place}: correct <filename>")
-        if not (width and height):
-            width, height = _size(images / place)
-        content["images"].append({"id": number, "file_name": place, "width": width, "height": height})
+        annotations = []
         for position, (label, box, difficult) in enumerate(objects, 1):
             if label not in ids:
                 raise DatasetError(f"{file}: object {position}: {shown(label)} is not in classes.txt")
-            content["annotations"].append(
-                {
-                    "id": f"{file.name}, object {position}",
-                    "image_id": number,
-                    "category_id": ids[label],
-                    "bbox": box,
-                    "iscrowd": int(difficult),
-                }
-            )
-    return content
+            annotations.append((f"{file.name}, object {position}", ids[label], box, difficult))
+        return place, (width, height) if width and height else _size(images / place), annotations
+
+    categories = ((number, name) for name, number in ids.items())
+    return coco_content(categories, (read(*one) for one in used.items()))
 
 
-def read_yolo(description: Path, images: Path) -> dict[str, list[dict[str, Any]]]:
+def read_yolo(description: Path, images: Path) -> Content:
     """The content of a COCO file, of a YOLO data set.
 
     description: its data.yaml, of which `names` is used. images: the folder of a split, searched recursively;
@@ -121,31 +109,21 @@ def read_yolo(description: Path, images: Path) -> dict[str, list[dict[str, Any]]
     """
     names = _yolo_names(description)
     labels = _yolo_labels(images)
-    content: dict[str, list[dict[str, Any]]] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
-    }
-    for number, place in enumerate(_images_in(images), 1):
+
+    def read(place: str) -> AnnotatedImage:
         width, height = _size(images / place)
-        content["images"].append({"id": number, "file_name": place, "width": width, "height": height})
         file = (labels / place).with_suffix(".txt")
-        lines = _text(file).splitlines() if file.exists() else []
-        for position, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            label, box = _yolo_line(line, len(names), f"{file}: line {position}")
-            sides = zip(box, (width, height) * 2, strict=True)
-            left, top, right, bottom = (side * size for side, size in sides)
-            content["annotations"].append(
-                {
-                    "id": f"{file.name}, line {position}",
-                    "image_id": number,
-                    "category_id": label,
-                    "bbox": [left, top, right - left, bottom - top],
-                }
-            )
-    return content
+        annotations = []
+        for position, line in enumerate(_text(file).splitlines() if file.exists() else [], 1):
+            if line.strip():
+                label, box = _yolo_line(line, len(names), f"{file}: line {position}")
+                sides = zip(box, (width, height) * 2, strict=True)
+                left, top, right, bottom = (side * size for side, size in sides)
+                box_in_pixels = [left, top, right - left, bottom - top]
+                annotations.append((f"{file.name}, line {position}", label, box_in_pixels, False))
+        return place, (width, height), annotations
+
+    return coco_content(enumerate(names), map(read, _images_in(images)))
 
 
 Object = tuple[str, list[float], bool]

@@ -12,10 +12,9 @@ paper weighs all of them, by what mending them would add to AP.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from hotcoco import COCOeval, mask
+from hotcoco import mask
 
 from frcnn.data import CocoDataset
 from frcnn.data.check import Example
@@ -73,7 +72,10 @@ def analyze(dataset: CocoDataset, result: Evaluation, min_score: float = 0.3) ->
     label = np.array([one["category_id"] for one in found], int)
     xywh = np.array([one["bbox"] for one in found], float).reshape(-1, 4)
     score = np.array([one["score"] for one in found], float)
-    match, counted = _matches(evaluator, len(found))
+    # by id, which counts from 1; without what lies in a crowd region or behind 100 others of its class
+    known = evaluator.image_diagnostics(FOREGROUND)
+    match = np.array([known["dt_match"].get(one["id"], 0) - 1 for one in found], int)
+    counted = np.array([one["id"] in known["dt_status"] for one in found], bool)
     best = np.argsort(-score, kind="stable")
     best = best[(counted & (score >= min_score))[best]]
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.box_offsets))
@@ -111,7 +113,12 @@ def analyze(dataset: CocoDataset, result: Evaluation, min_score: float = 0.3) ->
     precision = evaluator.eval["precision"]  # [IoU thresholds, recalls, classes, sizes, max detections]
     curves = {name: precision[0, :, label, 0, -1] for label, name in enumerate(names)}
     curves = {name: curve for name, curve in curves.items() if curve[0] > -1}
-    calibration, error = _calibration(score[counted], match[counted] >= 0)
+    calibration = evaluator.calibration(10, FOREGROUND)
+    bins = [
+        {"tenth": n, "count": bin["count"], "score": bin["avg_confidence"], "precision": bin["avg_accuracy"]}
+        for n, bin in enumerate(calibration["bins"])
+        if bin["count"]
+    ]
     mean = {MEAN: sum(curves.values()) / len(curves)}
     return Analysis(
         images=len(dataset),
@@ -122,24 +129,12 @@ def analyze(dataset: CocoDataset, result: Evaluation, min_score: float = 0.3) ->
         precision={name: curve.tolist() for name, curve in (mean | curves).items()},
         confusion=confusion.tolist(),
         errors={name: {"count": n, "share": n / max(1, sum(counts.values()))} for name, n in counts.items()},
-        calibration=calibration,
-        calibration_error=error,
+        calibration=bins,
+        calibration_error=calibration["ece"],
         mistakes=[mistake(row) for row in wrong[~doubtful][:MOST_CASES]],
         misses=[miss(row) for row in missed[np.argsort(-dataset.areas[missed], kind="stable")][:MOST_CASES]],
         label_errors=[mistake(row) for row in wrong[doubtful][:MOST_CASES]],
     )
-
-
-def _matches(evaluator: COCOeval, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """At IoU 0.5, of each detection: its object's row or -1; whether it counts, that is, lies in no crowd
-    region and is among the best 100 of its class and image."""
-    match, counted = np.full(count, -1), np.zeros(count, bool)
-    for entry in filter(None, evaluator.evalImgs):
-        if entry["aRng"] == evaluator.params.areaRng[0]:  # objects of all sizes
-            rows = np.array(entry["dtIds"], int) - 1
-            counted[rows] = ~np.array(entry["dtIgnore"][0], bool)
-            match[rows] = np.where(counted[rows], np.array(entry["dtMatches"][0], int) - 1, -1)
-    return match, counted
 
 
 def _error(iou: np.ndarray, same: np.ndarray) -> tuple[int, int]:
@@ -159,17 +154,6 @@ def _figures(dataset: CocoDataset, precision: np.ndarray, label: int) -> dict[st
     parts["AP50"] = parts["AP"][0]
     means = {name: float(part.mean()) if part.min() > -1 else None for name, part in parts.items()}
     return means | {"objects": int((dataset.labels[~dataset.crowd] == label).sum())}
-
-
-def _calibration(score: np.ndarray, right: np.ndarray) -> tuple[list[dict[str, float]], float]:
-    tenths = np.minimum((score * 10).astype(int), 9)
-    bins: list[dict[str, Any]] = []
-    for tenth in np.unique(tenths).tolist():
-        chosen = tenths == tenth
-        mean, precision = float(score[chosen].mean()), float(right[chosen].mean())
-        bins.append({"tenth": tenth, "count": int(chosen.sum()), "score": mean, "precision": precision})
-    off = sum(one["count"] * abs(one["score"] - one["precision"]) for one in bins)
-    return bins, off / max(1, len(score))
 
 
 def _example(dataset: CocoDataset, index: int, text: str, one: np.ndarray, others: np.ndarray) -> Example:

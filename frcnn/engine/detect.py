@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from frcnn.as_pixels import visible
 from frcnn.checked import OptionError, check_known, check_whole
+from frcnn.draw import encoded
 from frcnn.engine.formats import FORMATS, Format, coco_results, files_of
 from frcnn.engine.interrupt import Interrupted, StopRequest
 from frcnn.engine.result_lines import ResultLines
@@ -310,7 +310,7 @@ def _write(
     for name, content in files.items():
         path = output / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = content if isinstance(content, bytes) else _encoded(path, content)
+        content = content if isinstance(content, bytes) else encoded(content, path)
         # what crops are called shows only now; those of an image that is done again are the same
         if name.parts[0] == "crops" and path.exists() and path.read_bytes() != content:
             raise FileExistsError(errno.EEXIST, "exists and is not overwritten: choose another output", path)
@@ -319,13 +319,3 @@ def _write(
                 file.write(content)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _encoded(path: Path, pixels: np.ndarray) -> bytes:
-    try:
-        drawn, content = cv2.imencode(path.suffix, pixels)
-    except cv2.error as error:
-        raise OSError(f"{path}: the annotated image cannot be encoded ({error})") from None
-    if not drawn:
-        raise OSError(f"{path}: the annotated image cannot be encoded")
-    return content.tobytes()

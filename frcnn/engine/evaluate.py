@@ -113,8 +113,7 @@ def evaluate(
         raise OptionError(f"images=None: name the folder of the images of {annotations}")
     else:
         dataset = load_dataset(annotations, images)
-    if output is not None:
-        check_keeps(dataset.files(), Path(output))
+    check_keeps(dataset.files(), output)
     category_ids = match_classes(model, dataset)
     processes = Processes.current()
     share = list(range(processes.rank, len(dataset), processes.count))
@@ -157,8 +156,7 @@ def check_options(batch_size: int, threads: int | None, output: str | Path | Non
     check_whole("batch_size", batch_size, 1)
     if threads is not None:
         check_parallel("threads", threads, 1)
-    if output is not None:
-        check_writable(output)
+    check_writable(output)
 
 
 def match_classes(model: Predictor, dataset: CocoDataset) -> tuple[int, ...]:

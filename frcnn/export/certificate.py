@@ -7,7 +7,6 @@ all others. Matched are detections of one class that overlap (IoU 0.5); the drif
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 from frcnn.checked import check_whole
 from frcnn.detector import FasterRCNN
 from frcnn.export.info import ExportError, ExportInfo
+from frcnn.files import digest_of
 from frcnn.inference.fast_detector import Agreement, compare_detections
 from frcnn.inference.sources import find_images
 from frcnn.inference.stream import Predictor
@@ -253,12 +253,7 @@ def found_in(outputs: Sequence[Tensor]) -> list[Detections]:
 
 def sha256(path: Path) -> str:
     """Of an exported file, followed by OpenVINO's .bin."""
-    digest = hashlib.sha256()
-    for part in parts_of(path):
-        with open(part, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
+    return digest_of(*parts_of(path))
 
 
 def parts_of(path: Path) -> Iterator[Path]:

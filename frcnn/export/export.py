@@ -139,8 +139,7 @@ def check_export(
         raise ExportError(f"{path}: the name of a file of format={format} ends in {SUFFIXES[format]}")
     check_packages(format, precision)
     files = [*parts_of(path), beside(path)]
-    for file in files:
-        check_writable(file)
+    check_writable(*files)
     present = [file for file in files if os.path.lexists(file)]
     if present and not (len(present) == len(files) and at_export(path).sha256 == sha256(path)):
         raise ExportError(

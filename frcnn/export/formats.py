@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import logging
 import warnings
@@ -22,6 +21,7 @@ from torch.export import ExportedProgram
 
 import frcnn_ops
 from frcnn.export.info import INPUTS, KEY, OUTPUTS, ExportError, ExportInfo, Format
+from frcnn.files import digest_of
 
 OPSET = 18
 METADATA = f"extra/{KEY}.json"
@@ -186,7 +186,7 @@ def _openvino(program: ExportedProgram, path: Path, info: ExportInfo, calibratio
     with writing():
         openvino.save_model(model, path, compress_to_fp16=info.precision == "float16")
         # so that an .xml is never run with the .bin of another
-        found = hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
+        found = digest_of(path.with_suffix(".bin"))
         path.write_text(path.read_text().replace(NO_SHA256, found))
 
 

@@ -175,7 +175,8 @@ class Predictor:
             return None if image is None else self._shaped(image), extra
 
         ready = prepared_ahead(items, shaped, threads, ahead=2 * max(threads, batch_size))
-        return self._detected(ready, batch_size, details)
+        launch = partial(self._launch_prepared, details=details, least=batch_size if self.few_shapes else 1)
+        return batched(ready, launch, batch_size, overlap=self.device.type != "cpu")
 
     def _settled(self, threads: int | None, batch_size: int) -> tuple[int, int]:
         """Both, as this detector takes them. Raises OptionError for what is out of range."""
@@ -189,16 +190,6 @@ class Predictor:
         elif on_cpu:
             batch_size = 1  # nothing is gained by more, and so results do not depend on it
         return threads, batch_size
-
-    def _detected(
-        self,
-        ready: Generator[tuple[Prepared | None, Extra], None, None],
-        batch_size: int,
-        details: bool = False,
-    ) -> Generator[tuple[Extra, Detections | None], None, None]:
-        """What came with each image, and its detections, in order."""
-        launch = partial(self._launch_prepared, details=details, least=batch_size if self.few_shapes else 1)
-        return batched(ready, launch, batch_size, overlap=self.device.type != "cpu")
 
     def check_size(self, size: tuple[int, int] | None) -> None:
         """Raises OptionError for what `predict` does not take as its size."""

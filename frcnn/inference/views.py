@@ -27,8 +27,6 @@ class View(NamedTuple):
 
     region: tuple[int, int, int, int]
     """x1, y1, x2, y2 in its pixels."""
-    inner: tuple[float, float, float, float]
-    """Where the region's borders are borders within the image: x1, y1, x2, y2; infinite at the image's."""
     scale: float
     mirrored: bool
 
@@ -111,11 +109,10 @@ class ViewsDetector(Predictor):
             image, view, last, extra = one
             if image is None or view is None:
                 return None, (extra, None, last)
-            return self.model._shaped(self._seen(image.pixels, view)), (extra, view, last)
+            return self._seen(image.pixels, view), (extra, view, last)
 
         of_views = each()
-        ready = prepared_ahead(of_views, seen, threads, ahead=2 * max(threads, batch_size))
-        stream = self.model._detected(ready, batch_size)
+        stream = self.model.results(of_views, seen, batch_size, threads)
         found: list[tuple[View, Detections]] = []
         with closing(whole), closing(of_views), closing(stream):
             for (extra, view, last), detections in stream:
@@ -137,18 +134,12 @@ class ViewsDetector(Predictor):
 
     def _views_of(self, image: Prepared) -> list[View]:
         height, width = image.size
-        views = []
-        for x1, y1, x2, y2 in regions(width, height, self.views):
-            inner = (
-                0.0 if x1 > 0 else -np.inf,
-                0.0 if y1 > 0 else -np.inf,
-                x2 - x1 if x2 < width else np.inf,
-                y2 - y1 if y2 < height else np.inf,
-            )
-            for scale in self.views.scales:
-                for mirrored in (False, True)[: 1 + self.views.flip]:
-                    views.append(View((x1, y1, x2, y2), inner, scale, mirrored))
-        return views
+        return [
+            View(region, scale, mirrored)
+            for region in regions(width, height, self.views)
+            for scale in self.views.scales
+            for mirrored in (False, True)[: 1 + self.views.flip]
+        ]
 
     def _seen(self, pixels: np.ndarray, view: View) -> Prepared:
         x1, y1, x2, y2 = view.region
@@ -159,14 +150,15 @@ class ViewsDetector(Predictor):
 
     def _merged(self, found: list[tuple[View, Detections]]) -> Detections:
         boxes, kept = [], []
+        image = torch.tensor(found[0][0].region)
         for view, detections in found:
-            box = detections.boxes.clone()
-            x1, y1, x2, _ = view.region
+            box, region = detections.boxes.clone(), torch.tensor(view.region)
+            sides = region[2:] - region[:2]
             if view.mirrored:
-                box[:, [0, 2]] = x2 - x1 - box[:, [2, 0]]
-            inner = torch.tensor(view.inner)
-            whole = ((box[:, :2] >= inner[:2] + 1) & (box[:, 2:] <= inner[2:] - 1)).all(1)
-            boxes.append(box[whole] + torch.tensor((x1, y1) * 2))
+                box[:, [0, 2]] = sides[0] - box[:, [2, 0]]
+            at_border = torch.cat([box[:, :2], sides - box[:, 2:]], 1) < 1
+            whole = ~(at_border & (region != image)).any(1)
+            boxes.append(box[whole] + region[:2].repeat(2))
             kept.append(detections[whole])
         scores = torch.cat([each.scores for each in kept])
         labels = torch.cat([each.labels for each in kept])
