@@ -7,11 +7,13 @@ import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
 import torch
+from packaging.version import Version
 
 from frcnn import cli
 from frcnn.command_line import _check, options
@@ -46,7 +48,7 @@ def pages() -> list[Path]:
 def blocks_of(page: Path, text: str | None = None) -> list[Block]:
     """Every fenced block, in order. Comments, a line each, speak of the block that follows them:
 
-    `<!-- needs: words -->`: it runs where these are: packages, programs, files (/dev/video0), a gpu.
+    `<!-- needs: words -->`: it runs where these are: packages (torch>=2.11), programs, files, a gpu.
     `<!-- here: shown => run -->`: the test runs it with other words, such as two processes for eight.
     `<!-- not run here: reason -->`: it never runs.
 
@@ -95,6 +97,9 @@ def is_here(word: str) -> bool:
         return torch.cuda.is_available()
     if word.startswith("/"):
         return Path(word).exists()
+    if ">=" in word:
+        name, bound = word.split(">=")
+        return is_here(name) and Version(version(name)) >= Version(bound)
     return find_spec(word) is not None or shutil.which(word) is not None
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 SOCKET = ".bin/socket"
 COMMAND = f"""#!{sys.executable} -IS
 import json, os, socket, sys
-server = socket.socket(socket.AF_UNIX)
-server.connect({str(Path(SOCKET).resolve())!r})
-socket.send_fds(server, [json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()], [0, 1, 2])
+server, folder = socket.socket(socket.AF_UNIX), os.getcwd()
+os.chdir({str(Path().resolve())!r})  # the whole path may be longer than a socket's may be
+server.connect({SOCKET!r})
+socket.send_fds(server, [json.dumps([sys.argv[1:], folder, dict(os.environ)]).encode()], [0, 1, 2])
 sys.exit(int(server.recv(16)))
 """
 

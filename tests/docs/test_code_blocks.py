@@ -185,7 +185,8 @@ def test_a_malformed_block_is_found_without_running_it(text, capsys):
 @pytest.mark.parametrize(
     ("needs", "reason"),
     [
-        ("torch bash /dev/null", ""),
+        ("torch torch>=2.10 bash /dev/null", ""),
+        ("torch>=999 absent>=1", "there is no torch>=999, absent>=1"),
         ("torch no_such_thing", "there is no no_such_thing"),
         ("/no/such/file bash", "there is no /no/such/file"),
         ("gpu", "" if torch.cuda.is_available() else "there is no gpu"),
